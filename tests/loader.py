@@ -1,0 +1,33 @@
+"""Load what a notebook defines without running it."""
+
+import ast
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def is_definition(node: ast.stmt) -> bool:
+    """Imports, classes, functions and constants in capitals; nothing that computes."""
+    if isinstance(node, (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef)):
+        return True
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    assigns = isinstance(node, (ast.Assign, ast.AnnAssign))
+    return assigns and all(isinstance(t, ast.Name) and t.id.isupper() for t in targets)
+
+
+def definitions(stem: str, folder: Path = NOTEBOOKS) -> SimpleNamespace:
+    """Compile and run only the definitions of notebooks/<stem>.py and return them as attributes.
+
+    A definition that reads a variable of a running cell fails here with a NameError.
+    """
+    file = folder / f"{stem}.py"
+    tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
+    tree.body = [node for node in tree.body if is_definition(node)]
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    namespace = {"__name__": f"notebook_{stem}"}
+    exec(compile(tree, str(file), "exec"), namespace)
+    return SimpleNamespace(**namespace)
