@@ -1,0 +1,58 @@
+"""Settings of the site. The extensions are in _ext/, each with its own description."""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+project = "Deep Learning Models"
+author = "the authors of Deep Learning Models"
+copyright = "text and figures CC BY 4.0, code MIT"  # noqa: A001
+language = "en"
+
+extensions = [
+    "execution",  # before myst_nb: notebooks are run when Sphinx has found them
+    "myst_nb",
+    "sphinx_copybutton",
+    "sphinxcontrib.bibtex",
+    "embed",
+    "launch",
+    "paper",
+    "mathml",
+    "chinese",
+]
+
+# Every .py file would be a notebook: name what is a page instead of what is not.
+include_patterns = ["index.rst", "bibliography.rst", "chapters/*.rst", "notebooks/*.py"]
+exclude_patterns = ["notebooks/workbench.py"]
+nb_custom_formats = {".py": "execution.read"}
+
+nb_execution_mode = "off"  # the extension "execution" has run them
+nb_output_stderr = "remove-warn"  # a notebook that writes to stderr fails a build with -W
+nb_merge_streams = True
+nb_ipywidgets_js = {}  # would come from other hosts
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
+
+numfig = True
+html_math_renderer = "mathml"
+bibtex_bibfiles = ["references.bib"]
+bibtex_reference_style = "author_year"
+suppress_warnings = ["bibtex.duplicate_citation"]
+
+html_theme = "sphinx_book_theme"
+html_title = "Deep Learning Models"
+html_static_path = ["_static"]
+templates_path = ["_templates"]
+html_css_files = ["book.css"]
+html_copy_source = False  # the launch buttons lead to the files
+html_show_sourcelink = False
+html_baseurl = os.environ.get("SITE_URL", "")  # for links from exported notebooks back to chapters
+html_theme_options = {
+    "use_download_button": False,  # knows only .md notebooks
+    "use_fullscreen_button": False,
+    "show_toc_level": 2,
+    "show_navbar_depth": 2,
+    "home_page_in_toc": False,
+}
+copybutton_exclude = ".linenos, .gp, .go"

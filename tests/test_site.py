@@ -1,0 +1,148 @@
+"""The real site: what every page and every notebook must hold."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+from execution import Job, run
+from loader import NOTEBOOKS, ROOT
+from store import Store, code_cells, parse
+
+pytestmark = pytest.mark.xdist_group("site")
+STEMS = sorted(path.stem for path in (ROOT / "chapters").glob("*.rst"))
+GENERATED = {"genindex", "search"}
+# a warning, a progress bar, a memory address, an absolute path
+UNWANTED = (
+    r"Warning\b",
+    r"\d+%\|",
+    r"\bit/s\b",
+    r"\b0x[0-9a-f]{6,}",
+    r"(?<![\w.])/(?:home|root|tmp|usr|work|opt|Users|content)/\w",
+)
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory) -> Path:
+    """The site as `make html` builds it, in a fresh folder; runs what the store does not have."""
+    out = tmp_path_factory.mktemp("site") / "html"
+    command = [sys.executable, "-m", "sphinx", "-n", "-W", "--keep-going", "--no-color", str(ROOT)]
+    result = subprocess.run([*command, str(out)], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr
+    return out
+
+
+@pytest.fixture(scope="session")
+def pages(site) -> dict[str, BeautifulSoup]:
+    return {
+        str(path.relative_to(site).with_suffix("")): BeautifulSoup(path.read_bytes(), "html.parser")
+        for path in site.rglob("*.html")
+        if "_static" not in path.parts
+    }
+
+
+@pytest.fixture(scope="session")
+def runs() -> dict[str, nbformat.NotebookNode]:
+    """The executed notebooks, from the store that the site was built from."""
+    store = Store(ROOT / ".store", "sample")
+    texts = {stem: (NOTEBOOKS / f"{stem}.py").read_text(encoding="utf-8") for stem in STEMS}
+    return {stem: store.load(store.key(parse(text), NOTEBOOKS)) for stem, text in texts.items()}
+
+
+def test_each_chapter_has_a_notebook_and_a_test():
+    notebooks = {path.stem for path in NOTEBOOKS.glob("*.py")} - {"workbench"}
+    tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+    assert set(STEMS) == notebooks
+    assert set(STEMS) <= tests
+
+
+def test_the_documents_are_exactly_the_expected_ones(pages):
+    expected = {"index", "bibliography", *(f"{f}/{s}" for s in STEMS for f in ("chapters", "notebooks"))}
+    assert set(pages) - GENERATED == expected
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_each_cell_ran_and_left_nothing_unwanted(site, runs, stem):
+    for cell in code_cells(runs[stem]):
+        assert cell.execution_count, f"did not run: {cell.source}"
+        for output in cell.outputs:
+            assert output.get("name") != "stderr", output
+            data = output.get("data", {})
+            shown = output.get("text", "") + data.get("text/plain", "") + data.get("text/html", "")
+            for pattern in UNWANTED:
+                assert not re.search(pattern, shown), f"{pattern} in the output of: {cell.source}"
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_a_notebook_keeps_its_time_budget(site, runs, stem):
+    """45 s on two cores (style.md); twice that here, where other tests run beside it."""
+    assert runs[stem].metadata["book"]["seconds"] < 90
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_the_foot_of_a_notebook_page_says_what_it_ran_on(pages, stem):
+    foot = pages[f"notebooks/{stem}"].select_one(".admonition.run").text
+    for word in ("Device", "Time", "peak memory", "Profile", "sample", "Data", "torch 2", "Date"):
+        assert word in foot
+
+
+def test_each_picture_has_a_file_and_an_alternative_text_in_words(site, pages):
+    seen = 0
+    for name, html in pages.items():
+        for image in html.select("img"):
+            alt = image.get("alt", "")
+            assert len(alt.split()) >= 2, f"{name}: {image}"
+            assert not re.search(r"\.(png|svg|jpe?g)$|^[\w./-]*/[\w./-]+$", alt), f"{name}: {alt}"
+            assert (site / name).parent.joinpath(image["src"]).is_file(), f"{name}: {image['src']}"
+            seen += 1
+    assert seen > 10
+
+
+def test_no_page_loads_anything_from_another_host(site, pages):
+    for name, html in pages.items():
+        for tag in html.select("script[src], img[src], iframe[src], source[src], video[src], audio[src]"):
+            assert "//" not in tag["src"], f"{name}: {tag}"
+        for tag in html.select("link[href]"):
+            if not {"canonical", "alternate", "author", "license"} & set(tag.get("rel", [])):
+                assert "//" not in tag["href"], f"{name}: {tag}"
+    for path in site.rglob("*.css"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//", text), path
+
+
+def test_links_within_the_site_lead_to_a_file_and_an_anchor(site, pages):
+    for name, html in pages.items():
+        for a in html.select("a[href]"):
+            href = a["href"]
+            if re.match(r"[a-z]+:", href) or name in GENERATED:
+                continue
+            path, _, anchor = href.partition("#")
+            path = path.partition("?")[0]
+            target = (site / name).parent.joinpath(path).resolve() if path else site / f"{name}.html"
+            target = target / "index.html" if target.is_dir() else target
+            assert target.is_file(), f"{name}: {href}"
+            if anchor and target.suffix == ".html":
+                there = str(target.relative_to(site.resolve() if path else site).with_suffix(""))
+                assert pages[there].find(id=anchor), f"{name}: {href}"
+
+
+def test_chinese_titles_are_marked_as_chinese(pages):
+    for name, html in pages.items():
+        for text in html.select_one("main, body").find_all(string=re.compile(r"[\u4e00-\u9fff]")):
+            assert text.find_parent(attrs={"lang": re.compile("^zh")}), f"{name}: {text}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stem", STEMS)
+def test_a_second_run_prints_the_same(site, runs, stem, tmp_path):
+    path = NOTEBOOKS / f"{stem}.py"
+    nb = parse(path.read_text(encoding="utf-8"))
+    again = run(Job(stem, str(path), nbformat.writes(nb), 300, "sample"))
+    assert again.error == ""
+    second = nbformat.reads(again.notebook, as_version=4)
+    assert second.metadata["book"]["results"] == runs[stem].metadata["book"]["results"]
+    for cell, other in zip(code_cells(runs[stem]), code_cells(second)):
+        assert cell.outputs == other.outputs, f"differs: {cell.source}"
