@@ -19,6 +19,7 @@ extensions = [
     "embed",
     "launch",
     "paper",
+    "timeline",
     "mathml",
     "chinese",
 ]

@@ -184,4 +184,9 @@ def setup(app: Sphinx) -> dict:
     app.add_role("result", Result())
     app.add_post_transform(Resolve)
     app.add_env_collector(Links)
-    return {"version": "1", "env_version": 1, "parallel_read_safe": True, "parallel_write_safe": True}
+    return {
+        "version": "1",
+        "env_version": 1,
+        "parallel_read_safe": True,
+        "parallel_write_safe": True,
+    }

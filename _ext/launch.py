@@ -31,7 +31,7 @@ from store import code_cells, distributions, imported, parse
 SHARED = "workbench"
 COLAB = "https://colab.research.google.com/github"
 NOT_FOR_READERS = {"alt", "mystnb"}  # metadata that only the site uses
-SETUP = '''#@title Run this cell first: it writes workbench.py and installs what is missing {{display-mode: "form"}}
+SETUP = """#@title Run this cell first: it writes workbench.py and installs what is missing {{display-mode: "form"}}
 import importlib, importlib.util, subprocess, sys
 from pathlib import Path
 
@@ -51,7 +51,7 @@ for packages, options in ((PACKAGES, []), (DATA, ["--no-deps"])):
 importlib.invalidate_caches()
 if str(Path.cwd()) not in sys.path:
     sys.path.insert(0, str(Path.cwd()))
-'''
+"""
 
 
 class launch_buttons(nodes.General, nodes.Element):
@@ -142,7 +142,10 @@ def links_for(env: BuildEnvironment, docname: str) -> list[dict[str, str]]:
     """Links of a page's notebook: text, short label, icon and address (relative to the site's root
     unless it is absolute). Empty for a page without a notebook."""
     stem = docname.rsplit("/", 1)[-1]
-    if docname not in (f"chapters/{stem}", f"notebooks/{stem}") or f"notebooks/{stem}" not in env.all_docs:
+    if (
+        docname not in (f"chapters/{stem}", f"notebooks/{stem}")
+        or f"notebooks/{stem}" not in env.all_docs
+    ):
         return []
     repository, config = env.config.launch_repository, env.config
     found = []
@@ -154,7 +157,11 @@ def links_for(env: BuildEnvironment, docname: str) -> list[dict[str, str]]:
         {"text": "Download .py", "icon": "fas fa-file-code", "url": f"notebooks/{stem}.py"},
     ]
     if docname.startswith("chapters/"):
-        page = {"text": "The whole notebook", "icon": "fas fa-book-open", "url": f"notebooks/{stem}.html"}
+        page = {
+            "text": "The whole notebook",
+            "icon": "fas fa-book-open",
+            "url": f"notebooks/{stem}.html",
+        }
         found.insert(0, page)
     if repository:
         source = f"https://github.com/{repository}/blob/{config.launch_source_branch}/{{}}"
@@ -177,7 +184,13 @@ def add_buttons(app: Sphinx, pagename: str, templatename: str, context: dict, do
     for link in links_for(app.env, pagename):
         url = relative(app, pagename, link["url"])
         context["header_buttons"].append(
-            {"type": "link", "url": url, "icon": link["icon"], "tooltip": link["text"], "label": "launch"}
+            {
+                "type": "link",
+                "url": url,
+                "icon": link["icon"],
+                "tooltip": link["text"],
+                "label": "launch",
+            }
         )
 
 
@@ -206,7 +219,12 @@ def setup(app: Sphinx) -> dict:
     app.connect("html-page-context", add_buttons, priority=502)  # the theme empties the row at 501
     app.connect("doctree-resolved", resolve)
     app.connect("build-finished", write_files)
-    return {"version": "1", "env_version": 1, "parallel_read_safe": True, "parallel_write_safe": True}
+    return {
+        "version": "1",
+        "env_version": 1,
+        "parallel_read_safe": True,
+        "parallel_write_safe": True,
+    }
 
 
 if __name__ == "__main__":

@@ -94,10 +94,16 @@ def device_type(folder: Path) -> str:
     Importing torch takes seconds, so the answer is kept in the store with what it depends on and
     torch is asked again, in a process of its own, when that has changed.
     """
-    nodes = [str(p) for pattern in ("nvidia[0-9]*", "kfd", "dri/render*") for p in Path("/dev").glob(pattern)]
+    nodes = [
+        str(p)
+        for pattern in ("nvidia[0-9]*", "kfd", "dri/render*")
+        for p in Path("/dev").glob(pattern)
+    ]
     visible = {k: v for k, v in os.environ.items() if k.endswith("_VISIBLE_DEVICES")}
     torch = versions(["torch"]).get("torch", "none")
-    asked = json.dumps([torch, platform.platform(), sorted(nodes), sorted(visible.items()), sys.prefix])
+    asked = json.dumps(
+        [torch, platform.platform(), sorted(nodes), sorted(visible.items()), sys.prefix]
+    )
     memo = folder / "device.json"
     try:
         kept = json.loads(memo.read_text(encoding="utf-8"))
@@ -151,7 +157,10 @@ class Store:
 
     def key(self, nb: NotebookNode, beside: Path) -> str:
         """sha256 over code cells, execution tags, kernel name and fingerprint."""
-        cells = [(c.source, sorted(EXECUTION_TAGS & set(c.metadata.get("tags", [])))) for c in code_cells(nb)]
+        cells = [
+            (c.source, sorted(EXECUTION_TAGS & set(c.metadata.get("tags", []))))
+            for c in code_cells(nb)
+        ]
         kernel = nb.metadata.get("kernelspec", {}).get("name", "python3")
         content = json.dumps([cells, kernel, self.fingerprint(nb, beside)], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()

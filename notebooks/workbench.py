@@ -13,7 +13,6 @@ DATA_ROOT   folder of the complete data sets (default ``data``); DATA_MIRROR is 
 import gzip
 import hashlib
 import importlib.util
-import json
 import math
 import os
 import random
@@ -150,7 +149,9 @@ def images(name: str, size: int = 32, channels: int = 3) -> Data:
         f"to the folder that has them, or DATA_MIRROR to an address that serves its archives."
     )
     if PROFILE != "full":
-        raise RuntimeError(f"{name} is not part of the sample profile; set PROFILE=full. {help_text}")
+        raise RuntimeError(
+            f"{name} is not part of the sample profile; set PROFILE=full. {help_text}"
+        )
     if mirror and "MNIST" in name:
         kind.mirrors = [mirror.rstrip("/") + "/", *kind.mirrors]
     elif mirror:
@@ -167,7 +168,9 @@ def images(name: str, size: int = 32, channels: int = 3) -> Data:
         parts.append((x, torch.as_tensor(part.targets)))
     (x, y), test = parts
     held = min(5000, len(y) // 10)
-    return as_data([(x[:-held], y[:-held]), (x[-held:], y[-held:]), test], sets[0].classes, size, channels)
+    return as_data(
+        [(x[:-held], y[:-held]), (x[-held:], y[-held:]), test], sets[0].classes, size, channels
+    )
 
 
 def photograph(height: int = 224, width: int = 224) -> Tensor:
@@ -182,7 +185,9 @@ def photograph(height: int = 224, width: int = 224) -> Tensor:
         picture = torch.from_numpy(plt.imread(file, format="jpg").copy())
     x = picture.permute(2, 0, 1).unsqueeze(0).float().div(255)
     side = min(x.shape[-2:])
-    return F.interpolate(x[..., :side, :side], size=(height, width), mode="bilinear", antialias=True)
+    return F.interpolate(
+        x[..., :side, :side], size=(height, width), mode="bilinear", antialias=True
+    )
 
 
 # ---- training ------------------------------------------------------------------------------------
@@ -197,7 +202,9 @@ def progress(steps, title: str):
     return tqdm(steps, desc=title, leave=False)
 
 
-def fit(model, train, epochs, optimizer, loss=F.cross_entropy, batch=50, validation=None, schedule=None):
+def fit(
+    model, train, epochs, optimizer, loss=F.cross_entropy, batch=50, validation=None, schedule=None
+):
     """Train on (images, labels) and return the history, one number per epoch.
 
     model: already on its device. optimizer: over its parameters. schedule: stepped once per batch.
@@ -257,7 +264,11 @@ def count_macs(model: nn.Module, x: Tensor) -> int:
     training, fast = model.training, torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        with (
+            FlopCounterMode(display=False) as counter,
+            sdpa_kernel(SDPBackend.MATH),
+            torch.no_grad(),
+        ):
             model.eval()(x)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -323,7 +334,9 @@ def table(rows, columns: tuple[str, ...]) -> None:
     lines = ["".join(cell("th", s, c) for s, c in zip(sides, columns))]
     lines += ["".join(cell("td", s, v) for s, v in zip(sides, row)) for row in rows]
     html = "".join(f"<tr>{line}</tr>" for line in lines[1:])
-    html = f'<table class="dataframe"><thead><tr>{lines[0]}</tr></thead><tbody>{html}</tbody></table>'
+    html = (
+        f'<table class="dataframe"><thead><tr>{lines[0]}</tr></thead><tbody>{html}</tbody></table>'
+    )
     widths = [max(map(len, column)) for column in zip(columns, *rows)]
     text = "\n".join("  ".join(v.ljust(w) for v, w in zip(row, widths)) for row in [columns, *rows])
     display({"text/html": html, "text/plain": text}, raw=True)
@@ -335,7 +348,11 @@ def curves(lines: dict[str, list[float]], x_label: str, y_label: str, log: bool 
     for name, values in lines.items():
         (line,) = axes.plot(range(1, len(values) + 1), values)
         axes.annotate(
-            f" {name}", (len(values), values[-1]), color=line.get_color(), va="center", clip_on=False
+            f" {name}",
+            (len(values), values[-1]),
+            color=line.get_color(),
+            va="center",
+            clip_on=False,
         )
     axes.set(xlabel=x_label, ylabel=y_label, yscale="log" if log else "linear")
 
@@ -399,6 +416,8 @@ def draw(model: nn.Module, x: Tensor) -> None:
         size = "×".join(map(str, shape))
         axes.text(i, 1.3, name, ha="center", weight="bold", fontsize=9)
         axes.text(i, -1.25, size, ha="center", va="top", fontsize=8)
-        axes.text(i, -1.5, f"{parameters:,}" if parameters else "–", ha="center", va="top", fontsize=8)
+        axes.text(
+            i, -1.5, f"{parameters:,}" if parameters else "–", ha="center", va="top", fontsize=8
+        )
     axes.set(xlim=(-0.6, len(blocks) - 0.4), ylim=(-1.7, 1.5))
     axes.axis("off")

@@ -1,6 +1,7 @@
 """Cells and recorded values in a chapter, and what a wrong use says."""
 
 import pytest
+
 from sites import build, page, write_site
 
 NOTEBOOK = """# %% [markdown]
@@ -82,7 +83,11 @@ def test_the_page_of_the_notebook_is_reached_but_not_searched(tmp_path):
         (".. cells:: code\n   :notebook: z\n", 4, "cells: there is no notebook notebooks/z"),
         (".. cells:: code\n   :part: some\n", 4, '"some" unknown; choose from "all", "input"'),
         (".. cells:: code\n   :name: fig\n", 4, "a name needs a caption"),
-        ("A paragraph.\n\nHere :result:`numbr`.\n", 6, "recorded no value named 'numbr'; there are: number"),
+        (
+            "A paragraph.\n\nHere :result:`numbr`.\n",
+            6,
+            "recorded no value named 'numbr'; there are: number",
+        ),
         ("Here :result:`word:.1%`.\n", 4, "'word' cannot be written as '.1%'"),
         ("Here :result:`z/word`.\n", 4, "result: there is no notebook notebooks/z"),
     ],

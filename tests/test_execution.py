@@ -5,7 +5,8 @@ import os
 
 import nbformat
 import pytest
-from execution import Job, run
+
+from runner import Job, run
 from sites import build, page, ran, write_site
 from store import Store, parse
 
@@ -68,7 +69,9 @@ def test_a_second_build_runs_nothing_and_an_edit_of_code_runs_that_notebook(book
 def test_a_changed_helper_reruns_and_a_changed_tag_alt_text_or_paragraph_does_not(book):
     build(book)
     edit(book / "notebooks" / "b.py", "# Some text.", "# Another paragraph.")
-    edit(book / "notebooks" / "b.py", "# %%\nhelper", '# %% tags=["hide-input"] alt="words"\nhelper')
+    edit(
+        book / "notebooks" / "b.py", "# %%\nhelper", '# %% tags=["hide-input"] alt="words"\nhelper'
+    )
     again = build(book)
     assert again.returncode == 0, again.stderr
     assert ran(again) == []
@@ -87,7 +90,9 @@ def test_a_failing_notebook_is_named_and_fails_each_build_until_it_is_mended(boo
         failed = build(book)
         assert failed.returncode != 0
         assert "1 of 2 notebooks failed" in failed.stderr
-        assert f"notebooks/a.py:{line}: cell 4: ZeroDivisionError: division by zero" in failed.stderr
+        assert (
+            f"notebooks/a.py:{line}: cell 4: ZeroDivisionError: division by zero" in failed.stderr
+        )
         assert "x / 0" in failed.stderr  # the last frames
         assert "Value second." in page(book, "chapters/b").text
     path.write_text(good, encoding="utf-8")

@@ -6,10 +6,11 @@ import sys
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
+
 from launch import data_packages, export
 from loader import NOTEBOOKS, ROOT
-from nbclient import NotebookClient
-from sites import CONF, build, page, write_site
+from sites import build, page, write_site
 from store import code_cells, parse
 
 FILES = {
@@ -97,14 +98,18 @@ def test_the_first_cell_keeps_a_workbench_that_it_did_not_write(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stem", sorted(p.stem for p in NOTEBOOKS.glob("*.py") if p.stem != "workbench"))
+@pytest.mark.parametrize(
+    "stem", sorted(p.stem for p in NOTEBOOKS.glob("*.py") if p.stem != "workbench")
+)
 def test_an_exported_notebook_runs_alone_in_an_empty_folder(tmp_path, stem):
     nb = export(NOTEBOOKS / f"{stem}.py")
     check = "import workbench; print(workbench.__file__)"
     nb.cells.append(nbformat.v4.new_code_cell(check))
     hidden = {"PYTHONPATH", "BOOK_BUILD"}
     env = {k: v for k, v in os.environ.items() if k not in hidden} | {"OMP_NUM_THREADS": "2"}
-    NotebookClient(nb, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute(env=env)
+    NotebookClient(nb, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute(
+        env=env
+    )
     assert nb.cells[-1].outputs[0].text.strip() == str(tmp_path / "workbench.py")
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "__pycache__") == ["workbench.py"]
 
@@ -117,5 +122,3 @@ def test_the_command_line_writes_all_notebooks(tmp_path):
     wrong = subprocess.run(command[:2], capture_output=True, text=True)
     assert wrong.returncode != 0
     assert "usage" in wrong.stderr
-
-

@@ -1,6 +1,7 @@
 """The lint finds each fault it is there for, and the notebooks have none."""
 
 import pytest
+
 from lint import faults, main
 from loader import NOTEBOOKS
 from sites import HEADER
@@ -30,7 +31,9 @@ def test_a_missing_header_is_found():
 
 
 def test_sound_cells_have_no_fault():
-    cells = "# %% [markdown]\n# Text.\n\n# %%\nw = torch.load(path, weights_only=True)  # 5 % of it\n"
+    cells = (
+        "# %% [markdown]\n# Text.\n\n# %%\nw = torch.load(path, weights_only=True)  # 5 % of it\n"
+    )
     assert list(faults(HEADER + cells)) == []
 
 

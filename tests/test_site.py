@@ -8,8 +8,9 @@ from pathlib import Path
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
-from execution import Job, run
+
 from loader import NOTEBOOKS, ROOT
+from runner import Job, run
 from store import Store, code_cells, parse
 
 pytestmark = pytest.mark.xdist_group("site")
@@ -60,7 +61,11 @@ def test_each_chapter_has_a_notebook_and_a_test():
 
 
 def test_the_documents_are_exactly_the_expected_ones(pages):
-    expected = {"index", "bibliography", *(f"{f}/{s}" for s in STEMS for f in ("chapters", "notebooks"))}
+    expected = {
+        "index",
+        "bibliography",
+        *(f"{f}/{s}" for s in STEMS for f in ("chapters", "notebooks")),
+    }
     assert set(pages) - GENERATED == expected
 
 
@@ -103,7 +108,9 @@ def test_each_picture_has_a_file_and_an_alternative_text_in_words(site, pages):
 
 def test_no_page_loads_anything_from_another_host(site, pages):
     for name, html in pages.items():
-        for tag in html.select("script[src], img[src], iframe[src], source[src], video[src], audio[src]"):
+        for tag in html.select(
+            "script[src], img[src], iframe[src], source[src], video[src], audio[src]"
+        ):
             assert "//" not in tag["src"], f"{name}: {tag}"
         for tag in html.select("link[href]"):
             if not {"canonical", "alternate", "author", "license"} & set(tag.get("rel", [])):
@@ -121,7 +128,9 @@ def test_links_within_the_site_lead_to_a_file_and_an_anchor(site, pages):
                 continue
             path, _, anchor = href.partition("#")
             path = path.partition("?")[0]
-            target = (site / name).parent.joinpath(path).resolve() if path else site / f"{name}.html"
+            target = (
+                (site / name).parent.joinpath(path).resolve() if path else site / f"{name}.html"
+            )
             target = target / "index.html" if target.is_dir() else target
             assert target.is_file(), f"{name}: {href}"
             if anchor and target.suffix == ".html":

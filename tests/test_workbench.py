@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-import workbench
 from IPython.utils.capture import capture_output
-from loader import NOTEBOOKS
 from torch import nn
+
+import workbench
+from loader import NOTEBOOKS
 
 
 def small() -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10)
+    )
 
 
 def test_digits_are_three_fixed_balanced_parts_without_a_shared_image():
@@ -24,7 +27,7 @@ def test_digits_are_three_fixed_balanced_parts_without_a_shared_image():
     for x, y in parts:
         assert x.shape[1:] == (1, 28, 28)
         assert y.bincount().unique().numel() == 1
-        assert 0 <= x.min() and x.max() == 1
+        assert x.min() >= 0 and x.max() == 1
     seen = [{x.numpy().tobytes() for x in part[0]} for part in parts]
     assert not seen[0] & seen[1] and not seen[0] & seen[2] and not seen[1] & seen[2]
     assert data.train[1][:20].unique().numel() > 5  # shuffled
@@ -70,7 +73,11 @@ def test_the_full_profile_reads_what_lies_under_data_root(tmp_path, monkeypatch)
     monkeypatch.setattr(workbench, "PROFILE", "full")
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
     data = workbench.images("FashionMNIST", size=32, channels=3)
-    assert [tuple(x.shape) for x, _ in data[:3]] == [(90, 3, 32, 32), (10, 3, 32, 32), (20, 3, 32, 32)]
+    assert [tuple(x.shape) for x, _ in data[:3]] == [
+        (90, 3, 32, 32),
+        (10, 3, 32, 32),
+        (20, 3, 32, 32),
+    ]
     assert data.classes[9] == "Ankle boot"
 
 
@@ -85,7 +92,9 @@ def test_the_full_profile_without_data_says_how_to_get_them(tmp_path, monkeypatc
 
 def test_an_unknown_profile_is_refused():
     command = [sys.executable, "-c", "import workbench"]
-    result = subprocess.run(command, cwd=NOTEBOOKS, env={"PROFILE": "fast"}, capture_output=True, text=True)
+    result = subprocess.run(
+        command, cwd=NOTEBOOKS, env={"PROFILE": "fast"}, capture_output=True, text=True
+    )
     assert "PROFILE must be 'sample' or 'full', not 'fast'" in result.stderr
 
 
