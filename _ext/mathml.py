@@ -1,0 +1,176 @@
+r"""Equations as MathML, made when the book is built: no script, and a font of the site's own.
+
+In conf.py::
+
+    extensions = ["mathml", ...]
+    html_math_renderer = "mathml"
+
+Markup is as always: ``:math:`x^2```, ``.. math::`` with ``:label:``, ``$x^2$`` in notebooks. The font
+is STIX Two Math from the package ziamath, reduced to the characters that the equations use and
+written to ``_static/stix-two-math.woff2``; ``_static/mathml.css`` names it.
+"""
+
+import re
+import unicodedata
+from contextlib import suppress
+from functools import lru_cache
+from html import unescape
+from importlib.util import find_spec
+from pathlib import Path
+
+from docutils import nodes
+from math_core import LatexError, LatexToMathML
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.environment.collectors import EnvironmentCollector
+from sphinx.locale import _
+from sphinx.util import logging
+from sphinx.util.math import get_node_equation_number
+
+LOG = logging.getLogger(__name__)
+CONVERTER = LatexToMathML(fancy_error=False)
+# Sphinx numbers an equation as a whole, so these become what stands inside one.
+INNER = {"align": "aligned", "split": "aligned", "gather": "gathered", "equation": ""}
+ENVIRONMENT = re.compile(r"\\(begin|end)\{(align|split|gather|equation)\*?\}")
+# A browser draws a single letter in an <mi> as the mathematical italic one: "x" as U+1D465.
+ITALIC = {"h": "\u210e"} | {
+    chr(int(unicodedata.decomposition(chr(code)).split()[-1], 16)): chr(code)
+    for code in (*range(0x1D434, 0x1D455), *range(0x1D456, 0x1D468), *range(0x1D6A4, 0x1D6A6),
+                 *range(0x1D6E2, 0x1D71C))
+}  # fmt: skip
+DRAWN = " \u221a\u2212"  # space, the radical sign of <msqrt>, the minus for a hyphen
+
+
+def latex(node: nodes.math | nodes.math_block) -> str:
+    """The source of one equation; blank lines part the lines of a display, as in Sphinx."""
+    text = node.astext().strip()
+    if isinstance(node, nodes.math_block) and not node.get("no-wrap", node.get("nowrap", False)):
+        lines = [line.strip() for line in re.split(r"\n\s*\n", text)]
+        lines = [aligned(line) if r"\\" in line else line for line in lines]
+        text = lines[0] if len(lines) == 1 else aligned(" \\\\\n".join(lines))
+    return ENVIRONMENT.sub(lambda m: INNER[m[2]] and rf"\{m[1]}{{{INNER[m[2]]}}}", text)
+
+
+def aligned(text: str) -> str:
+    return rf"\begin{{aligned}}{text}\end{{aligned}}"
+
+
+@lru_cache(maxsize=4096)
+def convert(text: str, display: bool) -> str:
+    return CONVERTER.convert_with_local_state(text, displaystyle=display)
+
+
+def mathml(node: nodes.math | nodes.math_block) -> str:
+    return convert(latex(node), isinstance(node, nodes.math_block))
+
+
+def characters(markup: str) -> set[str]:
+    """What a font needs to draw this."""
+    used = set(unescape(re.sub(r"<[^>]*>", "", markup)))
+    letters = {unescape(text) for text in re.findall(r"<mi[^>]*>([^<]*)</mi>", markup)}
+    return used | {ITALIC[letter] for letter in letters & ITALIC.keys()}
+
+
+def font_file() -> Path | None:
+    """Where ziamath keeps the font; the package itself is not imported."""
+    spec = find_spec("ziamath")
+    places = spec.submodule_search_locations if spec else []
+    files = [Path(place, "fonts", "STIXTwoMath-Regular.ttf") for place in places]
+    return next((file for file in files if file.exists()), None)
+
+
+def write_font(source: Path, used: str, target: Path) -> None:
+    from fontTools import subset  # only when the font is made: it takes time to import
+
+    options = subset.Options(flavor="woff2", notdef_outline=True)
+    options.layout_features += ["ssty", "dtls", "flac"]  # scripts, dotless letters, flat accents
+    font = subset.load_font(source, options)
+    maker = subset.Subsetter(options)
+    maker.populate(text=used)
+    maker.subset(font)
+    subset.save_font(font, target, options)
+
+
+def used_characters(env: BuildEnvironment) -> dict[str, set[str]]:
+    if not hasattr(env, "mathml_characters"):
+        env.mathml_characters = {}
+    return env.mathml_characters
+
+
+class Characters(EnvironmentCollector):
+    """Collect what each page's equations need from the font."""
+
+    def clear_doc(self, app: Sphinx, env: BuildEnvironment, docname: str) -> None:
+        used_characters(env).pop(docname, None)
+
+    def merge_other(self, app, env, docnames, other) -> None:
+        found = used_characters(other)
+        used_characters(env).update({doc: found[doc] for doc in docnames if doc in found})
+
+    def process_doc(self, app: Sphinx, doctree: nodes.document) -> None:
+        used = set()
+        for node in doctree.findall(lambda n: isinstance(n, (nodes.math, nodes.math_block))):
+            with suppress(LatexError):  # reported when the page is written
+                used |= characters(mathml(node))
+        if used:
+            used_characters(app.env)[app.env.current_document.docname] = used
+
+
+def add_font(app: Sphinx, exception: Exception | None) -> None:
+    if exception or getattr(app.builder, "math_renderer_name", None) != "mathml":
+        return
+    used = "".join(sorted(set(DRAWN).union(*used_characters(app.env).values())))
+    source = font_file()
+    if source is None:
+        text = "mathml: no font for equations; pip install --no-deps -r requirements-data.txt"
+        LOG.warning(text, type="mathml", subtype="font")
+        return
+    target = Path(app.outdir, "_static", "stix-two-math.woff2")
+    stamp = Path(app.outdir, ".mathml-font")
+    made_of = f"{source.stat().st_size} {used}"
+    if target.exists() and stamp.exists() and stamp.read_text("utf-8") == made_of:
+        return
+    write_font(source, used, target)
+    stamp.write_text(made_of, "utf-8")
+
+
+def visit_math(self, node: nodes.math) -> None:
+    start = self.starttag(node, "span", "", CLASS="math")
+    self.body.append(f"{start}{markup_or_source(self, node)}</span>")
+    raise nodes.SkipNode
+
+
+def visit_displaymath(self, node: nodes.math_block) -> None:
+    self.body.append(self.starttag(node, "div", CLASS="math"))
+    if node.get("number"):
+        self.body.append(f'<span class="eqno">({get_node_equation_number(self, node)})')
+        self.add_permalink_ref(node, _("Link to this equation"))
+        self.body.append("</span>")
+    self.body.append(markup_or_source(self, node) + "</div>\n")
+    raise nodes.SkipNode
+
+
+def markup_or_source(self, node: nodes.math | nodes.math_block) -> str:
+    try:
+        return mathml(node)
+    except LatexError as error:
+        reason = re.sub(r"^\d+: ", "", str(error))  # the place counts our own additions
+        LOG.warning("mathml: equation not understood: %s", reason, location=node, type="mathml")
+        return f"<code>{self.encode(node.astext().strip())}</code>"
+
+
+def setup(app: Sphinx) -> dict:
+    app.add_html_math_renderer(
+        "mathml",
+        inline_renderers=(visit_math, None),
+        block_renderers=(visit_displaymath, None),
+    )
+    app.add_css_file("mathml.css")
+    app.add_env_collector(Characters)
+    app.connect("build-finished", add_font)
+    return {
+        "version": "1",
+        "env_version": 1,
+        "parallel_read_safe": True,
+        "parallel_write_safe": True,
+    }

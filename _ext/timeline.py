@@ -1,0 +1,92 @@
+"""The time line of the book: all paper cards in the order of their years.
+
+::
+
+    .. timeline::
+
+Each line has the paper's year, a link to the chapter and the idea that its card names.
+"""
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+
+from paper import papers
+
+LOG = logging.getLogger(__name__)
+
+
+class timeline_placeholder(nodes.General, nodes.Element):
+    """Stands for the time line until all chapters are read."""
+
+
+class Timeline(SphinxDirective):
+    def run(self) -> list[nodes.Node]:
+        place = timeline_placeholder()
+        self.set_source_info(place)
+        # Sphinx clears and merges the metadata of pages.
+        self.env.metadata[self.env.current_document.docname]["timeline"] = True
+        return [place]
+
+
+def in_order(env: BuildEnvironment) -> list[tuple[int, str, str, nodes.paragraph]]:
+    """Year, title of the paper, docname and idea of all cards."""
+    cards = [
+        (year, title, doc, idea) for doc, own in papers(env).items() for year, title, idea in own
+    ]
+    return sorted(cards, key=lambda card: card[:3])
+
+
+class Resolve(SphinxPostTransform):
+    default_priority = 2  # before results, at 3, and cross-references, at 10
+
+    def run(self, **kwargs) -> None:
+        for place in list(self.document.findall(timeline_placeholder)):
+            items = [self.item(*card) for card in in_order(self.env)]
+            if not items:
+                LOG.warning("timeline: no page has a paper card", location=place, type="timeline")
+            content = [nodes.definition_list("", *items)] if items else []
+            place.replace_self(nodes.container("", *content, classes=["timeline"]))
+
+    def item(self, year: int, title: str, docname: str, idea: nodes.paragraph) -> nodes.Element:
+        chapter = addnodes.pending_xref(
+            "",
+            nodes.inline("", self.env.titles[docname].astext()),
+            refdomain="std",
+            reftype="doc",
+            reftarget=f"/{docname}",
+            refexplicit=True,
+            refdoc=self.env.current_document.docname,
+        )
+        when = nodes.inline("", str(year), classes=["timeline-year"])
+        term = nodes.term("", "", when, nodes.Text(" "), chapter)
+        clause = nodes.paragraph("", "", *idea.deepcopy().children)
+        return nodes.definition_list_item("", term, nodes.definition("", clause))
+
+
+def outdated(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """Write the pages with a time line again when a card has changed, appeared or gone."""
+    shown = [
+        (year, title, doc, env.titles[doc].astext(), str(idea))
+        for year, title, doc, idea in in_order(env)
+    ]
+    before, env.timeline_shown = getattr(env, "timeline_shown", None), shown
+    return [doc for doc, data in env.metadata.items() if "timeline" in data and shown != before]
+
+
+def setup(app: Sphinx) -> dict:
+    app.setup_extension("paper")
+    app.add_node(timeline_placeholder)
+    app.add_directive("timeline", Timeline)
+    app.add_post_transform(Resolve)
+    app.connect("env-get-updated", outdated)
+    return {
+        "version": "1",
+        "env_version": 1,
+        "parallel_read_safe": True,
+        "parallel_write_safe": True,
+    }
