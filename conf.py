@@ -46,6 +46,8 @@ html_title = "Deep Learning Models"
 html_static_path = ["_static"]
 templates_path = ["_templates"]
 html_css_files = ["book.css"]
+html_favicon = "_static/favicon.svg"
+html_context = {"default_mode": "auto"}  # light or dark as the reader's system
 html_copy_source = False  # the launch buttons lead to the files
 html_show_sourcelink = False
 html_baseurl = os.environ.get("SITE_URL", "")  # for links from exported notebooks back to chapters
@@ -55,5 +57,6 @@ html_theme_options = {
     "show_toc_level": 2,
     "show_navbar_depth": 2,
     "home_page_in_toc": False,
+    "navbar_persistent": [],  # one search button, in the side bar
 }
 copybutton_exclude = ".linenos, .gp, .go"

@@ -48,7 +48,7 @@ class Job:
     notebook: str  # as JSON
     timeout: int
     profile: str
-    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    threads: int = 1
 
     @property
     def stem(self) -> str:
@@ -77,6 +77,7 @@ def run(job: Job) -> Outcome:
         "BOOK_BUILD": "1",
         "PROFILE": job.profile,
         "OMP_NUM_THREADS": str(job.threads),  # whatever the caller has set: the same sums each time
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin starve each other when cores are short
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     client = NotebookClient(

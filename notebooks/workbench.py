@@ -16,6 +16,7 @@ import importlib.util
 import math
 import os
 import random
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +39,7 @@ _accelerator = torch.accelerator.is_available()
 device = torch.accelerator.current_accelerator() if _accelerator else torch.device("cpu")
 torch.backends.cudnn.allow_tf32 = False  # equality tests need full float32
 torch.backends.cudnn.deterministic = True
+warnings.filterwarnings("ignore", "IProgress not found")  # timm imports tqdm.auto, no bar is shown
 sources: list[str] = []  # what data this run has read, for the foot of the page
 
 
@@ -348,11 +350,12 @@ def curves(lines: dict[str, list[float]], x_label: str, y_label: str, log: bool 
     for name, values in lines.items():
         (line,) = axes.plot(range(1, len(values) + 1), values)
         axes.annotate(
-            f" {name}",
+            name,
             (len(values), values[-1]),
+            xytext=(5, 0),
+            textcoords="offset points",
             color=line.get_color(),
             va="center",
-            clip_on=False,
         )
     axes.set(xlabel=x_label, ylabel=y_label, yscale="log" if log else "linear")
 
@@ -405,19 +408,21 @@ def draw(model: nn.Module, x: Tensor) -> None:
         if parameters or shape != last:
             blocks.append((name, shape, parameters))
         last = shape
-    _, axes = plt.subplots(figsize=(0.95 * len(blocks), 2.6))
+    rows = math.ceil(len(blocks) / 4)  # four to a row: readable on a phone
+    _, grid = plt.subplots(rows, figsize=(5, 2.3 * rows), squeeze=False)
+    for axes in grid.flat:
+        axes.set(xlim=(-0.5, 3.5), ylim=(-1.75, 1.55))
+        axes.axis("off")
     for i, (name, shape, parameters) in enumerate(blocks):
+        axes, x = grid.flat[i // 4], i % 4
         height = 0.12 + 0.25 * math.log2(shape[-1] if len(shape) > 1 else 1)
-        width = 0.08 + 0.07 * math.log2(shape[0])
-        colour = COLOURS[0] if parameters else "#9aa7b0"
-        axes.add_patch(plt.Rectangle((i - width / 2, -height / 2), width, height, color=colour))
+        width = 0.05 + 0.05 * math.log2(shape[0])
+        colour = COLOURS[0] if parameters else "#8694a0"
+        axes.add_patch(plt.Rectangle((x - width / 2, -height / 2), width, height, color=colour))
         if i + 1 < len(blocks):
-            axes.annotate("", (i + 0.62, 0), (i + 0.38, 0), arrowprops={"arrowstyle": "->"})
+            axes.annotate("", (x + 0.5, 0), (x + 0.32, 0), arrowprops={"arrowstyle": "->"})
         size = "×".join(map(str, shape))
-        axes.text(i, 1.3, name, ha="center", weight="bold", fontsize=9)
-        axes.text(i, -1.25, size, ha="center", va="top", fontsize=8)
-        axes.text(
-            i, -1.5, f"{parameters:,}" if parameters else "–", ha="center", va="top", fontsize=8
-        )
-    axes.set(xlim=(-0.6, len(blocks) - 0.4), ylim=(-1.7, 1.5))
-    axes.axis("off")
+        axes.text(x, 1.3, name, ha="center", weight="bold")
+        axes.text(x, -1.2, size, ha="center", va="top", fontsize=9)
+        count = f"{parameters:,}" if parameters else "–"
+        axes.text(x, -1.48, count, ha="center", va="top", fontsize=9)

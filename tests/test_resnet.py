@@ -1,0 +1,215 @@
+"""The residual networks of notebooks/resnet.py."""
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+
+import workbench
+from loader import definitions
+
+resnet = definitions("resnet")
+
+# built by the notebook, parameters, MACs in G at 224x224 without biases and batch norm
+PUBLISHED = [
+    ("resnet18", 11_689_512, 1.814),
+    ("resnet34", 21_797_672, 3.664),
+    ("resnet50", 25_557_032, 4.089),
+    ("resnet101", 44_549_160, 7.801),
+    ("resnet152", 60_192_808, 11.514),
+    ("original_resnet50", 25_557_032, 3.858),
+    ("wide_resnet50", 68_883_240, 11.398),
+    ("wide_resnet101", 126_886_696, 22.753),
+    ("resnet50d", 25_576_264, 4.329),
+]
+TORCHVISION = {"wide_resnet50": "wide_resnet50_2", "wide_resnet101": "wide_resnet101_2"}
+
+
+def on_meta(build):
+    with torch.device("meta"):
+        return build()
+
+
+def library(name):
+    if name == "resnet50d":
+        return timm.create_model(name)
+    return getattr(torchvision.models, TORCHVISION.get(name, name))()
+
+
+@pytest.mark.parametrize(("name", "parameters", "giga"), PUBLISHED)
+def test_published_sizes_have_their_parameters_and_macs(name, parameters, giga):
+    network = on_meta(getattr(resnet, name))
+    assert workbench.count_parameters(network) == parameters
+    macs = workbench.count_macs(network, torch.empty(1, 3, 224, 224, device="meta"))
+    assert round(macs / 1e9, 3) == giga
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "wide_resnet50", "resnet50d"])
+def test_outputs_equal_the_library_with_copied_weights(name):
+    torch.manual_seed(0)
+    reference, network = resnet.randomise_norms(library(name)), getattr(resnet, name)()
+    workbench.transplant(reference, network)
+    x = torch.randn(2, 3, 75, 97)
+    with torch.no_grad():
+        expected, found = reference.eval()(x), network.eval()(x)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+
+
+def test_original_strides_equal_torchvision_with_its_strides_moved():
+    torch.manual_seed(0)
+    reference = resnet.randomise_norms(torchvision.models.resnet50())
+    for module in reference.modules():
+        if isinstance(module, torchvision.models.resnet.Bottleneck):
+            module.conv1.stride, module.conv2.stride = module.conv2.stride, module.conv1.stride
+    network = resnet.original_resnet50()
+    workbench.transplant(reference, network)
+    workbench.same_outputs(network, reference, torch.randn(2, 3, 64, 64))
+
+
+@pytest.mark.parametrize("name", ["resnet34", "resnet101", "resnet152", "wide_resnet101"])
+def test_larger_sizes_have_the_tensors_of_the_library_in_their_order(name):
+    ours, theirs = on_meta(getattr(resnet, name)), on_meta(lambda: library(name))
+    shapes = [[t.shape for t in model.state_dict().values()] for model in (ours, theirs)]
+    assert shapes[0] == shapes[1]
+
+
+def test_batch_norm_has_the_constants_of_the_library():
+    ours, theirs = on_meta(resnet.resnet50), on_meta(torchvision.models.resnet50)
+    constants = [
+        [(m.eps, m.momentum) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        for model in (ours, theirs)
+    ]
+    assert constants[0] == constants[1]
+
+
+@pytest.mark.parametrize("name", ["original_resnet50", "resnet50d"])
+@pytest.mark.parametrize(("batch", "height", "width"), [(3, 225, 161), (1, 64, 256)])
+def test_any_batch_and_map_size_goes_through(name, batch, height, width):
+    network = on_meta(getattr(resnet, name)).eval()
+    x = torch.empty(batch, 3, height, width, device="meta")
+    assert network(x).shape == (batch, 1000)
+    ceil = [-(-side // 32) for side in (height, width)]
+    assert network[:5](x).shape == (batch, 2048, *ceil)
+
+
+@pytest.mark.parametrize("block", [resnet.Bottleneck, resnet.OriginalBottleneck])
+def test_a_zero_branch_leaves_relu_of_the_input(block):
+    x = torch.randn(2, 256, 7, 5)
+    zeroed = resnet.zero_last_gamma(block(256, 64))
+    torch.testing.assert_close(zeroed(x), torch.relu(x), rtol=0, atol=0)
+    assert not torch.allclose(block(256, 64)(x), torch.relu(x))
+
+
+def test_the_zeroed_scales_are_those_of_the_last_batch_norm_of_each_branch():
+    modules = resnet.zero_last_gamma(resnet.resnet18()).named_modules()
+    norms = [(name, m) for name, m in modules if isinstance(m, nn.BatchNorm2d)]
+    zeros = [name for name, m in norms if not m.weight.any()]
+    assert len(zeros) == 8
+    assert all(name.endswith("branch.2.1") for name in zeros)
+
+
+def test_a_block_without_shortcut_is_relu_of_its_branch():
+    block = resnet.BasicBlock(8, 16, 2, resnet.NoShortcut).eval()
+    x = torch.randn(2, 8, 9, 9)
+    torch.testing.assert_close(block(x), torch.relu(block.branch(x)))
+
+
+def test_a_plain_network_has_no_shortcut_in_any_block():
+    network = on_meta(lambda: resnet.digit_network(20, resnet.NoShortcut))
+    blocks = [m for m in network.modules() if isinstance(m, resnet.ResidualBlock)]
+    assert len(blocks) == 9
+    assert all(isinstance(block.shortcut, resnet.NoShortcut) for block in blocks)
+
+
+def test_zero_padding_keeps_every_second_pixel_and_adds_empty_channels():
+    x = torch.arange(2 * 4 * 4.0).view(1, 2, 4, 4)
+    y = resnet.ZeroPad(2, 5, 2)(x)
+    torch.testing.assert_close(y[:, :2], x[:, :, [0, 2]][..., [0, 2]])
+    torch.testing.assert_close(y[:, 2:], torch.zeros(1, 3, 2, 2))
+
+
+def test_the_pooled_shortcut_reads_every_pixel_and_the_projection_one_in_four():
+    x = torch.randn(1, 8, 8, 8, requires_grad=True)
+    read = {}
+    for shortcut in (resnet.projection, resnet.pooled_projection):
+        (gradient,) = torch.autograd.grad(shortcut(8, 16, 2).eval()(x).sum(), x)
+        read[shortcut] = (gradient != 0).double().mean().item()
+    assert read[resnet.projection] == pytest.approx(0.25)
+    assert read[resnet.pooled_projection] == pytest.approx(1.0)
+
+
+def test_convolutions_start_with_variance_two_over_fan_out():
+    torch.manual_seed(0)
+    conv = resnet.resnet18()[4][0].branch[0][0]  # 3x3, from 256 channels to 512
+    expected = (2 / (512 * 9)) ** 0.5
+    torch.testing.assert_close(conv.weight.std().item(), expected, rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize(("depth", "parameters"), [(14, 43_490), (32, 116_738)])
+def test_plain_and_residual_networks_start_from_the_same_weights(depth, parameters):
+    networks = []
+    for shortcut in (resnet.NoShortcut, resnet.ZeroPad):
+        torch.manual_seed(0)
+        networks.append(resnet.digit_network(depth, shortcut))
+    plain, residual = networks
+    assert workbench.count_parameters(plain) == parameters
+    for a, b in zip(plain.state_dict().values(), residual.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    layers = [m for m in plain.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len(layers) == depth
+
+
+def test_depths_other_than_6n_plus_2_are_refused():
+    with pytest.raises(AssertionError, match="6n"):
+        resnet.digit_network(20 + 1, resnet.ZeroPad)
+
+
+def test_gradients_grow_towards_the_input_without_shortcuts_and_hardly_with_them():
+    growth = {}
+    for shortcut in (resnet.NoShortcut, resnet.ZeroPad):
+        torch.manual_seed(0)
+        x, y = torch.randn(64, 1, 28, 28), torch.randint(10, (64,))
+        norms = resnet.block_gradients(resnet.digit_network(32, shortcut), x, y)
+        assert len(norms) == 15
+        growth[shortcut] = norms[0] / norms[-1]
+    assert growth[resnet.NoShortcut] > 15
+    assert growth[resnet.ZeroPad] < 6
+
+
+@pytest.mark.parametrize("block", [resnet.BasicBlock, resnet.Bottleneck, resnet.WideBottleneck])
+def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss(block):
+    torch.manual_seed(0)
+    network = resnet.resnet(block, (1, 1, 1), resnet.digit_stem, (8, 16, 32), K=10)
+    x, y = torch.randn(20, 1, 28, 28), torch.arange(20) % 10
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    losses = []
+    for _ in range(30):
+        loss = F.cross_entropy(network(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 10
+
+
+def test_copying_is_learnt_better_with_the_input_added():
+    assert (
+        resnet.learn_to_copy(1, residual=True)[-1]
+        < resnet.learn_to_copy(1, residual=False)[-1] / 10
+    )
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in PUBLISHED])
+def test_every_size_runs_forward_and_backward_on_the_meta_device(name):
+    network = on_meta(getattr(resnet, name))
+    network(torch.empty(2, 3, 64, 64, device="meta")).sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+@pytest.mark.parametrize("shortcut", [resnet.NoShortcut, resnet.ZeroPad])
+def test_the_digit_networks_run_forward_and_backward_on_the_meta_device(shortcut):
+    network = on_meta(lambda: resnet.digit_network(14, shortcut))
+    network(torch.empty(2, 1, 28, 28, device="meta")).sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
