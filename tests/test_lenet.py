@@ -1,0 +1,306 @@
+"""The two forms of LeNet-5 in notebooks/lenet.py."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import workbench
+from loader import definitions
+
+lenet = definitions("lenet")
+NETWORKS = {"published": (lenet.published_lenet5, 32), "modern": (lenet.ModernLeNet5, 28)}
+both = pytest.mark.parametrize(("network", "side"), NETWORKS.values(), ids=NETWORKS.keys())
+
+# LeCun et al. 1998, section II-B: stage, output, trainable parameters, connections
+STAGES = [
+    ("C1", "6×28×28", 156, 122_304),
+    ("S2", "6×14×14", 12, 5_880),
+    ("C3", "16×10×10", 1_516, 151_600),
+    ("S4", "16×5×5", 32, 2_000),
+    ("C5", "120×1×1", 48_120, 48_120),
+    ("F6", "84", 10_164, 10_164),
+    ("output", "10", 0, 840),
+]
+# LeCun et al. 1998, table I, a row for each map of S2, a column for each map of C3
+TABLE_I = """
+x...xxx..xxxx.xx
+xx...xxx..xxxx.x
+xxx...xxx..x.xxx
+.xxx..xxxx..x.xx
+..xxx..xxxx.xx.x
+...xxx..xxxx.xxx
+"""
+
+
+@pytest.fixture(autouse=True)
+def same_start():
+    torch.manual_seed(0)
+
+
+def table_i():
+    return torch.tensor([[mark == "x" for mark in row] for row in TABLE_I.split()])
+
+
+def test_each_stage_has_the_parameters_and_connections_of_the_paper():
+    rows = lenet.stage_table(lenet.published_lenet5(), torch.zeros(1, 1, 32, 32))
+    assert rows == STAGES
+
+
+def test_the_totals_are_those_of_the_paper():
+    network = lenet.published_lenet5()
+    rows = lenet.stage_table(network, torch.zeros(1, 1, 32, 32))
+    assert workbench.count_parameters(network) == 60_000
+    assert sum(row[3] for row in rows) == 340_908
+
+
+@pytest.mark.parametrize(
+    ("stage", "shape", "biases", "connections"),
+    [
+        ("S2", (6, 28, 28), 6 * 14 * 14, 5_880),
+        ("C3", (6, 14, 14), 16 * 10 * 10, 151_600),
+        ("S4", (16, 10, 10), 16 * 5 * 5, 2_000),
+        ("C5", (16, 5, 5), 120, 48_120),
+        ("F6", (120, 1, 1), 84, 10_164),
+        ("output", (84,), 0, 840),
+    ],
+)
+def test_connections_are_the_derivatives_that_are_not_zero(stage, shape, biases, connections):
+    layer = getattr(lenet.published_lenet5(), stage)
+    jacobian = torch.autograd.functional.jacobian(layer, torch.rand(1, *shape))
+    assert int((jacobian != 0).sum()) + biases == connections
+
+
+def test_the_modern_form_has_its_parameters_and_macs():
+    modern = lenet.ModernLeNet5()
+    by_hand = 6 * 25 * 28**2 + 96 * 25 * 10**2 + 400 * 120 + 120 * 84 + 84 * 10
+    assert workbench.count_parameters(modern) == 61_706
+    assert workbench.count_macs(modern, torch.zeros(1, 1, 28, 28)) == by_hand
+
+
+def test_macs_of_the_published_form_follow_table_i_without_the_dense_kernel():
+    network = lenet.published_lenet5()
+    dense = workbench.count_macs(network, torch.zeros(1, 1, 32, 32))
+    network.C3[0] = lenet.SixteenConvs(network.C3[0], lenet.C3_TABLE)
+    sparse = workbench.count_macs(network, torch.zeros(1, 1, 32, 32))
+    assert sparse == 6 * 25 * 28**2 + 60 * 25 * 10**2 + 400 * 120 + 120 * 84
+    assert dense - sparse == 36 * 25 * 10**2
+
+
+def test_c3_equals_sixteen_convolutions_with_the_same_weights():
+    layer = lenet.TableConv(6, lenet.C3_TABLE)
+    x = torch.randn(3, 6, 14, 17)
+    torch.testing.assert_close(layer(x), lenet.SixteenConvs(layer, lenet.C3_TABLE)(x))
+
+
+def test_c3_equals_a_full_convolution_whose_unused_kernels_are_zero():
+    layer = lenet.TableConv(6, lenet.C3_TABLE)
+    full = nn.Conv2d(6, 16, 5)
+    kernels = iter(layer.weight.detach())
+    with torch.no_grad():
+        full.bias.copy_(layer.bias)
+        for k, maps in enumerate(lenet.C3_TABLE):
+            full.weight[k] = 0
+            for i in maps:
+                full.weight[k, i] = next(kernels)
+    x = torch.randn(2, 6, 14, 14)
+    torch.testing.assert_close(layer(x), full(x))
+
+
+def test_a_map_of_s2_reaches_exactly_the_maps_of_c3_in_table_i():
+    layer, x = lenet.TableConv(6, lenet.C3_TABLE), torch.randn(1, 6, 14, 14)
+    reached = torch.zeros(6, 16, dtype=torch.bool)
+    for i in range(6):
+        changed = x.clone()
+        changed[:, i] += 1
+        reached[i] = (layer(changed) - layer(x)).abs().amax((0, 2, 3)) > 1e-4
+    assert torch.equal(reached, table_i())
+
+
+def test_the_modern_form_equals_plain_layers_with_copied_weights():
+    plain = nn.Sequential(
+        nn.Conv2d(1, 6, 5, padding=2),
+        nn.Tanh(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.Tanh(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(400, 120),
+        nn.Tanh(),
+        nn.Linear(120, 84),
+        nn.Tanh(),
+        nn.Linear(84, 10),
+    )
+    modern = lenet.ModernLeNet5()
+    workbench.transplant(plain, modern)
+    x = torch.randn(5, 1, 28, 28)
+    torch.testing.assert_close(modern(x), plain(x))
+
+
+def test_the_published_form_equals_its_formulas_written_out():
+    network, x = lenet.published_lenet5(), torch.randn(2, 1, 32, 32)
+
+    def squash(a):
+        return 1.7159 * torch.tanh(a * 2 / 3)
+
+    def halve(layer, x):
+        four = x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]
+        return squash(layer.coefficient * four + layer.bias)
+
+    h = halve(network.S2[0], squash(F.conv2d(x, network.C1[0].weight, network.C1[0].bias)))
+    h = halve(network.S4[0], squash(lenet.SixteenConvs(network.C3[0], lenet.C3_TABLE)(h)))
+    h = squash(h.flatten(1) @ network.C5[0].weight.flatten(1).T + network.C5[0].bias)
+    h = squash(h @ network.F6[1].weight.T + network.F6[1].bias)
+    penalties = [((h - code) ** 2).sum(1) for code in lenet.digit_codes()]
+    torch.testing.assert_close(network(x), -torch.stack(penalties, dim=1))
+
+
+@both
+def test_an_odd_batch_gives_one_row_of_ten_scores_per_image(network, side):
+    assert network()(torch.rand(7, 1, side, side)).shape == (7, 10)
+
+
+def test_the_published_form_reads_a_wider_image_up_to_c5():
+    assert lenet.published_lenet5()[:5](torch.rand(3, 1, 32, 44)).shape == (3, 120, 1, 4)
+
+
+def test_the_frame_and_the_ink_have_the_values_of_the_paper():
+    x = lenet.as_published(torch.ones(1, 1, 28, 28))
+    assert x.shape == (1, 1, 32, 32)
+    torch.testing.assert_close(x[0, 0, 0], torch.full((32,), -0.1))
+    torch.testing.assert_close(x[..., 2:30, 2:30], torch.full((1, 1, 28, 28), 1.175))
+
+
+def test_the_squashing_function_is_odd_and_keeps_one_and_minus_one():
+    f, a = lenet.Squash(), torch.randn(50)
+    torch.testing.assert_close(f(-a), -f(a))
+    ones = torch.tensor([1.0, -1.0])
+    torch.testing.assert_close(f(ones), ones, rtol=0, atol=1e-4)
+    torch.testing.assert_close(f(torch.tensor(50.0)), torch.tensor(1.7159))
+
+
+def test_subsampling_is_four_times_the_mean_with_a_coefficient_and_a_bias():
+    layer, x = lenet.Subsample(3), torch.randn(2, 3, 6, 10)
+    expected = F.avg_pool2d(x, 2) * 4 * layer.coefficient + layer.bias
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_a_state_equal_to_a_code_has_penalty_zero_there_and_more_elsewhere():
+    codes = lenet.digit_codes()
+    penalties = -lenet.CodeDistance(codes)(codes)
+    torch.testing.assert_close(penalties.diagonal(), torch.zeros(10))
+    others = penalties[~torch.eye(10, dtype=torch.bool)]
+    assert others.min() >= 4
+
+
+def test_the_codes_are_ten_different_drawings_of_plus_and_minus_one():
+    codes = lenet.digit_codes()
+    assert codes.shape == (10, 84)
+    torch.testing.assert_close(codes.abs(), torch.ones(10, 84))
+    one = [row.split()[1] for row in lenet.BITMAPS.split("\n") if row]
+    signs = [1.0 if dot == "#" else -1.0 for dot in "".join(one)]
+    torch.testing.assert_close(codes[1], torch.tensor(signs))
+
+
+def test_initial_weights_fill_the_interval_of_appendix_a():
+    network = lenet.published_lenet5()
+    for weight, fan_in in [(network.C1[0].weight, 25), (network.C5[0].weight, 400)]:
+        bound = 2.4 / fan_in
+        assert 0.9 * bound < weight.abs().max() <= bound
+    three, all_six = network.C3[0].weight[:18], network.C3[0].weight[-6:]
+    assert 0.9 * 2.4 / 75 < three.abs().max() <= 2.4 / 75
+    assert 0.9 * 2.4 / 150 < all_six.abs().max() <= 2.4 / 150
+
+
+def test_the_criterion_has_its_value_in_a_case_worked_by_hand():
+    """Penalties 0 and log 2, right class 0, exp(-j) = 1/2: 0 + log(1/2 + 1 + 1/2) = log 2.
+
+    The same penalties, right class 1: log 2 + log 2. The mean is 1.5 log 2.
+    """
+    scores = -torch.tensor([[0.0, math.log(2)], [0.0, math.log(2)]])
+    loss = lenet.map_criterion(scores, torch.tensor([0, 1]), j=math.log(2))
+    torch.testing.assert_close(loss, torch.tensor(1.5 * math.log(2)))
+
+
+def test_the_criterion_is_equation_9_and_a_cross_entropy_with_one_class_more():
+    scores, labels, j = -10 * torch.rand(6, 10), torch.arange(6), 3.0
+    penalties = -scores
+    right = penalties[torch.arange(6), labels]
+    equation_9 = (right + torch.log(math.exp(-j) + (-penalties).exp().sum(1))).mean()
+    eleven = F.cross_entropy(torch.cat((scores, torch.full((6, 1), -j)), 1), labels)
+    found = lenet.map_criterion(scores, labels, j)
+    torch.testing.assert_close(found, equation_9)
+    torch.testing.assert_close(found, eleven)
+
+
+def test_penalties_above_j_are_hardly_pushed_further():
+    scores = torch.tensor([[-1.0, -30.0, -3.0]], requires_grad=True)
+    lenet.map_criterion(scores, torch.tensor([0]), j=2.0).backward()
+    assert scores.grad[0, 1] < 1e-9 < scores.grad[0, 2]
+
+
+def test_a_digit_moved_by_four_pixels_moves_c1_by_four_and_s2_by_two():
+    network = lenet.published_lenet5()
+    x = torch.full((1, 1, 32, 32), -0.1)
+    x[..., 10:20, 8:18] = torch.rand(10, 10)
+    for depth, step in ((1, 4), (2, 2)):
+        there, here = network[:depth](x.roll(4, dims=-1)), network[:depth](x)
+        torch.testing.assert_close(there, here.roll(step, dims=-1))
+
+
+def test_distortion_moves_each_image_a_little_and_its_own_way():
+    x = torch.zeros(50, 1, 28, 28)
+    x[..., 10:18, 10:18] = 1
+    y = lenet.distort(x)
+    assert y.shape == x.shape
+    assert y.min() >= 0 and y.max() <= 1 + 1e-6
+    assert not torch.allclose(y[0], y[1])
+    assert 0.5 * x.sum() < y.sum() < 1.5 * x.sum()
+    y[..., 4:24, 4:24] = 0  # the square, its scaling, shear and shift, and a pixel of interpolation
+    assert y.abs().max() < 1e-6
+
+
+@both
+def test_one_batch_is_learnt_to_a_tenth_of_its_first_loss(network, side):
+    model, x, y = network(), torch.rand(20, 1, side, side), torch.arange(20) % 10
+    published = network is lenet.published_lenet5
+    loss = (lambda s, y: lenet.map_criterion(s, y, 5.0)) if published else F.cross_entropy
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
+    history = lenet.fit(model.to(workbench.device), (x, y), 300, optimizer, loss)["loss"]
+    assert history[-1] < history[0] / 10
+
+
+def test_the_printed_loop_gives_the_losses_of_the_workbench():
+    x, y = torch.rand(70, 1, 28, 28), torch.arange(70) % 10
+    histories = []
+    for fit in (lenet.fit, workbench.fit):
+        workbench.seed(3)
+        model = lenet.ModernLeNet5().to(workbench.device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=9)
+        how = {"batch": 30, "validation": (x, y), "schedule": schedule}
+        histories.append(fit(model, (x, y), 3, optimizer, F.cross_entropy, **how))
+    assert len(histories[0]["loss"]) == 3
+    for key in ("loss", "validation"):
+        torch.testing.assert_close(*(torch.tensor(h[key]) for h in histories), rtol=0, atol=0)
+
+
+@both
+@pytest.mark.parametrize("moved", [False, True], ids=["built there", "moved there"])
+def test_it_runs_forward_and_backward_on_the_meta_device(network, side, moved):
+    with torch.device("cpu" if moved else "meta"):
+        model = network().to("meta")
+    scores = model(torch.empty(2, 1, side, side, device="meta"))
+    scores.sum().backward()
+    assert scores.shape == (2, 10)
+    assert all(p.grad.device.type == "meta" for p in model.parameters())
+
+
+def test_the_criterion_runs_on_the_meta_device():
+    scores = torch.empty(2, 10, device="meta", requires_grad=True)
+    loss = lenet.map_criterion(scores, torch.zeros(2, dtype=torch.long, device="meta"), 1.0)
+    loss.backward()
+    assert scores.grad.device.type == "meta"
