@@ -553,7 +553,7 @@ for (name, trained), colour in zip(runs.items(), workbench.COLOURS):
         label = name if number == 0 else None
         axes.plot(range(1, EPOCHS + 1), error, color=colour, alpha=0.8, label=label)
 axes.set(xlabel="epoch", ylabel="validation error in %", ylim=(0, None))
-axes.legend(frameon=False)
+legend = axes.legend(frameon=False)
 # %% [markdown]
 # The held-out digits, which no cell above has read.
 

@@ -106,7 +106,7 @@ def test_an_exported_notebook_runs_alone_in_an_empty_folder(tmp_path, stem):
     check = "import workbench; print(workbench.__file__)"
     nb.cells.append(nbformat.v4.new_code_cell(check))
     hidden = {"PYTHONPATH", "BOOK_BUILD"}
-    env = {k: v for k, v in os.environ.items() if k not in hidden} | {"OMP_NUM_THREADS": "2"}
+    env = {k: v for k, v in os.environ.items() if k not in hidden} | {"OMP_NUM_THREADS": "1"}
     NotebookClient(nb, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute(
         env=env
     )
