@@ -34,7 +34,7 @@ html: $(STAMPS)/book ## run the notebooks that changed, write $(HTML)/index.html
 	@echo "$(HTML)/index.html"
 
 test: $(STAMPS)/test ## all tests (PYTEST="-k name" selects)
-	OMP_NUM_THREADS=1 MPLBACKEND=agg $(PY) -m pytest -n 2 $(PYTEST)
+	OMP_NUM_THREADS=1 MPLBACKEND=agg $(PY) -m pytest -n 2 --dist loadgroup $(PYTEST)
 
 lab: $(STAMPS)/lab ## JupyterLab on notebooks/; the .py files open as notebooks
 	JUPYTER_CONFIG_DIR=_build/jupyter $(PY) -m jupytext_config set-default-viewer

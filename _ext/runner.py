@@ -78,6 +78,7 @@ def run(job: Job) -> Outcome:
         "PROFILE": job.profile,
         "OMP_NUM_THREADS": str(job.threads),  # whatever the caller has set: the same sums each time
         "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin starve each other when cores are short
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # as ipykernel sets it by itself
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     client = NotebookClient(

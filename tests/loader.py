@@ -1,12 +1,16 @@
 """Load what a notebook defines without running it."""
 
 import ast
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
+STEMS = sorted(path.stem for path in (ROOT / "chapters").glob("*.rst"))
+# Running a notebook again takes as long as the notebook: one stands for all, unless EVERY=1.
+RUN_AGAIN = STEMS if os.environ.get("EVERY") == "1" else ["lenet"]
 
 
 def is_definition(node: ast.stmt) -> bool:
