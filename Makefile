@@ -14,7 +14,8 @@ endif
 HTML := _build/html
 STAMPS := _build/stamps/$(shell echo '$(PY)' | cksum | cut -d' ' -f1)
 SPHINXOPTS ?= -n -W --keep-going
-SPHINX = $(PY) -m sphinx $(SPHINXOPTS) $(if $(NB),-D notebooks_only=$(NB)) $(if $(FORCE),-D notebooks_force=$(FORCE))
+SPHINX = $(PY) -m sphinx $(SPHINXOPTS) $(foreach setting,only=$(NB) force=$(FORCE) jobs=$(JOBS) \
+    warm=$(WARM) cluster=$(CLUSTER) memory=$(MEM),$(if $(filter %=,$(setting)),,-D notebooks_$(setting)))
 INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check
 
 # an edit while NB= is given leaves other notebooks' pages behind: a warning, not an error
@@ -23,11 +24,12 @@ ifdef NB
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help html test lab notebooks linkcheck lint serve clean distclean
+.PHONY: help html test lab notebooks linkcheck lint serve prune bench clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## */  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
 	@echo "  NB=resnet: run no other notebook; FORCE=1: run although nothing changed; PROFILE=full: real data sets"
+	@echo "  JOBS=2: kernels at once; MEM=4: GiB for one; WARM=0: no forked kernels; CLUSTER=tcp://host:8786: on Dask"
 
 html: $(STAMPS)/book ## run the notebooks that changed, write $(HTML)/index.html
 	$(SPHINX) -b html . $(HTML)
@@ -51,6 +53,12 @@ lint: $(STAMPS)/test ## style of the code and of the notebooks
 	$(PY) -m ruff format --check .
 	$(PY) tests/lint.py notebooks
 
+prune: $(STAMPS)/book ## remove stored outputs that no build used for 30 days
+	$(PY) _ext/store.py prune .store 30
+
+bench: $(STAMPS)/bench ## time this engine against MyST-NB's cache and nbsphinx
+	$(PY) tests/bench.py
+
 serve: ## serve $(HTML) at http://127.0.0.1:8000
 	python3 -m http.server --bind 127.0.0.1 --directory $(HTML) 8000
 
@@ -72,6 +80,10 @@ $(STAMPS)/book: requirements.txt requirements-data.txt $(if $(OWN),| .venv/bin/p
 
 $(STAMPS)/test: requirements-test.txt $(STAMPS)/book
 	$(INSTALL) -r requirements-test.txt
+	@mkdir -p $(@D) && touch $@
+
+$(STAMPS)/bench: requirements-bench.txt $(STAMPS)/book
+	$(INSTALL) -r requirements-bench.txt
 	@mkdir -p $(@D) && touch $@
 
 $(STAMPS)/lab: requirements-lab.txt $(STAMPS)/book

@@ -10,14 +10,23 @@ the store under its key; those without a result are run. All of them are, even i
 failures are listed at the end, with file, line, cell and exception, and the exit status is 1, on
 each build until they are mended. Failed runs are not stored.
 
-Options: ``notebooks_store`` (folder, relative to the sources), ``notebooks_only`` (stems, separated
-by commas: no other notebook is run), ``notebooks_force`` (run although a result is there),
-``notebooks_timeout`` (seconds for one cell; ``mystnb: execution_timeout`` in a notebook's header
-overrides it).
+Options (the Makefile's variable in brackets): ``notebooks_store``, a folder, relative to the sources;
+``notebooks_only`` [NB], stems separated by commas: no other notebook is run; ``notebooks_force``
+[FORCE], run although a result is there; ``notebooks_jobs`` [JOBS], kernels at once, by default one
+for each core, or for each GPU; ``notebooks_warm`` [WARM], 0 for kernels that are not forked from a
+warm process; ``notebooks_cluster`` [CLUSTER], address of a Dask scheduler; ``notebooks_memory``
+[MEM], GiB for a kernel; ``notebooks_cell_limit`` and ``notebooks_limit``, seconds for a cell and for
+a notebook. A notebook's header may set its own limits (see ``runner.Limits``).
 """
 
 import os
-from concurrent.futures import as_completed
+import shutil
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
@@ -28,8 +37,10 @@ from sphinx.environment.collectors import EnvironmentCollector
 from sphinx.errors import ExtensionError
 from sphinx.util import logging
 
-from runner import Job, Outcome, executor, run
-from store import Store, merge, parse
+import warm
+from pool import Refused, open_pool
+from runner import Job, Limits, Outcome
+from store import Store, accelerators, merge, parse
 
 LOG = logging.getLogger(__name__)
 
@@ -40,12 +51,23 @@ class Session:
     def __init__(self, app: Sphinx):
         config = app.config
         self.store = Store(Path(app.srcdir, config.notebooks_store), config.notebooks_profile)
-        self.timeout = config.notebooks_timeout
+        try:
+            memory = float(config.notebooks_memory)
+        except ValueError as error:
+            raise ExtensionError(f"MEM: {config.notebooks_memory!r} is no number of GiB") from error
+        self.limits = Limits(config.notebooks_cell_limit, config.notebooks_limit, memory)
+        self.cluster, self.warm = config.notebooks_cluster, config.notebooks_warm
+        device, count = accelerators(self.store.folder)
+        self.gpus, self.cores = count if device == "cuda" else 0, os.cpu_count() or 1
+        self.jobs = config.notebooks_jobs
         self.only = {s.strip() for s in config.notebooks_only.split(",") if s.strip()}
         self.force = config.notebooks_force
-        self.runs: dict[str, NotebookNode] = {}  # key -> executed notebook
+        self.books: dict[str, dict] = {}  # key -> what the run recorded and ran on
+        self.unstored: dict[str, NotebookNode] = {}  # key -> run that failed, or an earlier one
         self.keys: dict[str, str] = {}  # docname -> key
         self.key_of_text: dict[str, str] = {}  # text of a notebook -> key
+        self.origins: dict[str, str] = {}  # docname -> "run" or "from the store"
+        self.modules: set[str] = set()  # what the notebooks to run import
         self.failures: list[Outcome] = []
 
     def notebooks(self, env: BuildEnvironment) -> dict[str, Path]:
@@ -67,47 +89,104 @@ class Session:
             nb = parse(text)
             key = self.keys[docname] = self.key_of_text[text] = self.store.key(nb, path.parent)
             asked = not self.only or path.stem in self.only
-            known = None if self.force and asked else self.stored(key)
-            if known is not None:
-                self.runs[key] = known
+            self.origins[docname] = "from the store"
+            if not (self.force and asked) and self.stored(key):
+                self.store.touch(key)
             elif asked:
-                timeout = nb.metadata.get("mystnb", {}).get("execution_timeout", self.timeout)
-                jobs.append(
-                    Job(docname, str(path), nbformat.writes(nb), timeout, self.store.profile)
-                )
+                jobs.append(self.job(docname, path, nb))
+                self.modules |= self.store.modules(nb, path.parent)
             else:
                 self.keep_last(key, path)
-        self.execute(jobs)
+        if jobs:
+            self.execute(jobs)
 
-    def stored(self, key: str) -> NotebookNode | None:
+    def job(self, docname: str, path: Path, nb: NotebookNode) -> Job:
+        try:
+            limits = Limits.of(nb, self.limits)
+        except ValueError as error:
+            raise ExtensionError(f"{path}: {error}") from error
+        return Job(
+            docname,
+            str(path),
+            nbformat.writes(nb),
+            modules=self.store.local_modules(nb, path.parent),
+            folder="" if self.cluster else str(path.parent),
+            limits=limits,
+            profile=self.store.profile,
+            threads=max(1, self.cores // self.workers()),
+        )
+
+    def workers(self) -> int:
+        """Kernels at once: as asked, else one for each GPU, else one for each core."""
+        return self.jobs or self.gpus or self.cores
+
+    def stored(self, key: str) -> bool:
+        """Whether the store has this run; only what is known about it stays in memory."""
         run = self.store.load(key)
-        if run is None and self.store.path(key).exists():
+        if run is not None:
+            self.books[key] = run.metadata["book"]
+        elif self.store.path(key).exists():
             LOG.warning("%s cannot be read; the notebook is run again", self.store.path(key))
-        return run
+        return run is not None
+
+    def result(self, key: str | None) -> NotebookNode | None:
+        """The executed notebook for a key, whether it is whole or not."""
+        return self.unstored.get(key) or self.store.load(key)
 
     def keep_last(self, key: str, path: Path) -> None:
         """A stale notebook that is not asked for shows what its last run left."""
         last = self.store.load(self.store.last(path.stem).get("key"))
-        self.runs[key] = last or nbformat.v4.new_notebook()
+        self.unstored[key] = last or nbformat.v4.new_notebook()
+        self.books[key] = self.unstored[key].metadata.get("book", {})
         what = "its page shows an earlier run" if last else "its page shows no outputs"
         LOG.warning("%s has changed since its last run and is not asked for: %s", path.name, what)
 
     def execute(self, jobs: list[Job]) -> None:
-        if jobs:
-            LOG.info("%d of %d notebooks to run", len(jobs), len(self.keys))
+        """Run the jobs, slowest first, and keep each result as it comes."""
+        LOG.info("%d of %d notebooks to run", len(jobs), len(self.keys))
         jobs.sort(key=lambda job: -self.store.last(job.stem).get("seconds", 0))
-        with executor() as pool:
-            for n, future in enumerate(as_completed([pool.submit(run, job) for job in jobs]), 1):
-                outcome = future.result()
-                job, nb = outcome.job, nbformat.reads(outcome.notebook, as_version=4)
-                key = self.keys[job.docname]
-                self.runs[key] = nb
-                state = "FAILED after " if outcome.error else ""
-                LOG.info("[%d/%d] %s %s%.1f s", n, len(jobs), job.stem, state, outcome.seconds)
-                if outcome.error:
-                    self.failures.append(outcome)
-                else:
-                    self.store.save(key, job.stem, nb, outcome.seconds)
+        here = self.store.surroundings(self.modules)
+        workers = self.workers()
+        pool = open_pool(workers, jobs[0].threads, self.gpus, self.warm, self.cluster, here)
+        try:
+            with terminated_as_interrupted(), pool as run:
+                for worker in run.refused:
+                    LOG.warning("not used: %s", worker, type="execution", subtype="worker")
+                futures = {run.submit(job): job for job in jobs}
+                for n, future in enumerate(self.finished(futures), 1):
+                    self.keep(future.result(), f"[{n}/{len(jobs)}]")
+        except Refused as error:
+            raise ExtensionError(str(error)) from error
+
+    def finished(self, futures: dict[Future, Job]):
+        """Futures as they finish; on a terminal, with a line that says what is running."""
+        pending, started = set(futures), {}
+        while pending:
+            done, pending = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
+            if done and sys.stdout.isatty():
+                print("\x1b[K", end="", flush=True)
+            yield from done
+            if sys.stdout.isatty():
+                now = time.monotonic()
+                running = [f for f in pending if f.running()]
+                for future in running:
+                    started.setdefault(future, now)
+                names = [f"{futures[f].stem} {now - started[f]:.0f} s" for f in running]
+                line = f"running: {', '.join(names)}; waiting: {len(pending) - len(running)}"
+                print(f"\r\x1b[K{line[:99]}\r", end="", flush=True)
+
+    def keep(self, outcome: Outcome, count: str) -> None:
+        """Take the result of a finished run into the build and, if it is whole, into the store."""
+        job, nb = outcome.job, nbformat.reads(outcome.notebook, as_version=4)
+        key = self.keys[job.docname]
+        self.books[key], self.origins[job.docname] = nb.metadata.get("book", {}), "run"
+        state = "FAILED after " if outcome.error else ""
+        LOG.info("%s %s %s%.1f s", count, job.stem, state, outcome.seconds)
+        if outcome.error:
+            self.failures.append(outcome)
+            self.unstored[key] = nb
+        else:
+            self.store.save(key, job.stem, nb, outcome.seconds)
 
     def failed(self, docname: str) -> bool:
         return any(outcome.job.docname == docname for outcome in self.failures)
@@ -117,8 +196,24 @@ class Session:
         key = self.keys[docname]
         if self.failed(docname):
             return "failed"
-        file = self.store.path(key)
-        return f"{key} {file.stat().st_mtime_ns}" if file.exists() else "not run"
+        return f"{key} {self.books[key].get('finished', 'not run')}"
+
+
+@contextmanager
+def terminated_as_interrupted():
+    """While notebooks run, SIGTERM ends them as Ctrl-C does: kernels stop, what finished is kept."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 session: Session | None = None
@@ -130,7 +225,7 @@ def read(text: str) -> NotebookNode:
     A text that no session has prepared is left to MyST-NB, which runs it itself.
     """
     nb = parse(text)
-    run_of = session.runs.get(session.key_of_text.get(text)) if session else None
+    run_of = session.result(session.key_of_text.get(text)) if session else None
     nb.metadata = NotebookNode(
         kernelspec=nb.metadata.get("kernelspec", {"name": "python3", "display_name": "Python 3"}),
         language_info={"name": "python", "pygments_lexer": "ipython3"},
@@ -176,18 +271,20 @@ class Results(EnvironmentCollector):
         docname = app.env.docname
         if session is None or docname not in session.keys:
             return
-        book = session.runs[session.keys[docname]].metadata.get("book", {})
+        book = session.books[session.keys[docname]]
         kept(app.env)[docname] = {
             "state": session.state(docname),
             "results": book.get("results", {}),
             "failed": session.failed(docname),
+            "book": {name: value for name, value in book.items() if name != "results"},
+            "origin": session.origins[docname],
         }
         # the chapter is what readers find; the notebook's page is reached from it
         app.env.metadata[docname].update(orphan=True, nosearch=True)
 
 
 def kept(env: BuildEnvironment) -> dict[str, dict]:
-    """{docname: {"state", "results", "failed"}} of the notebooks that have been read."""
+    """{docname: {"state", "results", "failed", "book"}} of the notebooks that have been read."""
     if not hasattr(env, "book_notebooks"):
         env.book_notebooks = {}
     return env.book_notebooks
@@ -199,6 +296,8 @@ def prepare(app: Sphinx, env: BuildEnvironment, added: set, changed: set, remove
     session = Session(app)
     session.prepare(env)
     before = kept(env)
+    for doc in before.keys() & session.origins.keys():
+        before[doc]["origin"] = session.origins[doc]  # also where the page is not read again
     new = {
         doc
         for doc in session.keys
@@ -209,12 +308,20 @@ def prepare(app: Sphinx, env: BuildEnvironment, added: set, changed: set, remove
 
 
 def report(app: Sphinx, exception: Exception | None) -> None:
-    if session is None or not session.failures:
+    """List what failed, on the screen and in <output>/reports/, and let the build fail."""
+    if session is None:
+        return
+    folder = Path(app.outdir, "reports")
+    shutil.rmtree(folder, ignore_errors=True)
+    if not session.failures:
         return
     parts = [f"{len(session.failures)} of {len(session.keys)} notebooks failed:"]
     for outcome in sorted(session.failures, key=lambda o: o.job.docname):
-        parts.append(f"{outcome.job.path}:{outcome.line}: cell {outcome.cell}: {outcome.error}")
-        parts += [f"    {frame}" for frame in outcome.frames]
+        lines = [f"{outcome.job.path}:{outcome.line}: cell {outcome.cell}: {outcome.error}"]
+        lines += [f"    {frame}" for frame in outcome.frames]
+        folder.mkdir(parents=True, exist_ok=True)
+        Path(folder, f"{outcome.job.stem}.txt").write_text("\n".join(lines) + "\n", "utf-8")
+        parts += lines
     LOG.error("\n".join(parts))
     app.statuscode = 1
 
@@ -225,7 +332,12 @@ def setup(app: Sphinx) -> dict:
     app.add_config_value("notebooks_profile", profile, "")
     app.add_config_value("notebooks_only", "", "")
     app.add_config_value("notebooks_force", False, "", bool)
-    app.add_config_value("notebooks_timeout", 300, "", int)
+    app.add_config_value("notebooks_jobs", 0, "", int)
+    app.add_config_value("notebooks_warm", warm.possible(), "", bool)
+    app.add_config_value("notebooks_cluster", "", "", str)
+    app.add_config_value("notebooks_memory", "0", "", str)
+    app.add_config_value("notebooks_cell_limit", 300, "", int)
+    app.add_config_value("notebooks_limit", 900, "", int)
     app.add_env_collector(Results)
     app.connect("env-get-outdated", prepare, priority=100)
     app.connect("build-finished", report)

@@ -26,7 +26,7 @@ from nbformat import NotebookNode
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
-from store import code_cells, distributions, imported, parse
+from store import code_cells, imported, parse, providers
 
 SHARED = "workbench"
 COLAB = "https://colab.research.google.com/github"
@@ -97,7 +97,7 @@ def export(path: Path, site: str = "") -> NotebookNode:
     setup = SETUP.format(
         source=source.replace("\\", "\\\\").replace("'''", "\\'\\'\\'"),
         shared=SHARED,
-        packages={name: distributions().get(name, [name])[0] for name in sorted(names)},
+        packages={name: (providers(name) or [name])[0] for name in sorted(names)},
         data={name: pins.get(name, name) for name in data},
     )
     folded = {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": ["setup"]}

@@ -1,18 +1,24 @@
 """Run one notebook in a kernel of its own, and say what came of it.
 
 This module knows nothing of Sphinx: a job is all that a worker needs, an outcome all that it
-returns, and both travel between processes. ``executor`` is where jobs run.
+returns, and both travel between machines. Three limits end a run: seconds for one cell, seconds for
+the notebook, and memory of the kernel; each is reported as what it was.
 """
 
 import json
 import os
 import re
+import signal
+import tempfile
+import threading
 import time
-from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import nbformat
+import psutil
+from jupyter_core.utils import ensure_event_loop
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
@@ -39,15 +45,40 @@ print(_json.dumps({"peak": _peak, "device": _device, "data": getattr(_workbench,
 """
 
 
+STOP = threading.Event()  # set: every run ends its kernel and returns
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a run may take; 0 is no limit. A notebook's header may set its own, under ``limits:``."""
+
+    cell: float = 300  # seconds
+    notebook: float = 900  # seconds
+    memory: float = 0  # GiB, of the kernel and the processes it starts
+
+    @classmethod
+    def of(cls, nb: NotebookNode, default: "Limits") -> "Limits":
+        """The default with what the header says; an unknown name or a non-number is refused."""
+        own = nb.metadata.get("limits", {})
+        values = {**vars(default), **own}
+        if set(values) != set(vars(default)) or not all(
+            isinstance(v, (int, float)) and v >= 0 for v in values.values()
+        ):
+            raise ValueError(f"limits: {dict(own)}: there are cell, notebook and memory, numbers")
+        return cls(**values)
+
+
 @dataclass(frozen=True)
 class Job:
     """One notebook to run: all that a worker needs to know."""
 
     docname: str
-    path: str
+    path: str  # for messages
     notebook: str  # as JSON
-    timeout: int
-    profile: str
+    modules: dict[str, str]  # the text of each local module that it imports
+    folder: str = ""  # where it runs; "": a temporary folder with the modules in it
+    limits: Limits = Limits()
+    profile: str = "sample"
     threads: int = 1
 
     @property
@@ -62,45 +93,114 @@ class Outcome:
     job: Job
     notebook: str
     seconds: float
-    error: str = ""  # one line: the exception, the time-out, the death of the kernel
+    error: str = ""  # one line: the exception, the limit, the death of the kernel
     cell: int = 0  # counted from 1 among all cells
     line: int = 0  # in the .py file
     frames: list[str] = field(default_factory=list)
 
 
-def run(job: Job) -> Outcome:
-    """Run a notebook in a kernel of its own and return what came of it; never raises."""
-    nb = nbformat.reads(job.notebook, as_version=4)
-    nb.cells.append(nbformat.v4.new_code_cell(PROBE))
-    environment = {
-        **os.environ,
-        "BOOK_BUILD": "1",
-        "PROFILE": job.profile,
-        "OMP_NUM_THREADS": str(job.threads),  # whatever the caller has set: the same sums each time
+class Watch(threading.Thread):
+    """Ends the kernel of a client when a limit is passed or all runs are to stop, and says why."""
+
+    def __init__(self, client: NotebookClient, limits: Limits):
+        super().__init__(daemon=True)
+        self.client, self.limits = client, limits
+        self.over, self.reason, self.status = threading.Event(), "", None
+        self.start()
+
+    def run(self) -> None:
+        end = time.monotonic() + (self.limits.notebook or float("inf"))
+        while not self.over.wait(0.1):
+            process = getattr(getattr(self.client.km, "provisioner", None), "process", None)
+            if process is None:
+                continue
+            self.status = process.poll()
+            if STOP.is_set():
+                self.reason = "stopped with the build"
+            elif time.monotonic() > end:
+                self.reason = f"the notebook ran longer than {self.limits.notebook:g} s"
+            elif self.limits.memory and memory(process.pid) > self.limits.memory * 2**30:
+                self.reason = f"the kernel used more than {self.limits.memory:g} GiB of memory"
+            if self.reason:
+                with suppress(ProcessLookupError):  # just forked, no group yet: again
+                    os.killpg(process.pid, signal.SIGKILL)  # a kernel leads its own group
+                    return
+
+    def death(self) -> str:
+        """Why the kernel is dead, in words."""
+        if self.reason:
+            return self.reason
+        if self.status == -signal.SIGKILL:
+            return "the kernel was killed from outside; a system short of memory does that"
+        if self.status is not None and self.status < 0:
+            return f"the kernel died of {signal.Signals(-self.status).name}"
+        return f"the kernel ended by itself (exit status {self.status})"
+
+
+def memory(pid: int) -> int:
+    """Resident bytes of a process and its children."""
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return sum(p.memory_info().rss for p in [process, *process.children(recursive=True)])
+    return 0
+
+
+def environment(job: Job) -> dict[str, str]:
+    return {**os.environ, **settings(job.threads), "BOOK_BUILD": "1", "PROFILE": job.profile}
+
+
+def settings(threads: int) -> dict[str, str]:
+    """What a process reads when it loads its libraries, whatever the caller has set."""
+    return {
+        "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin starve each other when cores are short
+        "OPENBLAS_NUM_THREADS": "1",  # more would be threads of the server of warm kernels
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # as ipykernel sets it by itself
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
-    client = NotebookClient(
-        nb,
-        timeout=job.timeout,
-        kernel_name=nb.metadata.get("kernelspec", {}).get("name", "python3"),
-        resources={"metadata": {"path": str(Path(job.path).parent)}},
-        record_timing=False,
-        config=Config(KernelManager={"transport_encryption": "auto"}),  # else each start warns
-    )
-    start, error = time.perf_counter(), None
-    try:
-        client.execute(env=environment)
-    except Exception as exception:
-        error = exception
-    seconds = time.perf_counter() - start
+
+
+def run(job: Job, extra: dict[str, str] | None = None, prepare=None) -> Outcome:
+    """Run a notebook in a kernel of its own and return what came of it; never raises.
+
+    extra: more environment. prepare: called with the kernel's manager before it starts one.
+    """
+    nb = nbformat.reads(job.notebook, as_version=4)
+    nb.cells.append(nbformat.v4.new_code_cell(PROBE))
+    clock, error = [time.perf_counter()], None
+    with ExitStack() as stack:
+        folder = job.folder or stack.enter_context(tempfile.TemporaryDirectory())
+        if not job.folder:
+            for name, source in job.modules.items():
+                Path(folder, f"{name}.py").write_text(source, encoding="utf-8")
+        client = NotebookClient(
+            nb,
+            timeout=job.limits.cell or None,
+            kernel_name=nb.metadata.get("kernelspec", {}).get("name", "python3"),
+            resources={"metadata": {"path": folder}},
+            record_timing=False,
+            on_notebook_start=lambda **_: clock.append(time.perf_counter()),  # the kernel is ready
+            config=Config(KernelManager={"transport_encryption": "auto"}),  # else each start warns
+        )
+        watch = Watch(client, job.limits)
+        try:
+            client.create_kernel_manager()
+            if prepare:
+                prepare(client.km)
+            client.execute(env={**environment(job), **(extra or {})})
+        except Exception as exception:
+            error = exception
+        finally:
+            watch.over.set()
+            watch.join()
+            ensure_event_loop().close()  # of this thread; nbclient leaves it open
+    seconds = time.perf_counter() - clock[-1]
     probe = nb.cells.pop()
     if error is None:
         collect(nb, probe, job, seconds)
     outcome = Outcome(job, nbformat.writes(nb), seconds)
     if error is not None or any(not ran(cell) for cell in code_cells(nb)):
-        diagnose(outcome, nb, error)
+        diagnose(outcome, nb, error, watch)
     return outcome
 
 
@@ -116,19 +216,20 @@ def collect(nb: NotebookNode, probe: NotebookNode, job: Job, seconds: float) -> 
             value = output["data"][RESULT]
             results[value["name"]] = value["value"]
             cell.outputs.remove(output)
-    used = imported("\n".join(c.source for c in code_cells(nb)))
+    used = imported("\n".join(c.source for c in code_cells(nb))) - set(job.modules)
     said = json.loads("".join(o.get("text", "") for o in probe.outputs) or "{}")
     nb.metadata["book"] = {
         "results": results,
         "seconds": round(seconds, 1),
         "profile": job.profile,
-        "versions": versions(used | ({"torch"} if "workbench" in used else set())),
+        "versions": versions(used | ({"torch"} if job.modules else set())),
         "date": time.strftime("%Y-%m-%d"),
+        "finished": time.time(),  # tells one run from another of the same key
         **said,
     }
 
 
-def diagnose(outcome: Outcome, nb: NotebookNode, error: Exception | None) -> None:
+def diagnose(outcome: Outcome, nb: NotebookNode, error: Exception | None, watch: Watch) -> None:
     """Say which cell failed, where it stands in the file, and why."""
     lines = nb.metadata.get("source_map", [])
     cells = [i for i, cell in enumerate(nb.cells) if cell in code_cells(nb)]
@@ -140,9 +241,9 @@ def diagnose(outcome: Outcome, nb: NotebookNode, error: Exception | None) -> Non
         outcome.error = f"{error.ename}: {ANSI.sub('', error.evalue)}"
         outcome.frames = ANSI.sub("", error.traceback).strip().splitlines()[-12:]
     elif isinstance(error, CellTimeoutError):
-        outcome.error = f"the cell ran longer than {outcome.job.timeout} s"
-    elif isinstance(error, DeadKernelError):
-        outcome.error = "the kernel died: it was killed (out of memory?) or crashed"
+        outcome.error = f"the cell ran longer than {outcome.job.limits.cell:g} s"
+    elif isinstance(error, DeadKernelError) or watch.reason:
+        outcome.error = watch.death()
     elif error is not None:
         outcome.error = f"{type(error).__name__}: {error}"
     else:
@@ -154,8 +255,3 @@ def diagnose(outcome: Outcome, nb: NotebookNode, error: Exception | None) -> Non
         )
         within = int(next(filter(None, inner[0]))) if inner else 0
         outcome.line = lines[failed] + 1 + within
-
-
-def executor() -> Executor:
-    """Where the jobs run: plain kernels, one after the other."""
-    return ThreadPoolExecutor(max_workers=1)

@@ -22,7 +22,9 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import jupytext
@@ -75,52 +77,61 @@ def imported(source: str) -> set[str]:
 
 @functools.cache
 def distributions() -> dict[str, list[str]]:
-    """Installed distributions by the module names they provide."""
+    """Installed distributions by the module names they provide: slow, reads what is installed."""
     return dict(importlib.metadata.packages_distributions())
+
+
+def providers(module: str) -> list[str]:
+    """Names of the installed distributions that provide a module; most are called like it."""
+    try:
+        importlib.metadata.version(module)
+    except importlib.metadata.PackageNotFoundError:
+        return distributions().get(module, [])
+    return [module]
 
 
 def versions(modules: Iterable[str]) -> dict[str, str]:
     """Versions of the installed distributions that provide these modules."""
-    found = {}
-    for module in sorted(set(modules) - set(sys.stdlib_module_names)):
-        for name in distributions().get(module, ()):
-            found[name] = importlib.metadata.version(name)
-    return found
+    outside = sorted(set(modules) - set(sys.stdlib_module_names))
+    names = [name for module in outside for name in providers(module)]
+    return {name: importlib.metadata.version(name) for name in names}
 
 
-def device_type(folder: Path) -> str:
-    """The kind of accelerator that torch sees ("cuda", "mps", ...) or "cpu".
+def accelerators(folder: Path) -> tuple[str, int]:
+    """The kind of accelerator that torch sees ("cuda", "mps", ...) and how many; ("cpu", 0) if none.
 
     Importing torch takes seconds, so the answer is kept in the store with what it depends on and
     torch is asked again, in a process of its own, when that has changed.
     """
     nodes = [
-        str(p)
+        str(path)
         for pattern in ("nvidia[0-9]*", "kfd", "dri/render*")
-        for p in Path("/dev").glob(pattern)
+        for path in Path("/dev").glob(pattern)
     ]
-    visible = {k: v for k, v in os.environ.items() if k.endswith("_VISIBLE_DEVICES")}
+    visible = sorted((k, v) for k, v in os.environ.items() if k.endswith("_VISIBLE_DEVICES"))
     torch = versions(["torch"]).get("torch", "none")
-    asked = json.dumps(
-        [torch, platform.platform(), sorted(nodes), sorted(visible.items()), sys.prefix]
-    )
+    asked = json.dumps([torch, platform.platform(), sorted(nodes), visible, sys.prefix])
     memo = folder / "device.json"
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads(memo.read_text(encoding="utf-8"))
         if kept["asked"] == asked:
-            return kept["device"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+            return kept["device"], kept["count"]
+    device, count = ask_torch()
+    write(memo, json.dumps({"asked": asked, "device": device, "count": count}))
+    return device, count
+
+
+def ask_torch() -> tuple[str, int]:
+    """Kind and number of accelerators as torch sees them, in a process of its own."""
+    if not versions(["torch"]):
+        return "cpu", 0
     code = (
-        "import torch; a = torch.accelerator;"
-        "print(a.current_accelerator().type if a.is_available() else 'cpu')"
+        "import torch; a = torch.accelerator; there = a.is_available();"
+        "print(a.current_accelerator().type if there else 'cpu', a.device_count() if there else 0)"
     )
-    answer = "cpu"
-    if torch != "none":
-        command = [sys.executable, "-c", code]
-        answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    write(memo, json.dumps({"asked": asked, "device": answer}))
-    return answer
+    command = [sys.executable, "-c", code]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return answer[0], int(answer[1])
 
 
 def write(path: Path, text: str) -> None:
@@ -137,22 +148,33 @@ class Store:
     def __init__(self, folder: Path, profile: str):
         self.folder, self.profile = Path(folder), profile
 
+    def local_modules(self, nb: NotebookNode, beside: Path) -> dict[str, str]:
+        """Texts of the modules in the folder ``beside`` that the notebook imports, by name."""
+        names = imported("\n".join(cell.source for cell in code_cells(nb)))
+        files = {name: beside / f"{name}.py" for name in sorted(names)}
+        return {n: f.read_text(encoding="utf-8") for n, f in files.items() if f.is_file()}
+
+    def modules(self, nb: NotebookNode, beside: Path) -> set[str]:
+        """Names of what the notebook and its local modules import, without those modules."""
+        local = self.local_modules(nb, beside)
+        own = imported("\n".join(cell.source for cell in code_cells(nb)))
+        return own.union(*map(imported, local.values())) - set(local)
+
+    def surroundings(self, modules: Iterable[str]) -> dict:
+        """Python, device and the versions of what provides these modules, and of torch's family."""
+        return {
+            "versions": versions({*modules, *ALWAYS}),
+            "python": list(platform.python_version_tuple()[:2]),
+            "device": accelerators(self.folder)[0],
+        }
+
     def fingerprint(self, nb: NotebookNode, beside: Path) -> dict:
         """What surrounds the code of a notebook in the folder ``beside``: see the module's text."""
-        code = "\n".join(cell.source for cell in code_cells(nb))
-        names, local = imported(code), {}
-        for name in sorted(names):
-            file = beside / f"{name}.py"
-            if file.is_file():
-                source = file.read_text(encoding="utf-8")
-                local[name] = hashlib.sha256(source.encode()).hexdigest()
-                names |= imported(source)
+        local = self.local_modules(nb, beside)
         return {
-            "local": local,
-            "versions": versions(names.union(ALWAYS)),
-            "python": platform.python_version_tuple()[:2],
-            "device": device_type(self.folder),
+            "local": {n: hashlib.sha256(text.encode()).hexdigest() for n, text in local.items()},
             "profile": self.profile,
+            **self.surroundings(self.modules(nb, beside)),
         }
 
     def key(self, nb: NotebookNode, beside: Path) -> str:
@@ -171,13 +193,30 @@ class Store:
     def load(self, key: str | None) -> NotebookNode | None:
         """The run of that key, or None when there is none or its file cannot be used."""
         try:
-            return nbformat.read(self.path(key), as_version=4) if key else None
-        except (OSError, ValueError, KeyError, AttributeError, nbformat.ValidationError):
+            nb = nbformat.v4.reads(self.path(key).read_text("utf-8")) if key else None
+            return nb if nb and nb.metadata["book"] and code_cells(nb) is not None else None
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
             return None
 
     def save(self, key: str, stem: str, nb: NotebookNode, seconds: float) -> None:
         write(self.path(key), nbformat.writes(nb))
         write(self.folder / f"{stem}.last", json.dumps({"key": key, "seconds": seconds}))
+
+    def touch(self, key: str) -> None:
+        """Note that an entry is in use: ``prune`` removes those that are not."""
+        with suppress(OSError):
+            os.utime(self.path(key))
+
+    def prune(self, days: float) -> list[Path]:
+        """Remove entries, and leftovers of interrupted writes, that no build used for so long."""
+        limit = time.time() - days * 86400
+        removed = []
+        for path in [*self.folder.glob("*.ipynb"), *self.folder.glob("*.part")]:
+            with suppress(OSError):
+                if path.stat().st_mtime < limit:
+                    path.unlink()
+                    removed.append(path)
+        return removed
 
     def last(self, stem: str) -> dict:
         """{"key", "seconds"} of the last run of a notebook, or {} when it never ran."""
@@ -196,3 +235,10 @@ def merge(nb: NotebookNode, run: NotebookNode) -> NotebookNode:
             done = ran.pop(at)
             cell.outputs, cell.execution_count = done.outputs, done.execution_count
     return nb
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 4 or sys.argv[1] != "prune":
+        sys.exit("usage: store.py prune FOLDER DAYS")
+    for gone in Store(Path(sys.argv[2]), "").prune(float(sys.argv[3])):
+        print("removed", gone)

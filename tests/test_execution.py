@@ -6,7 +6,7 @@ import os
 import nbformat
 import pytest
 
-from runner import Job, run
+from runner import Job, Limits, run
 from sites import build, page, ran, write_site
 from store import Store, parse
 
@@ -159,20 +159,21 @@ def test_warnings_in_a_notebook_name_the_true_line(book):
     assert f"notebooks/a.py:{line}: WARNING: Unknown interpreted text role" in result.stderr
 
 
-def job(tmp_path, code: str, timeout: int = 60) -> Job:
+def job(tmp_path, code: str, **limits: float) -> Job:
     path = tmp_path / "n.py"
     path.write_text(f"# %%\n{code}\n")
-    return Job("n", str(path), nbformat.writes(parse(path.read_text())), timeout, "sample")
+    nb = nbformat.writes(parse(path.read_text()))
+    return Job("n", str(path), nb, {}, str(tmp_path), Limits(**limits))
 
 
 def test_a_kernel_that_dies_is_an_outcome_not_a_crash(tmp_path):
     outcome = run(job(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"))
-    assert "the kernel died" in outcome.error
+    assert "the kernel was killed from outside" in outcome.error
     assert (outcome.cell, outcome.line) == (1, 1)
 
 
 def test_a_cell_that_takes_too_long_is_called_so(tmp_path):
-    outcome = run(job(tmp_path, "import time; time.sleep(30)", timeout=1))
+    outcome = run(job(tmp_path, "import time; time.sleep(30)", cell=1))
     assert outcome.error == "the cell ran longer than 1 s"
 
 
@@ -180,7 +181,8 @@ def test_an_expected_exception_and_a_skipped_cell_are_no_failure(tmp_path):
     code = '1 / 0\n\n# %% tags=["skip-execution"]\nnever()\n'
     path = tmp_path / "n.py"
     path.write_text(f'# %% tags=["raises-exception"]\n{code}')
-    outcome = run(Job("n", str(path), nbformat.writes(parse(path.read_text())), 60, "sample"))
+    nb = nbformat.writes(parse(path.read_text()))
+    outcome = run(Job("n", str(path), nb, {}, str(tmp_path)))
     assert outcome.error == ""
 
 
@@ -217,7 +219,7 @@ def test_the_key_covers_local_modules_versions_device_and_profile(tmp_path, monk
     keys = [store.key(nb, tmp_path), Store(tmp_path / "store", "full").key(nb, tmp_path)]
     (tmp_path / "helper.py").write_text("x = 2\n")
     keys.append(store.key(nb, tmp_path))
-    monkeypatch.setattr("store.device_type", lambda folder: "cuda")
+    monkeypatch.setattr("store.accelerators", lambda folder: ("cuda", 1))
     keys.append(store.key(nb, tmp_path))
     monkeypatch.setattr("store.versions", lambda modules: {"numpy": "0"})
     keys.append(store.key(nb, tmp_path))

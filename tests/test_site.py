@@ -63,6 +63,7 @@ def test_the_documents_are_exactly_the_expected_ones(pages):
     expected = {
         "index",
         "bibliography",
+        "status",
         *(f"{f}/{s}" for s in STEMS for f in ("chapters", "notebooks")),
     }
     assert set(pages) - GENERATED == expected
@@ -148,7 +149,7 @@ def test_chinese_titles_are_marked_as_chinese(pages):
 def test_a_second_run_prints_the_same(site, runs, stem, tmp_path):
     path = NOTEBOOKS / f"{stem}.py"
     nb = parse(path.read_text(encoding="utf-8"))
-    again = run(Job(stem, str(path), nbformat.writes(nb), 300, "sample"))
+    again = run(Job(stem, str(path), nbformat.writes(nb), {}, str(NOTEBOOKS)))
     assert again.error == ""
     second = nbformat.reads(again.notebook, as_version=4)
     assert second.metadata["book"]["results"] == runs[stem].metadata["book"]["results"]

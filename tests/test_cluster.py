@@ -1,0 +1,144 @@
+"""The same jobs on a Dask cluster: a scheduler and two workers on the loopback interface."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sites import build, page, ran, write_site
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+HELPER = "VALUE = 'from the helper'\n"
+INDEX = "Book\n====\n\n.. toctree::\n   :glob:\n\n   chapters/*\n"
+
+
+class Dask:
+    """Processes of `dask scheduler` and `dask worker`, each in a folder of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.processes, self.logs = folder, [], []
+        self.start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")
+        wait_for(lambda: re.search(r"tcp://127\.0\.0\.1:\d+", self.log(0)))
+        self.address = re.search(r"tcp://127\.0\.0\.1:\d+", self.log(0))[0]
+
+    def start(self, kind: str, *options: str) -> subprocess.Popen:
+        own = self.folder / f"{kind}{len(self.processes)}"
+        own.mkdir(parents=True)
+        self.logs.append(own / "log")
+        command = [sys.executable, "-m", "distributed.cli.dask_" + kind, *options]
+        with open(own / "log", "w") as log:
+            process = subprocess.Popen(command, cwd=own, stdout=log, stderr=log, env=clean())
+        self.processes.append(process)
+        return process
+
+    def worker(self, *options: str) -> subprocess.Popen:
+        limits = ["--nthreads", "1", "--no-dashboard", "--memory-limit", "0", "--no-nanny"]
+        process = self.start("worker", self.address, "--host", "127.0.0.1", *limits, *options)
+        wait_for(lambda: "Registered to" in self.log(-1))
+        return process
+
+    def log(self, n: int) -> str:
+        return self.logs[n].read_text()
+
+    def stop(self) -> None:
+        for process in reversed(self.processes):
+            process.kill()
+            process.wait()
+
+
+def clean() -> dict[str, str]:
+    """An environment in which nothing of this repository can be imported."""
+    return {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def dask(tmp_path):
+    cluster = Dask(tmp_path / "dask")
+    yield cluster
+    cluster.stop()
+
+
+def book(folder: Path, seconds: float) -> Path:
+    files = {"index.rst": INDEX, "notebooks/helper.py": HELPER}
+    for name in "abcd":
+        code = f"import helper, time\ntime.sleep({seconds})\nprint(helper.VALUE, helper.__file__)\n"
+        files[f"chapters/{name}.rst"] = f"{name}\n=\n\n.. cells:: it\n   :part: output\n"
+        files[f"notebooks/{name}.py"] = f'# %% [markdown]\n# # N\n\n# %% tags=["it"]\n{code}'
+    from sites import CONF
+
+    return write_site(folder, files, CONF.replace("workbench.py", "helper.py"))
+
+
+def test_the_notebooks_run_on_the_workers_and_come_into_the_same_store(dask, tmp_path):
+    dask.worker()
+    dask.worker()
+    folder = book(tmp_path / "book", 0)
+    result = build(folder, "-D", f"notebooks_cluster={dask.address}")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert sorted(ran(result)) == list("abcd")
+    shown = page(folder, "chapters/c").select_one(".cell_output").text
+    assert "from the helper" in shown
+    assert str(folder) not in shown  # it ran in a temporary folder of the worker
+    assert ran(build(folder)) == []  # the keys are those of this machine
+
+
+def test_the_notebooks_of_a_lost_worker_are_run_again(dask, tmp_path):
+    first = dask.worker()
+    dask.worker()
+    folder = book(tmp_path / "book", 4)
+    options = ["-n", "-W", "-D", f"notebooks_cluster={dask.address}", str(folder)]
+    command = [sys.executable, "-m", "sphinx", *options, str(folder / "_build" / "html")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(lambda: list((folder / ".store").glob("*.ipynb")))  # one has finished, others run
+    first.kill()
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    assert "from the helper" in page(folder, "chapters/d").select_one(".cell_output").text
+
+
+def test_a_worker_that_differs_is_refused_with_the_difference(dask, tmp_path):
+    """The worker's interpreter claims another version of numpy."""
+    lie = tmp_path / "lie" / "sitecustomize.py"
+    lie.parent.mkdir()
+    lie.write_text(
+        "import importlib.metadata as m\n"
+        "true = m.version\n"
+        "m.version = lambda name: '0.1' if name == 'numpy' else true(name)\n"
+    )
+    os.environ["PYTHONPATH"] = str(lie.parent)
+    try:
+        own = dask.folder / "odd"
+        own.mkdir()
+        with open(own / "log", "w") as log:
+            limits = ["--nthreads", "1", "--no-dashboard", "--no-nanny", "--host", "127.0.0.1"]
+            command = [sys.executable, "-m", "distributed.cli.dask_worker", dask.address, *limits]
+            dask.processes.append(subprocess.Popen(command, cwd=own, stdout=log, stderr=log))
+    finally:
+        del os.environ["PYTHONPATH"]
+    wait_for(lambda: "Registered to" in (own / "log").read_text())
+    folder = book(tmp_path / "book", 0)
+    alone = build(folder, "-D", f"notebooks_cluster={dask.address}")
+    assert alone.returncode != 0
+    assert "no worker of" in alone.stderr and "numpy 0.1, here" in alone.stderr
+    dask.worker()
+    both = build(folder, "-D", f"notebooks_cluster={dask.address}")
+    assert "not used: worker" in both.stderr and "numpy 0.1, here" in both.stderr
+    assert sorted(ran(both)) == list("abcd")
+
+
+def test_an_address_without_a_scheduler_is_a_clear_error(tmp_path):
+    folder = book(tmp_path / "book", 0)
+    result = build(folder, "-D", "notebooks_cluster=tcp://127.0.0.1:9")
+    assert result.returncode != 0
+    assert "no Dask scheduler answers at tcp://127.0.0.1:9" in result.stderr

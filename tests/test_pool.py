@@ -1,0 +1,249 @@
+"""Several kernels at once, what ends them, and what a build leaves behind however it ends."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+from loader import ROOT
+from pool import Local, differences, open_pool
+from runner import Job, Limits, run
+from sites import CONF, build, page, ran, write_site
+from store import Store, code_cells, parse
+
+INDEX = "Book\n====\n\n.. toctree::\n   :glob:\n\n   chapters/*\n"
+
+
+def many(folder: Path, n: int, code: str = "print({i})") -> Path:
+    files = {"index.rst": INDEX}
+    for i in range(n):
+        files[f"chapters/n{i:03}.rst"] = f"N{i}\n====\n\n.. cells:: it\n"
+        files[f"notebooks/n{i:03}.py"] = f'# %% [markdown]\n# # N{i}\n\n# %% tags=["it"]\n' + (
+            code.format(i=i) + "\n"
+        )
+    return write_site(folder, files)
+
+
+def job(folder: Path, name: str, code: str, limits: Limits = Limits()) -> Job:  # noqa: B008
+    nb = nbformat.writes(parse(f"# %%\n{code}\n"))
+    return Job(name, str(folder / f"{name}.py"), nb, {}, str(folder), limits)
+
+
+def text(outcome) -> str:
+    assert outcome.error == "", outcome.error
+    nb = nbformat.reads(outcome.notebook, as_version=4)
+    return "".join(o.text for cell in code_cells(nb) for o in cell.outputs)
+
+
+def test_kernels_run_at_once_and_each_gpu_has_one(tmp_path, monkeypatch):
+    monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", "3,5")
+    code = "import os, time; time.sleep(3); print(os.environ['CUDA_VISIBLE_DEVICES'], time.time())"
+    with open_pool(2, 1, 2, False, "", {}) as pool:
+        futures = [pool.submit(job(tmp_path, f"n{i}", code)) for i in range(2)]
+        seen = [text(future.result()).split() for future in futures]
+    assert sorted(gpu for gpu, _ in seen) == ["3", "5"]
+    assert abs(float(seen[0][1]) - float(seen[1][1])) < 3
+
+
+def test_the_slowest_of_the_last_build_starts_first(tmp_path):
+    folder = many(tmp_path, 3)
+    for i in range(3):
+        (folder / ".store").mkdir(exist_ok=True)
+        (folder / ".store" / f"n{i:03}.last").write_text(json.dumps({"key": "", "seconds": 9 * i}))
+    assert ran(build(folder, "-D", "notebooks_jobs=1")) == ["n002", "n001", "n000"]
+
+
+def test_a_limit_that_is_no_number_is_refused(tmp_path):
+    result = build(many(tmp_path, 1), "-D", "notebooks_memory=lots")
+    assert result.returncode != 0
+    assert "MEM: 'lots' is no number of GiB" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "limits", "message"),
+    [
+        ("import time; time.sleep(60)", Limits(notebook=3), "the notebook ran longer than 3 s"),
+        ("x = b'1' * 2**30\nimport time; time.sleep(60)", Limits(memory=0.5), "more than 0.5 GiB"),
+        ("import os; os.abort()", Limits(), "the kernel died of SIGABRT"),
+    ],
+)
+def test_a_limit_that_is_passed_is_reported_as_what_it_is(tmp_path, code, limits, message):
+    outcome = run(job(tmp_path, "n", code, limits))
+    assert message in outcome.error
+    assert outcome.cell == 1
+
+
+def test_a_header_may_set_limits_and_a_wrong_one_is_refused():
+    nb = parse("# ---\n# jupyter:\n#   limits:\n#     cell: 7\n# ---\n\n# %%\n1\n")
+    assert Limits.of(nb, Limits(memory=2)) == Limits(cell=7, memory=2)
+    for wrong in ({"cells": 7}, {"cell": "long"}, {"memory": -1}):
+        nb.metadata["limits"] = wrong
+        with pytest.raises(ValueError, match="there are cell, notebook and memory"):
+            Limits.of(nb, Limits())
+
+
+def descendants(process: subprocess.Popen) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def start(folder: Path, *options: str) -> subprocess.Popen:
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-q",
+        *options,
+        str(folder),
+        str(folder / "_build/html"),
+    ]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("warm", ["0", "1"])
+def test_an_interrupt_ends_the_kernels_and_keeps_what_has_finished(tmp_path, number, warm):
+    folder = many(tmp_path, 2, "import time; time.sleep({i} * 120)")
+    process = start(folder, "-D", "notebooks_jobs=2", "-D", f"notebooks_warm={warm}")
+    wait_for(lambda: list((folder / ".store").glob("*.ipynb")))
+    children = descendants(process)
+    process.send_signal(number)
+    assert process.wait(30) != 0
+    gone, alive = psutil.wait_procs(children, 20)
+    assert not alive
+    assert len(list((folder / ".store").glob("*.ipynb"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("warm", ["0", "1"])
+def test_a_build_killed_at_any_moment_leaves_a_store_that_works(tmp_path, warm):
+    """Ten times SIGKILL with plain kernels, ten with forked ones."""
+    folder = many(tmp_path, 4)
+    moments = random.Random(0)
+    for _ in range(10):
+        process = start(folder, "-D", f"notebooks_warm={warm}", "-D", "notebooks_force=1")
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(moments.uniform(0.2, 6))
+            raise subprocess.TimeoutExpired("finished before", 0)
+        children = descendants(process) if process.poll() is None else []
+        process.kill()
+        process.wait()
+        assert not psutil.wait_procs(children, 20)[1]
+    after = build(folder, "-E")
+    assert (after.returncode, after.stderr) == (0, "")
+    assert page(folder, "chapters/n003").select_one(".cell_output").text.strip() == "3"
+
+
+@pytest.mark.slow
+def test_two_builds_at_once_share_a_store(tmp_path):
+    """Twenty rounds: two processes save, read and prune the same entries at the same time."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "_ext")!r})
+from pathlib import Path
+import nbformat
+from store import Store
+store = Store(Path(sys.argv[1]), "sample")
+nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x" * 200_000)])
+nb.metadata["book"] = {{"finished": 1}}
+for n in range(20):
+    for key in "abcdefgh":
+        found = store.load(key)
+        assert found is None and not store.path(key).exists() or found.cells[0].source == "x" * 200_000, key
+        store.save(key, "n", nb, 1.0)
+        store.touch(key)
+        assert store.last("n")["key"] in "abcdefgh"
+    store.prune(0 if n % 5 == 4 else 30)
+"""
+    both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(2)]
+    assert [process.wait(120) for process in both] == [0, 0]
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_two_builds_of_one_site_at_once_both_succeed(tmp_path):
+    folder = many(tmp_path, 3)
+    other = ["-d", str(folder / "_build" / "other")]
+    both = [start(folder, "-W"), start(folder, "-W", *other)]
+    assert [process.wait(120) for process in both] == [0, 0]
+
+
+def test_prune_removes_what_no_build_used(tmp_path):
+    folder = many(tmp_path, 2)
+    build(folder)
+    store = folder / ".store"
+    old = time.time() - 40 * 86400
+    for path in store.glob("*.ipynb"):
+        os.utime(path, (old, old))
+    (store / "x.ipynb.12.part").write_text("")
+    os.utime(store / "x.ipynb.12.part", (old, old))
+    used = json.loads((store / "n000.last").read_text())["key"]
+    Store(store, "sample").touch(used)
+    command = [sys.executable, str(ROOT / "_ext" / "store.py"), "prune", str(store), "30"]
+    removed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert removed.count("removed") == 2
+    assert [path.stem for path in store.glob("*.ipynb")] == [used]
+    assert ran(build(folder)) == ["n001"]
+
+
+def test_a_failure_is_also_written_to_a_file(tmp_path):
+    folder = many(tmp_path, 1, "1 / 0")
+    assert build(folder).returncode != 0
+    report = (folder / "_build" / "html" / "reports" / "n000.txt").read_text()
+    assert "notebooks/n000.py:13: cell 2: ZeroDivisionError: division by zero" in report
+    (folder / "notebooks" / "n000.py").write_text('# %% [markdown]\n# # N\n\n# %% tags=["it"]\n1\n')
+    assert build(folder).returncode == 0
+    assert not (folder / "_build" / "html" / "reports").exists()
+
+
+def test_the_status_page_says_what_ran_and_what_came_from_the_store(tmp_path):
+    conf = CONF.replace('"launch"]', '"launch", "status"]').replace('"index.rst"', '"*.rst"')
+    folder = many(tmp_path, 2)
+    index = INDEX + "   status\n"
+    write_site(folder, {"index.rst": index, "status.rst": "Status\n======\n\n.. runs::\n"}, conf)
+    assert build(folder).returncode == 0
+    rows = [
+        [c.text.strip() for c in row.select("td")]
+        for row in page(folder, "status").select("tbody tr")
+    ]
+    assert [row[0] for row in rows] == ["n000", "n001"]
+    assert {row[6] for row in rows} == {"run"}
+    edited = folder / "notebooks" / "n001.py"
+    edited.write_text(edited.read_text() + "print()\n")
+    assert build(folder).returncode == 0
+    rows = [
+        [c.text.strip() for c in row.select("td")]
+        for row in page(folder, "status").select("tbody tr")
+    ]
+    assert [row[6] for row in rows] == ["from the store", "run"]
+    assert float(rows[0][2]) > 0 and rows[0][3].endswith("MiB") and rows[0][4] == "sample"
+
+
+def test_the_difference_of_a_worker_is_named():
+    here = {"python": ["3", "11"], "device": "cpu", "versions": {"torch": "2.9", "numpy": "2.0"}}
+    there = {"python": ["3", "12"], "device": "cuda", "versions": {"numpy": "2.0"}}
+    assert list(differences(here, here)) == []
+    assert list(differences(here, there)) == [
+        "python 3.12, here 3.11",
+        "device cuda, here cpu",
+        "torch none, here 2.9",
+    ]
+
+
+def test_a_pool_without_warm_kernels_starts_no_server():
+    pool = Local(1, 1, 0, warm=False)
+    assert pool.server is None
+    pool.close()
