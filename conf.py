@@ -18,6 +18,7 @@ extensions = [
     "sphinxcontrib.bibtex",
     "embed",
     "launch",
+    "status",
     "paper",
     "timeline",
     "mathml",
@@ -25,7 +26,7 @@ extensions = [
 ]
 
 # Every .py file would be a notebook: name what is a page instead of what is not.
-include_patterns = ["index.rst", "bibliography.rst", "chapters/*.rst", "notebooks/*.py"]
+include_patterns = ["*.rst", "chapters/*.rst", "notebooks/*.py"]
 exclude_patterns = ["notebooks/workbench.py"]
 nb_custom_formats = {".py": "execution.read"}
 

@@ -1,0 +1,93 @@
+"""The page of the run: what each notebook ran on, and whether it was run for this build.
+
+::
+
+    .. runs::
+"""
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util.docutils import SphinxDirective
+
+from execution import kept
+
+COLUMNS = ("Notebook", "Device", "Seconds", "Memory", "Profile", "Date", "Outputs", "Versions")
+
+
+class runs_placeholder(nodes.General, nodes.Element):
+    """Stands for the table until all notebooks are read."""
+
+
+class Runs(SphinxDirective):
+    def run(self) -> list[nodes.Node]:
+        self.env.metadata[self.env.current_document.docname]["runs"] = True
+        return [runs_placeholder()]
+
+
+class Resolve(SphinxPostTransform):
+    default_priority = 2  # before cross-references, at 10
+
+    def run(self, **kwargs) -> None:
+        for place in list(self.document.findall(runs_placeholder)):
+            place.replace_self(self.table())
+
+    def table(self) -> nodes.table:
+        body = nodes.tbody()
+        for docname, known in sorted(kept(self.env).items()):
+            body += self.row(docname, known)
+        head = nodes.thead("", nodes.row("", *[cell(nodes.Text(name)) for name in COLUMNS]))
+        group = nodes.tgroup("", cols=len(COLUMNS))
+        group += [nodes.colspec(colwidth=1) for _ in COLUMNS]
+        group += [head, body]
+        return nodes.table("", group, classes=["runs"])
+
+    def row(self, docname: str, known: dict) -> nodes.row:
+        book = known["book"]
+        link = addnodes.pending_xref(
+            "",
+            nodes.inline("", docname.rpartition("/")[2]),
+            refdomain="std",
+            reftype="doc",
+            reftarget=f"/{docname}",
+            refexplicit=True,
+            refdoc=self.env.current_document.docname,
+        )
+        peak = book.get("peak")
+        texts = (
+            book.get("device") or "",
+            f"{book['seconds']:.1f}" if "seconds" in book else "",
+            f"{peak / 2**20:,.0f} MiB" if peak else "",
+            book.get("profile", ""),
+            book.get("date", ""),
+            "failed" if known["failed"] else known["origin"],
+            ", ".join(f"{name} {version}" for name, version in book.get("versions", {}).items()),
+        )
+        return nodes.row("", cell(link), *[cell(nodes.Text(text)) for text in texts])
+
+
+def cell(content: nodes.Node) -> nodes.entry:
+    return nodes.entry("", nodes.paragraph("", "", content))
+
+
+def outdated(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """Write the page again when any run has changed."""
+    shown = str(sorted(kept(env).items()))
+    before, env.runs_shown = getattr(env, "runs_shown", None), shown
+    return [doc for doc, data in env.metadata.items() if "runs" in data and shown != before]
+
+
+def setup(app: Sphinx) -> dict:
+    app.setup_extension("execution")
+    app.add_node(runs_placeholder)
+    app.add_directive("runs", Runs)
+    app.add_post_transform(Resolve)
+    app.connect("env-get-updated", outdated)
+    return {
+        "version": "1",
+        "env_version": 1,
+        "parallel_read_safe": True,
+        "parallel_write_safe": True,
+    }
