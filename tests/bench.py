@@ -1,0 +1,167 @@
+"""Time this engine against MyST-NB's own cache and nbsphinx, on the same notebooks, in one run.
+
+    make bench                 eight light notebooks, the comparisons, the edits
+    python tests/bench.py grow 100, 300 and 1,000 notebooks of one line
+
+Each row is one build of the same site: wall seconds, CPU seconds of the build and all processes it
+started, and the ratio of the wall time to that of this engine from nothing.
+"""
+
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pypandoc
+
+from sites import CONF, HEADER
+
+NOTEBOOKS = 8
+INDEX = "Book\n====\n\n.. toctree::\n   :glob:\n\n   {}*\n"
+NOTEBOOK = (
+    HEADER
+    + """# %% [markdown]
+# # Notebook {i}
+#
+# A paragraph.
+
+# %%
+import matplotlib.pyplot as plt
+import torch
+import torchvision
+from torch import nn
+
+# %%
+torch.manual_seed({i})
+model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 26 * 26, 10))
+x, y = torch.rand(256, 1, 28, 28), torch.randint(0, 10, (256,))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+# %%
+losses = []
+for _ in range(40):
+    loss = nn.functional.cross_entropy(model(x), y)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    losses.append(loss.item())
+print(f"{{losses[-1]:.3f}}")
+
+# %%
+plt.plot(losses);
+"""
+)
+THEME = 'html_theme = "sphinx_book_theme"\n'
+MYST = """
+extensions = ["myst_nb"]
+include_patterns = ["index.rst", "notebooks/*.py"]
+nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
+nb_execution_mode = "cache"
+nb_execution_timeout = 300
+"""
+NBSPHINX = """
+extensions = ["nbsphinx"]
+include_patterns = ["index.rst", "notebooks/*.ipynb"]
+nbsphinx_execute = "always"
+"""
+
+
+def site(folder: Path, conf: str, texts: dict[str, str]) -> Path:
+    """Write a site of these notebooks; where its conf names .ipynb they are converted."""
+    (folder / "notebooks").mkdir(parents=True)
+    (folder / "conf.py").write_text(conf + THEME)
+    (folder / "index.rst").write_text(INDEX.format("notebooks/"))
+    for name, text in texts.items():
+        path = folder / "notebooks" / f"{name}.py"
+        if ".ipynb" in conf:
+            nbformat.write(jupytext.reads(text, fmt="py:percent"), path.with_suffix(".ipynb"))
+        else:
+            path.write_text(text)
+    return folder
+
+
+def measure(folder: Path, *options: str) -> tuple[float, float, int]:
+    """Wall and CPU seconds of one build, its processes included, and the peak memory in MiB."""
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-q",
+        *options,
+        str(folder),
+        str(folder / "_build/html"),
+    ]
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    result = subprocess.run(command, capture_output=True, text=True, env=plain_environment())
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if result.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{result.stdout}{result.stderr}")
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return wall, cpu, after.ru_maxrss // 1024
+
+
+def plain_environment() -> dict[str, str]:
+    """As a user's shell: no thread count, no backend; with the pandoc that nbsphinx calls."""
+    hidden = {"OMP_NUM_THREADS", "MPLBACKEND", "PYTHONPATH"}
+    paths = [str(Path(pypandoc.get_pandoc_path()).parent), os.environ["PATH"]]
+    return {k: v for k, v in os.environ.items() if k not in hidden} | {"PATH": ":".join(paths)}
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    path.write_text(path.read_text().replace(old, new))
+
+
+def compare(folder: Path) -> None:
+    texts = {f"n{i}": NOTEBOOK.format(i=i) for i in range(NOTEBOOKS)}
+    ours = site(folder / "ours", CONF, texts)
+    one = ours / "notebooks" / "n3.py"
+    rows = {"this engine, from nothing": measure(ours)}
+    rows["this engine, nothing changed"] = measure(ours)
+    edit(one, "A paragraph.", "Another paragraph.")
+    rows["this engine, one paragraph edited"] = measure(ours)
+    edit(one, "range(40)", "range(41)")
+    rows["this engine, one cell edited"] = measure(ours)
+    plain = site(folder / "plain", CONF, texts)
+    rows["this engine, WARM=0, from nothing"] = measure(plain, "-D", "notebooks_warm=0")
+    myst = site(folder / "myst", MYST, texts)
+    rows["MyST-NB cache, from nothing"] = measure(myst)
+    rows["MyST-NB cache, nothing changed"] = measure(myst)
+    edit(myst / "notebooks" / "n3.py", "A paragraph.", "Another paragraph.")
+    rows["MyST-NB cache, one paragraph edited"] = measure(myst)
+    edit(myst / "notebooks" / "n3.py", "range(40)", "range(41)")
+    rows["MyST-NB cache, one cell edited"] = measure(myst)
+    nbsphinx = site(folder / "nbsphinx", NBSPHINX, texts)
+    rows["nbsphinx -j2, from nothing"] = measure(nbsphinx, "-j", "2")
+    first = rows["this engine, from nothing"][0]
+    print(f"{NOTEBOOKS} notebooks that import torch and torchvision, train briefly and draw;")
+    print(f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}\n")
+    print(f"| {'build':36} | wall s | CPU s | wall, ours from nothing = 1 |")
+    print(f"|{'-' * 38}|-------:|------:|----:|")
+    for name, (wall, cpu, _) in rows.items():
+        print(f"| {name:36} | {wall:6.1f} | {cpu:5.1f} | {wall / first:.2f} |")
+
+
+def grow(folder: Path) -> None:
+    print(
+        "| notebooks of one line | from nothing, s | for each, ms | nothing changed, s | peak MiB |"
+    )
+    print("|---:|---:|---:|---:|---:|")
+    for n in (100, 300, 1000):
+        text = HEADER + "# %% [markdown]\n# # N{i}\n\n# %%\nprint({i})\n"
+        place = site(folder / str(n), CONF, {f"n{i:04}": text.format(i=i) for i in range(n)})
+        wall, _, _ = measure(place)
+        again, _, peak = measure(place)
+        print(f"| {n} | {wall:.1f} | {wall / n * 1000:.0f} | {again:.1f} | {peak} |", flush=True)
+        shutil.rmtree(place)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as temporary:
+        (grow if sys.argv[1:] == ["grow"] else compare)(Path(temporary))
