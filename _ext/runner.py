@@ -40,7 +40,8 @@ _device = getattr(_workbench, "device", None)
 if getattr(_device, "type", "cpu") == "cuda":
     _device = _torch.cuda.get_device_name(_device)
 elif _device is not None:
-    _device = f"{_device.type.upper()}, {_torch.get_num_threads()} threads"
+    _threads = _torch.get_num_threads()
+    _device = f"{_device.type.upper()}, {_threads} thread{'s' * (_threads > 1)}"
 print(_json.dumps({"peak": _peak, "device": _device, "data": getattr(_workbench, "sources", [])}))
 """
 
