@@ -5,6 +5,7 @@ returns, and both travel between machines. Three limits end a run: seconds for o
 the notebook, and memory of the kernel; each is reported as what it was.
 """
 
+import atexit
 import json
 import os
 import re
@@ -164,8 +165,19 @@ def settings(threads: int) -> dict[str, str]:
 def run(job: Job, extra: dict[str, str] | None = None, prepare=None) -> Outcome:
     """Run a notebook in a kernel of its own and return what came of it; never raises.
 
-    extra: more environment. prepare: called with the kernel's manager before it starts one.
+    extra: more environment. prepare: called with the kernel's manager before it starts one. A
+    kernel that dies before it is ready is started again, up to twice: its ports, free when they
+    were chosen, may have been taken by another build on this machine before it bound them.
     """
+    for _ in range(3):
+        outcome, started = attempt(job, extra, prepare)
+        if started:
+            break
+    return outcome
+
+
+def attempt(job: Job, extra: dict[str, str] | None, prepare) -> tuple[Outcome, bool]:
+    """One run, and whether its kernel was ready or was ended on purpose before that."""
     nb = nbformat.reads(job.notebook, as_version=4)
     nb.cells.append(nbformat.v4.new_code_cell(PROBE))
     clock, error = [time.perf_counter()], None
@@ -194,6 +206,7 @@ def run(job: Job, extra: dict[str, str] | None = None, prepare=None) -> Outcome:
         finally:
             watch.over.set()
             watch.join()
+            atexit.unregister(client._cleanup_kernel)  # nbclient forgets it when a start fails
             ensure_event_loop().close()  # of this thread; nbclient leaves it open
     seconds = time.perf_counter() - clock[-1]
     probe = nb.cells.pop()
@@ -202,7 +215,7 @@ def run(job: Job, extra: dict[str, str] | None = None, prepare=None) -> Outcome:
     outcome = Outcome(job, nbformat.writes(nb), seconds)
     if error is not None or any(not ran(cell) for cell in code_cells(nb)):
         diagnose(outcome, nb, error, watch)
-    return outcome
+    return outcome, len(clock) > 1 or bool(watch.reason)
 
 
 def ran(cell: NotebookNode) -> bool:

@@ -90,6 +90,33 @@ def test_a_header_may_set_limits_and_a_wrong_one_is_refused():
             Limits.of(nb, Limits())
 
 
+def test_a_kernel_that_dies_before_it_is_ready_is_started_again(tmp_path):
+    """The first two commands end at once, as when a port is taken; the third is a kernel."""
+    starts = []
+
+    def prepare(manager):
+        starts.append(manager)
+        if len(starts) < 3:
+            manager.kernel_spec.argv = [
+                sys.executable,
+                "-c",
+                "raise SystemExit(1)",
+                "-f",
+                "{connection_file}",
+            ]
+
+    assert text(run(job(tmp_path, "n", "print('ran')"), prepare=prepare)) == "ran\n"
+    assert len(starts) == 3
+
+
+def test_a_kernel_that_never_starts_is_a_failure(tmp_path):
+    def prepare(manager):
+        manager.kernel_spec.argv = [sys.executable, "-c", "raise SystemExit(1)"]
+
+    outcome = run(job(tmp_path, "n", "1"), prepare=prepare)
+    assert "died before replying" in outcome.error or "the kernel ended" in outcome.error
+
+
 def descendants(process: subprocess.Popen) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
