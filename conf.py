@@ -40,12 +40,10 @@ numfig = True
 html_math_renderer = "mathml"
 bibtex_bibfiles = ["references.bib"]
 bibtex_reference_style = "author_year"
-suppress_warnings = ["bibtex.duplicate_citation"]
 
 html_theme = "sphinx_book_theme"
 html_title = "Deep Learning Models"
 html_static_path = ["_static"]
-templates_path = ["_templates"]
 html_css_files = ["book.css"]
 html_favicon = "_static/favicon.svg"
 html_context = {"default_mode": "auto"}  # light or dark as the reader's system

@@ -194,7 +194,10 @@ class Store:
         """The run of that key, or None when there is none or its file cannot be used."""
         try:
             nb = nbformat.v4.reads(self.path(key).read_text("utf-8")) if key else None
-            return nb if nb and nb.metadata["book"] and code_cells(nb) is not None else None
+            if nb and nb.metadata["book"]:
+                code_cells(nb)  # raises when it is no notebook
+                return nb
+            return None
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             return None
 

@@ -59,7 +59,7 @@ def serve(link: socket.socket) -> None:
                 importlib.import_module(name)
     threads = len(os.listdir("/proc/self/task"))
     stream = link.makefile("rw", encoding="utf-8")
-    answer(stream, {"ready": True, "threads": threads})
+    answer(stream, {"threads": threads})
     children: dict[int, int | None] = {}  # pid -> exit status
     try:
         for line in stream:

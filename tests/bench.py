@@ -21,7 +21,7 @@ import jupytext
 import nbformat
 import pypandoc
 
-from sites import CONF, HEADER
+from sites import CONF, HEADER, sphinx
 
 NOTEBOOKS = 8
 INDEX = "Book\n====\n\n.. toctree::\n   :glob:\n\n   {}*\n"
@@ -90,15 +90,7 @@ def site(folder: Path, conf: str, texts: dict[str, str]) -> Path:
 
 def measure(folder: Path, *options: str) -> tuple[float, float, int]:
     """Wall and CPU seconds of one build, its processes included, and the peak memory in MiB."""
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-q",
-        *options,
-        str(folder),
-        str(folder / "_build/html"),
-    ]
+    command = sphinx(folder, "-q", *options)
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     result = subprocess.run(command, capture_output=True, text=True, env=plain_environment())
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)

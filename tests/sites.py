@@ -44,12 +44,17 @@ def write_site(folder: Path, files: dict[str, str], conf: str = CONF) -> Path:
     return folder
 
 
+def sphinx(folder: Path, *options: str) -> list[str]:
+    """The command that builds a site into ``folder/_build/html``."""
+    where = [str(folder), str(folder / "_build" / "html")]
+    return [sys.executable, "-m", "sphinx", *options, *where]
+
+
 def build(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess:
     """Run sphinx-build as the Makefile does, output in ``folder/_build/html``."""
-    command = [sys.executable, "-m", "sphinx", "-n", "-W", "--keep-going", "--no-color", *options]
     env = {**os.environ, "PYTHONPATH": str(ROOT / "_ext"), **environment}
     return subprocess.run(
-        [*command, str(folder), str(folder / "_build" / "html")],
+        sphinx(folder, "-n", "-W", "--keep-going", "--no-color", *options),
         capture_output=True,
         text=True,
         env=env,

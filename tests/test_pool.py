@@ -16,7 +16,7 @@ import pytest
 from loader import ROOT
 from pool import Local, differences, open_pool
 from runner import Job, Limits, run
-from sites import CONF, build, page, ran, write_site
+from sites import CONF, build, page, ran, sphinx, write_site
 from store import Store, code_cells, parse
 
 INDEX = "Book\n====\n\n.. toctree::\n   :glob:\n\n   chapters/*\n"
@@ -122,15 +122,7 @@ def descendants(process: subprocess.Popen) -> list[psutil.Process]:
 
 
 def start(folder: Path, *options: str) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-q",
-        *options,
-        str(folder),
-        str(folder / "_build/html"),
-    ]
+    command = sphinx(folder, "-q", *options)
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
