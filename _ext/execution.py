@@ -57,9 +57,14 @@ class Session:
             raise ExtensionError(f"MEM: {config.notebooks_memory!r} is no number of GiB") from error
         self.limits = Limits(config.notebooks_cell_limit, config.notebooks_limit, memory)
         self.cluster, self.warm = config.notebooks_cluster, config.notebooks_warm
+        # A store that is not there yet has no result: all will be run, so the process that warm
+        # kernels come from may import torch while another one is asked for the device.
+        self.cores, self.jobs = os.cpu_count() or 1, config.notebooks_jobs
+        early = self.warm and not self.cluster and not self.store.folder.exists()
+        threads = max(1, self.cores // (self.jobs or self.cores))
+        self.server = warm.Server(threads) if early else None
         device, count = accelerators(self.store.folder)
-        self.gpus, self.cores = count if device == "cuda" else 0, os.cpu_count() or 1
-        self.jobs = config.notebooks_jobs
+        self.gpus = count if device == "cuda" else 0
         self.only = {s.strip() for s in config.notebooks_only.split(",") if s.strip()}
         self.force = config.notebooks_force
         self.books: dict[str, dict] = {}  # key -> what the run recorded and ran on
@@ -147,7 +152,9 @@ class Session:
         jobs.sort(key=lambda job: -self.store.last(job.stem).get("seconds", 0))
         here = self.store.surroundings(self.modules)
         workers = self.workers()
-        pool = open_pool(workers, jobs[0].threads, self.gpus, self.warm, self.cluster, here)
+        if self.warm and not self.cluster and not self.server:
+            self.server = warm.Server(jobs[0].threads)
+        pool = open_pool(workers, self.gpus, self.server, self.cluster, here)
         try:
             with terminated_as_interrupted(), pool as run:
                 for worker in run.refused:
@@ -294,7 +301,11 @@ def prepare(app: Sphinx, env: BuildEnvironment, added: set, changed: set, remove
     """Run what is stale; pages whose outputs are not those of the last build are read again."""
     global session
     session = Session(app)
-    session.prepare(env)
+    try:
+        session.prepare(env)
+    finally:
+        if session.server:
+            session.server.close()
     before = kept(env)
     for doc in before.keys() & session.origins.keys():
         before[doc]["origin"] = session.origins[doc]  # also where the page is not read again

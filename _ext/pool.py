@@ -24,15 +24,14 @@ class Refused(Exception):
 
 
 @contextmanager
-def open_pool(
-    jobs: int, threads: int, gpus: int, warm: bool, cluster: str, here: dict
-) -> Iterator[Executor]:
+def open_pool(jobs: int, gpus: int, server, cluster: str, here: dict) -> Iterator[Executor]:
     """An executor whose ``submit(job)`` gives the future of an outcome.
 
+    server: what kernels are forked from (a ``warm.Server``, which the caller closes), or None.
     here: versions, Python and device that a cluster's workers must share.
     """
     STOP.clear()
-    pool = Cluster(cluster, here) if cluster else Local(jobs, threads, gpus, warm)
+    pool = Cluster(cluster, here) if cluster else Local(jobs, gpus, server)
     try:
         yield pool
     except BaseException:
@@ -45,14 +44,9 @@ def open_pool(
 class Local:
     """Kernels on this machine, forked from a warm process where that is possible."""
 
-    def __init__(self, jobs: int, threads: int, gpus: int, warm: bool):
+    def __init__(self, jobs: int, gpus: int, server=None):
         self.refused: list[str] = []
-        self.server = self.prepare = None
-        if warm:
-            import warm as forking
-
-            self.server = forking.Server(threads)
-            self.prepare = self.server.use
+        self.prepare = server.use if server else None
         slots: queue.SimpleQueue = queue.SimpleQueue()
         for slot in range(jobs):
             slots.put({"CUDA_VISIBLE_DEVICES": visible(slot % gpus)} if gpus > 1 else {})
@@ -70,8 +64,6 @@ class Local:
 
     def close(self) -> None:
         self.executor.shutdown(wait=True, cancel_futures=True)
-        if self.server:
-            self.server.close()
 
 
 def visible(number: int) -> str:

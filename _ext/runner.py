@@ -192,6 +192,7 @@ def attempt(job: Job, extra: dict[str, str] | None, prepare) -> tuple[Outcome, b
             kernel_name=nb.metadata.get("kernelspec", {}).get("name", "python3"),
             resources={"metadata": {"path": folder}},
             record_timing=False,
+            shutdown_kernel="immediate",  # what it printed is here, it has nothing left to do
             on_notebook_start=lambda **_: clock.append(time.perf_counter()),  # the kernel is ready
             config=Config(KernelManager={"transport_encryption": "auto"}),  # else each start warns
         )

@@ -34,7 +34,13 @@ NAME = "warm"
 PRELOAD = (
     "ipykernel.kernelapp",
     "ipykernel.ipkernel",
+    "ipykernel.debugger",  # each kernel imports it, and with it debugpy
+    "IPython.core.completerlib",
+    "IPython.core.debugger",
     "IPython.core.interactiveshell",
+    "IPython.extensions.storemagic",
+    "sqlite3",
+    "tornado.platform.asyncio",
     "matplotlib.pyplot",
     "numpy",
     "torch",
@@ -82,6 +88,7 @@ def serve(link: socket.socket) -> None:
             if status is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)  # so that its CPU seconds count as the build's
 
 
 def answer(stream, message: dict) -> None:

@@ -46,7 +46,7 @@ def text(outcome) -> str:
 def test_kernels_run_at_once_and_each_gpu_has_one(tmp_path, monkeypatch):
     monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", "3,5")
     code = "import os, time; time.sleep(3); print(os.environ['CUDA_VISIBLE_DEVICES'], time.time())"
-    with open_pool(2, 1, 2, False, "", {}) as pool:
+    with open_pool(2, 2, None, "", {}) as pool:
         futures = [pool.submit(job(tmp_path, f"n{i}", code)) for i in range(2)]
         seen = [text(future.result()).split() for future in futures]
     assert sorted(gpu for gpu, _ in seen) == ["3", "5"]
@@ -262,7 +262,7 @@ def test_the_difference_of_a_worker_is_named():
     ]
 
 
-def test_a_pool_without_warm_kernels_starts_no_server():
-    pool = Local(1, 1, 0, warm=False)
-    assert pool.server is None
+def test_a_pool_without_a_server_starts_plain_kernels():
+    pool = Local(1, 0)
+    assert pool.prepare is None
     pool.close()
