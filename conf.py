@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "Deep Learning Models"
 author = "the authors of Deep Learning Models"
-copyright = "text and figures CC BY 4.0, code MIT"  # noqa: A001
+copyright = "2026, the authors; text and figures CC BY 4.0, code MIT"  # noqa: A001
 language = "en"
 
 extensions = [
@@ -23,6 +23,10 @@ extensions = [
     "timeline",
     "mathml",
     "chinese",
+    "figures",
+    "outputs",
+    "searching",
+    "page",
 ]
 
 # Every .py file would be a notebook: name what is a page instead of what is not.
@@ -44,9 +48,10 @@ bibtex_reference_style = "author_year"
 html_theme = "sphinx_book_theme"
 html_title = "Deep Learning Models"
 html_static_path = ["_static"]
+templates_path = ["_templates"]
 html_css_files = ["book.css"]
 html_favicon = "_static/favicon.svg"
-html_context = {"default_mode": "auto"}  # light or dark as the reader's system
+html_context = {"default_mode": ""}  # set by the page's first script; light without scripts
 html_copy_source = False  # the launch buttons lead to the files
 html_show_sourcelink = False
 html_baseurl = os.environ.get("SITE_URL", "")  # for links from exported notebooks back to chapters
@@ -57,5 +62,9 @@ html_theme_options = {
     "show_navbar_depth": 2,
     "home_page_in_toc": False,
     "navbar_persistent": [],  # one search button, in the side bar
+    "footer_content_items": ["copyright.html"],
+    "pygments_light_style": "github-light-high-contrast",
+    "pygments_dark_style": "github-dark-high-contrast",
 }
+copybutton_selector = "div.highlight pre:not(.cell_output pre)"
 copybutton_exclude = ".linenos, .gp, .go"

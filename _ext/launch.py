@@ -147,11 +147,12 @@ def links_for(env: BuildEnvironment, docname: str) -> list[dict[str, str]]:
         or f"notebooks/{stem}" not in env.all_docs
     ):
         return []
-    repository, config = env.config.launch_repository, env.config
-    found = []
-    if repository:
-        colab = f"{COLAB}/{repository}/blob/{config.launch_branch}/notebooks/{stem}.ipynb"
-        found.append({"text": "Open in Colab", "icon": "fas fa-rocket", "url": colab})
+    config, found = env.config, []
+    if config.launch_repository:
+        colab = (
+            f"{COLAB}/{config.launch_repository}/blob/{config.launch_branch}/notebooks/{stem}.ipynb"
+        )
+        found.append({"text": "Open in Colab", "icon": "fas fa-play", "url": colab})
     found += [
         {"text": "Download .ipynb", "icon": "fas fa-download", "url": f"notebooks/{stem}.ipynb"},
         {"text": "Download .py", "icon": "fas fa-file-code", "url": f"notebooks/{stem}.py"},
@@ -163,12 +164,17 @@ def links_for(env: BuildEnvironment, docname: str) -> list[dict[str, str]]:
             "url": f"notebooks/{stem}.html",
         }
         found.insert(0, page)
-    if repository:
-        source = f"https://github.com/{repository}/blob/{config.launch_source_branch}/{{}}"
-        suffix = "rst" if docname.startswith("chapters/") else "py"
-        url = source.format(f"{docname}.{suffix}")
-        found.append({"text": "View source", "icon": "fab fa-github", "url": url})
     return found
+
+
+def edit_link(env: BuildEnvironment, docname: str) -> list[dict[str, str]]:
+    """Where the source of a page can be edited: on GitHub, when the repository is known."""
+    repository, branch = env.config.launch_repository, env.config.launch_source_branch
+    if not repository:
+        return []
+    file = Path(env.doc2path(docname)).relative_to(env.srcdir).as_posix()
+    url = f"https://github.com/{repository}/edit/{branch}/{file}"
+    return [{"text": "Edit this page", "icon": "fas fa-pencil", "url": url}]
 
 
 def relative(app: Sphinx, docname: str, url: str) -> str:
@@ -181,7 +187,7 @@ def add_buttons(app: Sphinx, pagename: str, templatename: str, context: dict, do
     """Put the links into the row of buttons at the top of the page."""
     if doctree is None or "header_buttons" not in context:
         return
-    for link in links_for(app.env, pagename):
+    for link in links_for(app.env, pagename) + edit_link(app.env, pagename):
         url = relative(app, pagename, link["url"])
         context["header_buttons"].append(
             {

@@ -80,10 +80,11 @@ class PaperCard(SphinxDirective):
         self.set_source_info(card)
         link = nodes.reference("", title, refuri=entry.fields["url"], internal=False)
         venue = entry.fields.get("journal") or entry.fields.get("booktitle")
-        where = f"{decode(venue)}, {year}" if venue else year
+        when = nodes.inline("", year, classes=["paper-year"])
+        where = [nodes.Text(f" · {decode(venue)}")] if venue else []
+        card += nodes.paragraph("", "", when, *where, classes=["paper-venue"])
         card += nodes.paragraph("", "", link, classes=["paper-title"])
         card += nodes.paragraph("", byline(entry.persons["author"]), classes=["paper-authors"])
-        card += nodes.paragraph("", where, classes=["paper-venue"])
         if facts := [*self.facts(card)]:
             card += nodes.field_list("", *facts)
         card += self.parsed("idea", paper_idea)
@@ -121,9 +122,10 @@ class PaperCard(SphinxDirective):
             if name := self.options.get(option):
                 text = name if ":" in name else f"{name}:,d"
                 value = result_reference(self.env, text, card)
-                yield self.fact(label, nodes.paragraph("", "", value))
+                number = nodes.paragraph("", "", value, classes=["paper-number"])
+                yield self.fact(label, number)
         if "checked" in self.options:
-            yield self.fact("Checked against", self.parsed("checked", nodes.paragraph))
+            yield self.fact("Proven against", self.parsed("checked", nodes.paragraph))
 
     def fact(self, label: str, body: nodes.paragraph) -> nodes.field:
         name = nodes.field_name(label, label)

@@ -256,7 +256,7 @@ published(blank).shape
 # %% [markdown]
 # The drawing and the table come from one forward pass through the network.
 
-# %% tags=["published-drawing"] alt="Two rows of four blocks joined by arrows: input, C1, S2, C3 above; S4, C5, F6, output below. A block gets lower as the maps get smaller and wider as they get more numerous; below each stand its shape and its parameters."
+# %% tags=["published-drawing"] alt="Eight blocks from top to bottom, joined by arrows: input, C1, S2, C3, S4, C5, F6, output. The blocks get lower as the maps get smaller and wider as they get more numerous; at the right of each stand its output shape and its parameters."
 workbench.draw(published, blank)
 
 
@@ -572,13 +572,14 @@ table(rows, ("validation", *[f"seed {seed}" for seed in SEEDS]))
 
 # %% tags=["curve"] alt="Validation error over ten epochs, three thin lines for each of the two networks; all fall steeply at first and end close together at a few percent."
 _, axes = plt.subplots()
+ends = {}
 for (name, trained), colour in zip(runs.items(), workbench.COLOURS):
-    for seed, (_, history) in zip(SEEDS, trained):
+    for _, history in trained:
         error = [100 * (1 - v) for v in history["validation"]]
-        label = name if seed == SEEDS[0] else None
-        axes.plot(range(1, EPOCHS + 1), error, color=colour, alpha=0.8, label=label)
+        axes.plot(range(1, EPOCHS + 1), error, color=colour, alpha=0.8, linewidth=1.2)
+    ends[name] = (EPOCHS, error[-1])
 axes.set(xlabel="epoch", ylabel="validation error in %", ylim=(0, None))
-legend = axes.legend(frameon=False)
+workbench.label_ends(axes, ends)
 
 # %% [markdown]
 # The held-out digits.
@@ -622,8 +623,6 @@ wrong = (guess != answers).nonzero().squeeze(1)
 record("published.errors", len(wrong))
 titles = [f"{answers[i]}→{guess[i]}" for i in wrong]
 workbench.image_grid(data.test[0][wrong], titles, columns=7, scale=0.65)
-for axes in plt.gcf().axes:
-    axes.title.set_fontsize(10)  # readable on a phone
 
 # %% tags=["filters"] alt="Six squares of five by five grey cells, the learned kernels of C1; most have a light and a dark side, some are nearly even."
 trained = runs["published"][0][0].cpu().eval()
@@ -643,7 +642,7 @@ titles = {(0, 0): "input", (0, 2): "C1", (1, 2): "S2", (2, 0): "C3"}
 for place, picture in zip(places, pictures):
     cell = figure.add_subplot(grid[place])
     cell.imshow(picture, vmin=-1.72, vmax=1.72)
-    cell.set_title(titles.get(place, ""), fontsize=8, pad=2)
+    cell.set_title(titles.get(place, ""), fontsize=11, pad=2)
     cell.axis("off")
 
 # %% [markdown]

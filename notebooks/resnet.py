@@ -66,8 +66,8 @@ def draw_block(axes, title: str, layers: list[str], shortcut: str | None) -> Non
         y = height - i
         axes.annotate("", (0, y + 0.28), (0, y + 0.72), arrowprops=grey)
         axes.add_patch(plt.Rectangle((-1, y - 0.28), 2, 0.56, fill=False, edgecolor=edge))
-        axes.text(0, y, text, ha="center", va="center", fontsize=10)
-    axes.text(0, height + 0.8, "$x$", ha="center", fontsize=10)
+        axes.text(0, y, text, ha="center", va="center", fontsize=11)
+    axes.text(0, height + 0.8, "$x$", ha="center", fontsize=11)
     if shortcut is None:
         axes.annotate("", (0, 0.18), (0, 0.72), arrowprops=grey)
     else:
@@ -78,7 +78,7 @@ def draw_block(axes, title: str, layers: list[str], shortcut: str | None) -> Non
         axes.text(1.4, height / 2 + 0.25, shortcut, color=orange["color"], va="center")
         axes.text(0, 0, "+", ha="center", va="center", fontsize=14)
     below = 0 if shortcut is None else -0.5
-    axes.text(0, below, "ReLU", ha="center", va="center", fontsize=10)
+    axes.text(0, below, "ReLU", ha="center", va="center", fontsize=11)
     axes.set(xlim=(-1.05, 3), ylim=(-0.75, height + 1.1), title=title)
     axes.title.set_fontsize(11)
     axes.axis("off")
@@ -135,16 +135,19 @@ def learn_to_copy(n: int, residual: bool, he: bool = False, number: int = 0) -> 
 
 # %% tags=["copy-figure"] alt="Mean squared error of copying over 250 steps, on a log scale, with a dotted line at one twelfth. The two stacks with the input added fall by three to four orders of magnitude, the one of four branches less. The two without stay above one hundredth, the one of four branches close to the dotted line."
 constant = 1 / 12  # mean squared error of the best constant, the variance of uniform numbers
-copying = {}
+copying, ends = {}, {}
 _, axes = plt.subplots()
 for kind, colour in (("plain", workbench.COLOURS[1]), ("residual", workbench.COLOURS[0])):
     for n, line in ((1, "--"), (4, "-")):
         copying[kind, n] = learn_to_copy(n, kind == "residual")
         record(f"copy.{kind}{n}", copying[kind, n][-1])
-        axes.plot(copying[kind, n], line, color=colour, label=f"{kind}, {n}")
-axes.axhline(constant, color="#8694a0", linestyle=":", label="best constant")
+        axes.plot(copying[kind, n], line, color=colour)
+        ends[f"{kind}, {n}"] = (len(copying[kind, n]) - 1, copying[kind, n][-1])
+axes.axhline(constant, color=workbench.QUIET, linestyle=":")
+ends["best constant"] = (249, constant)
 axes.set(xlabel="step", ylabel="mean squared error", yscale="log", ylim=(1e-5, 10))
-_ = axes.legend(frameon=False, ncols=2, loc="upper right")
+colours = [workbench.COLOURS[i] for i in (1, 1, 0, 0)]
+workbench.label_ends(axes, ends, [*colours, workbench.QUIET])
 
 # %% tags=["copy-checked"]
 for n in (1, 4):
@@ -367,7 +370,7 @@ for build in (*sizes, wide_resnet50, wide_resnet101, resnet50d):
     record(f"{name}.gmacs", cost[build] / 1e9)
 table(rows, ("network", "parameters", "G MACs"))
 
-# %% tags=["drawn"] alt="ResNet-50 as two rows of four blocks, with output shape and parameters below each: in the first row an input of 3x224x224, the stem and stages 1 and 2, whose maps have 56 and 28 pixels a side; in the second row stages 3 and 4 with 14 and 7 pixels and up to 2048 channels, the pool to 2048 numbers and the linear layer to 1000."
+# %% tags=["drawn"] alt="ResNet-50 from top to bottom, with output shape and parameters at the right: an input of 3x224x224, the stem, then four stages with an arc past each and the number of blocks inside, 3, 4, 6 and 3, whose maps shrink from 56 to 7 pixels a side while the channels grow to 2048, the pool and the linear layer to 1000."
 with torch.device("meta"):
     network, x = resnet50(), torch.empty(1, 3, 224, 224)
 workbench.draw(network, x)
@@ -533,14 +536,15 @@ def record_spread(name: str, values: list[float]) -> None:
 def draw_runs(losses: dict[tuple[str, int], list[float]]) -> None:
     """Mean over the seeds of each network's loss per epoch, a band from the smallest to the largest."""
     _, axes = plt.subplots()
-    epochs = range(1, EPOCHS + 1)
+    epochs, ends = range(1, EPOCHS + 1), {}
     for name, (depth, _, colour) in NETWORKS.items():
         runs = torch.tensor([losses[name, number] for number in SEEDS])
-        axes.plot(epochs, runs.mean(0), "--" if depth == 14 else "-", color=colour, label=name)
+        axes.plot(epochs, runs.mean(0), "--" if depth == 14 else "-", color=colour)
         band = {"color": colour, "alpha": 0.15, "linewidth": 0}
         axes.fill_between(epochs, runs.amin(0), runs.amax(0), **band)
+        ends[name] = (EPOCHS, runs.mean(0)[-1].item())
     axes.set(xlabel="epoch", ylabel="training loss", ylim=(0, None), xticks=epochs)
-    axes.legend(frameon=False)
+    workbench.label_ends(axes, ends, [colour for _, _, colour in NETWORKS.values()])
 
 
 # %% tags=["curve"] alt="Training loss over five epochs for the four networks, mean of three seeds with a band from the smallest to the largest. The two residual networks and the plain one of 14 layers fall far down; the plain one of 32 layers stays far above them."
@@ -600,13 +604,15 @@ for name in ("plain-32", "residual-32"):
 
 # %% tags=["gradient-figure"] alt="Gradient norm times weight norm of each of the 15 blocks of the two networks of 32 layers, on a log scale. Before training the plain network's line falls by more than a factor of ten from the first block to the last, the residual one's is nearly level. After the first epoch neither falls steeply from input to output."
 _, axes = plt.subplots()
+ends = {}
 for name in ("plain-32", "residual-32"):
-    for when, line, text in (("start", "-", "at the start"), ("epoch", ":", "after 1 epoch")):
-        look = {"color": NETWORKS[name][2], "label": f"{name}, {text}"}
-        axes.plot(range(1, 16), norms[name, when, 0], line, **look)
+    for when, line in (("start", "-"), ("epoch", ":")):
+        values = norms[name, when, 0]
+        axes.plot(range(1, 16), values, line, color=NETWORKS[name][2])
+        ends[f"{name}, {when}"] = (15, float(values[-1]))
 axes.set(xlabel="block", ylabel="gradient norm × weight norm", yscale="log", ylim=(0.2, 150))
 axes.tick_params(which="minor", labelleft=False)
-_ = axes.legend(frameon=False)
+workbench.label_ends(axes, ends, [workbench.COLOURS[i] for i in (1, 1, 0, 0)])
 
 
 # %% [markdown]

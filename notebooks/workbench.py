@@ -24,9 +24,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from IPython.display import display
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path as Curve
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 PROFILE = os.environ.get("PROFILE", "sample")
@@ -311,20 +314,36 @@ def same_outputs(a: nn.Module, b: nn.Module, x: Tensor, tolerance: float = 1e-5)
 
 # ---- tables and pictures -------------------------------------------------------------------------
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito 2008
+# After Okabe and Ito 2008, darkened until text in each has a contrast of 4.5:1 on white.
+COLOURS = ("#0072b2", "#b54a00", "#007a5a", "#a3437c", "#8a6100", "#5b6b7c")
+INK, QUIET, GRID = "#1d2430", "#566171", "#d8dde4"  # text; axes and units; lines behind
+ON_COLOUR = "#fffffe"  # text inside a coloured area; the site makes it dark on dark pages
 STYLE = {
     "figure.figsize": (5, 3),
     "figure.constrained_layout.use": True,
+    "font.size": 12,  # 5 inches become a phone's 350 pixels: 12 points become 12 pixels
+    "axes.labelsize": 12,
+    "axes.titlesize": 12,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
     "axes.prop_cycle": plt.cycler(color=COLOURS),
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.facecolor": "none",
+    "axes.edgecolor": QUIET,
+    "axes.labelcolor": QUIET,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "text.color": INK,
+    "grid.color": GRID,
+    "lines.linewidth": 2,
     "image.cmap": "gray",
     "image.interpolation": "none",
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "book",  # the same figure gives the same bytes
 }
 plt.rcParams.update(STYLE)
-set_matplotlib_formats("svg", metadata={"Date": None})
+set_matplotlib_formats("svg", "retina", metadata={"Date": None})  # the site takes the smaller
 
 
 def table(rows, columns: tuple[str, ...]) -> None:
@@ -344,27 +363,42 @@ def table(rows, columns: tuple[str, ...]) -> None:
     display({"text/html": html, "text/plain": text}, raw=True)
 
 
+def label_ends(
+    axes, ends: dict[str, tuple[float, float]], colours=COLOURS, gap: float = 15
+) -> None:
+    """Write each name at the end (x, y) of its line; names are at least `gap` points apart."""
+    axes.autoscale_view()
+    axes.figure.draw_without_rendering()  # so that data have their place in points
+    points = 72 / axes.figure.dpi
+    wanted = [axes.transData.transform(end)[1] * points for end in ends.values()]
+    placed, below = {}, -math.inf
+    for i in sorted(range(len(wanted)), key=wanted.__getitem__):
+        below = placed[i] = max(wanted[i], below + gap)
+    for i, ((name, end), colour) in enumerate(zip(ends.items(), colours)):
+        axes.annotate(
+            name,
+            end,
+            (6, placed[i] - wanted[i]),
+            textcoords="offset points",
+            color=colour,
+            va="center",
+        )
+
+
 def curves(lines: dict[str, list[float]], x_label: str, y_label: str, log: bool = False) -> None:
     """Draw named series over 1, 2, 3, ... and write each name at the end of its line."""
     _, axes = plt.subplots()
-    for name, values in lines.items():
-        (line,) = axes.plot(range(1, len(values) + 1), values)
-        axes.annotate(
-            name,
-            (len(values), values[-1]),
-            xytext=(5, 0),
-            textcoords="offset points",
-            color=line.get_color(),
-            va="center",
-        )
+    for values in lines.values():
+        axes.plot(range(1, len(values) + 1), values)
     axes.set(xlabel=x_label, ylabel=y_label, yscale="log" if log else "linear")
+    label_ends(axes, {name: (len(values), values[-1]) for name, values in lines.items()})
 
 
 def image_grid(pictures, titles=None, columns: int = 8, scale: float = 0.75, **how) -> None:
     """Show pictures, each (H, W) or (C, H, W), in rows; `how` goes to imshow."""
     rows = math.ceil(len(pictures) / columns)
     lines = 1 + max(str(t).count("\n") for t in titles) if titles else 0
-    size = (columns * scale, rows * (scale + 0.18 * lines))
+    size = (columns * scale, rows * (scale + 0.2 * lines))
     _, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
     for cell in axes.flat:
         cell.axis("off")
@@ -372,7 +406,7 @@ def image_grid(pictures, titles=None, columns: int = 8, scale: float = 0.75, **h
         picture = torch.as_tensor(picture).detach().cpu()
         cell.imshow(picture.permute(1, 2, 0).squeeze(-1) if picture.ndim == 3 else picture, **how)
         if titles:
-            cell.set_title(titles[i], fontsize=8, pad=2)
+            cell.set_title(titles[i], fontsize=10, pad=2)
 
 
 def stages(model: nn.Module, x: Tensor) -> list[tuple[str, tuple[int, ...], int]]:
@@ -397,32 +431,180 @@ def stages(model: nn.Module, x: Tensor) -> list[tuple[str, tuple[int, ...], int]
     return found
 
 
-def draw(model: nn.Module, x: Tensor) -> None:
-    """Draw a network from itself: a block per child, as its forward pass on x runs through them.
+class Row(NamedTuple):
+    """One line of a drawing: blocks in a row that give the same shape."""
 
-    Height: side of the map; width: number of channels (both on a log scale). A child without
-    parameters that keeps the shape (an activation) is left out.
+    name: str
+    shape: tuple[int, ...]  # of the output, without the batch
+    parameters: int
+    count: int = 1  # equal blocks
+    sums: int = 0  # additions of two maps: shortcuts
+    parts: tuple[int, ...] = ()  # channels of what was concatenated to make the output
+
+
+class Watched(TorchDispatchMode):
+    """Notes shortcuts and concatenations of what runs meanwhile.
+
+    A shortcut: a sum of two maps of one shape, at least one of which has passed through weights.
     """
-    blocks, last = [("input", tuple(x.shape[1:]), 0)], tuple(x.shape[1:])
-    for name, shape, parameters in stages(model, x):
-        if parameters or shape != last:
-            blocks.append((name, shape, parameters))
-        last = shape
-    rows = math.ceil(len(blocks) / 4)  # four to a row: readable on a phone
-    _, grid = plt.subplots(rows, figsize=(5, 2.3 * rows), squeeze=False)
-    for axes in grid.flat:
-        axes.set(xlim=(-0.5, 3.5), ylim=(-1.75, 1.55))
-        axes.axis("off")
-    for i, (name, shape, parameters) in enumerate(blocks):
-        axes, x = grid.flat[i // 4], i % 4
-        height = 0.12 + 0.25 * math.log2(shape[-1] if len(shape) > 1 else 1)
-        width = 0.05 + 0.05 * math.log2(shape[0])
-        colour = COLOURS[0] if parameters else "#8694a0"
-        axes.add_patch(plt.Rectangle((x - width / 2, -height / 2), width, height, color=colour))
-        if i + 1 < len(blocks):
-            axes.annotate("", (x + 0.5, 0), (x + 0.32, 0), arrowprops={"arrowstyle": "->"})
-        size = "×".join(map(str, shape))
-        axes.text(x, 1.3, name, ha="center", weight="bold")
-        axes.text(x, -1.2, size, ha="center", va="top", fontsize=9)
-        count = f"{parameters:,}" if parameters else "–"
-        axes.text(x, -1.48, count, ha="center", va="top", fontsize=9)
+
+    def __init__(self):
+        super().__init__()
+        self.sums, self.parts = 0, {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        name = function._schema.name.removeprefix("aten::")
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        weighted = any(getattr(t, "weighted", None) is self for t in tensors)
+        if name in ("add", "add_") and len(tensors) == 2 and weighted:
+            same = tensors[0].shape == tensors[1].shape and result.ndim > 2
+            self.sums += same and not any(isinstance(t, nn.Parameter) for t in tensors)
+        elif name == "cat" and args[1:] == (1,):
+            self.parts[tuple(result.shape[1:])] = tuple(t.shape[1] for t in args[0])
+        if weighted or name in WEIGHTED:
+            for tensor in result if isinstance(result, tuple) else (result,):
+                if isinstance(tensor, Tensor):
+                    tensor.weighted = self
+        return result
+
+
+WEIGHTED = {"convolution", "mm", "addmm", "bmm"}
+NAMES = {
+    "Conv2d": "convolution",
+    "MaxPool2d": "max pool",
+    "AvgPool2d": "mean pool",
+    "AdaptiveAvgPool2d": "mean pool",
+    "BatchNorm2d": "batch norm",
+    "Linear": "linear",
+    "Dropout": "dropout",
+}
+
+
+def parts_to_draw(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Children with their names; when there are fewer than six, those of Sequential ones instead."""
+    children = list(model.named_children())
+    if len(children) >= 6:
+        return children
+    inner = []
+    for name, child in children:
+        opened = isinstance(child, nn.Sequential) and len({type(m) for m in child}) > 1
+        inner += [
+            (NAMES.get(type(m).__name__, type(m).__name__) if key.isdigit() else key, m)
+            for key, m in (child.named_children() if opened else [(name, child)])
+        ]
+    return inner
+
+
+def rows(model: nn.Module, x: Tensor) -> list[Row]:
+    """What `draw` shows, from one forward pass on x.
+
+    A part that keeps the shape and has no parameters is left out; a normalisation counts with the
+    part before it; equal parts in a row become one with a count. A shortcut is an addition of two
+    maps of one shape while a part runs: the model is watched, its names do not matter.
+    """
+    found, seen = [Row("input", tuple(x.shape[1:]), 0)], set()
+
+    def enter(module, inputs):
+        module.watched = Watched()
+        module.watched.__enter__()
+
+    def leave(name):
+        def note(module, inputs, output):
+            module.watched.__exit__(None, None, None)
+            watched = module.__dict__.pop("watched")
+            while not isinstance(output, Tensor):
+                output = next(iter(output.values() if hasattr(output, "values") else output))
+            if module in seen:
+                return
+            seen.add(module)
+            container = isinstance(module, (nn.Sequential, nn.ModuleDict))
+            blocks = list(module.children()) if container else []
+            alike = len({type(block) for block in blocks}) == 1 and any(blocks[0].children())
+            count = len(blocks) if alike else 1
+            shape, last = tuple(output.shape[1:]), found[-1]
+            parts = watched.parts.get(shape, ())
+            row = Row(name, shape, count_parameters(module), count, watched.sums, parts)
+            if shape == last.shape and ("Norm" in type(module).__name__ or not row.parameters):
+                found[-1] = last._replace(parameters=last.parameters + row.parameters)
+            elif shape == last.shape and name == last.name:
+                found[-1] = row._replace(
+                    parameters=last.parameters + row.parameters, count=last.count + count
+                )
+            else:
+                found.append(row)
+
+        return note
+
+    handles = []
+    for name, module in parts_to_draw(model):
+        handles += [
+            module.register_forward_pre_hook(enter),
+            module.register_forward_hook(leave(name)),
+        ]
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(x)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def draw(model: nn.Module, x: Tensor) -> None:
+    """Draw a network from itself, from top to bottom, as its forward pass on x runs through it.
+
+    A block is as wide as it has channels and as high as its map (both logarithmic); what has no
+    parameters is grey. An arc is a shortcut, strips are concatenated parts, a number in a block
+    says how many equal ones follow each other. At the right: output shape and parameters.
+    """
+    lines = rows(model, x)
+    sides = [r.shape[-2 if len(r.shape) == 2 else -1] if len(r.shape) > 1 else 1 for r in lines]
+    heights = [0.09 + 0.036 * math.log2(side) for side in sides]
+    steps = [max(0.33, h + 0.15) + 0.1 * (r.sums > 0) for h, r in zip(heights, lines)]
+    total, top, middle = sum(steps) + 0.35, 0.35, 0.78
+    figure, axes = plt.subplots(figsize=(5, total), layout="none")
+    axes.set(position=(0, 0, 1, 1), xlim=(0, 5), ylim=(total, 0))
+    axes.axis("off")
+    columns = {"part": (1.5, "left"), "output": (3.83, "right"), "parameters": (4.98, "right")}
+    for text, (place, side) in columns.items():
+        axes.text(place, 0.16, text, ha=side, va="center", fontsize=11, color=QUIET)
+    arrow = {"arrowstyle": "-|>", "mutation_scale": 7, "shrinkA": 0, "shrinkB": 0, "color": QUIET}
+    for i, (row, height, step) in enumerate(zip(lines, heights, steps)):
+        y = top + step / 2
+        width = 0.1 + 0.09 * math.log2(max(1, row.shape[-1 if len(row.shape) == 2 else 0]))
+        left, high, low = middle - width / 2, y - height / 2, y + height / 2
+        colour = COLOURS[0] if row.parameters else "#8694a0"
+        parts = row.parts if 1 < len(row.parts) <= 4 else (1,)
+        for share in (width * part / sum(parts) for part in parts):
+            filled = {"fill": i > 0, "color": colour, "lw": int(i == 0)}
+            axes.add_patch(plt.Rectangle((left, high), share - 0.015, height, **filled))
+            left += share
+        if i + 1 < len(lines):
+            after = top + step + (steps[i + 1] - heights[i + 1]) / 2
+            axes.annotate("", (middle, after - 0.015), (middle, low + 0.015), arrowprops=arrow)
+        if row.sums:
+            side = middle - width / 2 - 0.12
+            arc = [(middle, high - 0.06), (side, high - 0.06), (side, y)]
+            arc += [(side, low + 0.06), (middle, low + 0.06)]
+            codes = [Curve.MOVETO, *[Curve.CURVE3] * 4]
+            axes.add_patch(PathPatch(Curve(arc, codes), fill=False, color=COLOURS[1], lw=1.5))
+        name, count = row.name, f"×{row.count}" if row.count > 1 else ""
+        if height < 0.17:
+            name, count = f"{name} {count}".strip(), ""
+        axes.text(middle, y, count, ha="center", va="center", color=ON_COLOUR, fontsize=11)
+        texts = (
+            name,
+            "×".join(map(str, row.shape)),
+            f"{row.parameters:,}" if row.parameters else "–",
+        )
+        for text, (place, side) in zip(texts, columns.values()):
+            bold = (
+                {"weight": "bold", "fontsize": min(11, 143 / len(name))}
+                if text is name
+                else {"fontsize": 11}
+            )
+            axes.text(place, y, text, ha=side, va="center", **bold)
+        top += step

@@ -58,10 +58,10 @@ def test_the_card_shows_the_entry_and_the_results(tmp_path):
     assert card.select_one(".paper-title a")["href"] == "https://a.org/resnet"
     assert card.select_one(".paper-title").text == "Deep ResNet & Co"
     assert card.select_one(".paper-authors").text == "Kaiming He, Piotr Dollár"
-    assert card.select_one(".paper-venue").text == "Conference, 2016"
+    assert card.select_one(".paper-venue").text == "2016 · Conference"
     names = [dt.text for dt in card.select("dt")]
     values = [dd.text.strip() for dd in card.select("dd")]
-    assert names == ["Parameters:", "MACs:", "Checked against:"]
+    assert names == ["Parameters:", "MACs:", "Proven against:"]
     assert values == ["25,557,032", "4.09e+09", "torchvision, equal"]
     assert card.select_one("dd code").text == "torchvision"
     assert "add to the input" not in card.text
@@ -93,7 +93,7 @@ def test_its_words_are_extracted_for_translation(tmp_path):
     folder = book(tmp_path, FULL)
     assert build(folder, "-b", "gettext").returncode == 0
     catalogue = (folder / "_build" / "html" / "chapters.pot").read_text(encoding="utf-8")
-    for words in ("add to the input", "``torchvision``, *equal*", "Checked against"):
+    for words in ("add to the input", "``torchvision``, *equal*", "Proven against"):
         assert f'msgid "{words}"' in catalogue
     assert "Kaiming" not in catalogue
 
@@ -103,7 +103,7 @@ def test_an_edit_of_the_bibliography_changes_the_card(tmp_path):
     assert build(folder).returncode == 0
     (folder / "references.bib").write_text(BIB.replace("Conference", "Workshop"), "utf-8")
     assert build(folder).returncode == 0
-    assert card_of(folder).select_one(".paper-venue").text == "Workshop, 2016"
+    assert card_of(folder).select_one(".paper-venue").text == "2016 · Workshop"
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ def test_the_documents_are_exactly_the_expected_ones(pages):
         "index",
         "bibliography",
         "status",
+        "timeline",
         *(f"{f}/{s}" for s in STEMS for f in ("chapters", "notebooks")),
     }
     assert set(pages) - GENERATED == expected

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,7 @@ from IPython.utils.capture import capture_output
 from torch import nn
 
 import workbench
-from loader import NOTEBOOKS
+from loader import NOTEBOOKS, definitions
 
 
 def small() -> nn.Sequential:
@@ -191,8 +192,6 @@ def test_a_table_is_html_and_text():
 
 
 def test_a_drawing_names_each_stage_with_its_shape_and_parameters():
-    import matplotlib.pyplot as plt
-
     model = nn.Sequential()
     model.add_module("stem", nn.Conv2d(3, 8, 3, padding=1))
     model.add_module("relu", nn.ReLU())
@@ -202,6 +201,104 @@ def test_a_drawing_names_each_stage_with_its_shape_and_parameters():
     plt.close("all")
     assert {"input", "stem", "pool", "3×16×16", "8×16×16", "8×8×8", "224"} <= words
     assert "relu" not in words
+
+
+def on_meta(builder, *size):
+    with torch.device("meta"):
+        return builder(), torch.empty(1, *size)
+
+
+def vgg_like():
+    layers = []
+    for c_in, c_out in ((3, 64), (64, 128), (128, 256), (256, 512), (512, 512)):
+        layers += [nn.Conv2d(c_in, c_out, 3, padding=1), nn.BatchNorm2d(c_out), nn.ReLU()]
+        layers += [nn.Conv2d(c_out, c_out, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers)
+
+
+DRAWN = {
+    "LeNet-5": (definitions("lenet").published_lenet5, (1, 32, 32)),
+    "ResNet-18": (torchvision.models.resnet18, (3, 224, 224)),
+    "ResNet-152": (torchvision.models.resnet152, (3, 224, 224)),
+    "VGG-16": (torchvision.models.vgg16, (3, 224, 224)),
+    "DenseNet-121": (torchvision.models.densenet121, (3, 224, 224)),
+    "ViT-B/16": (torchvision.models.vit_b_16, (3, 224, 224)),
+    "ten convolutions": (vgg_like, (3, 64, 64)),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_the_labels_of_a_drawing_do_not_overlap(name):
+    model, x = on_meta(DRAWN[name][0], *DRAWN[name][1])
+    workbench.draw(model, x)
+    figure = plt.gcf()
+    renderer = figure.canvas.get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in plt.gca().texts if text.get_text()]
+    plt.close()
+    assert all(box.x0 >= 0 and box.x1 <= 5 * figure.dpi for box in boxes)
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:i])
+
+
+def test_a_drawing_counts_equal_blocks_and_shortcuts():
+    rows = {
+        row.name: row for row in workbench.rows(*on_meta(*DRAWN["ResNet-152"][:1], 3, 224, 224))
+    }
+    assert [rows[f"layer{i}"].count for i in (1, 2, 3, 4)] == [3, 8, 36, 3]
+    assert [rows[f"layer{i}"].sums for i in (1, 2, 3, 4)] == [3, 8, 36, 3]
+    assert rows["layer3"].shape == (1024, 14, 14)
+    assert sum(row.parameters for row in rows.values()) == 60_192_808
+    dense = {
+        row.name: row.count
+        for row in workbench.rows(*on_meta(torchvision.models.densenet121, 3, 64, 64))
+    }
+    assert [dense[f"denseblock{i}"] for i in (1, 2, 3, 4)] == [6, 12, 24, 16]
+
+
+@pytest.mark.parametrize("name", ["LeNet-5", "VGG-16", "ten convolutions"])
+def test_a_drawing_finds_no_shortcut_where_there_is_none(name):
+    model, x = on_meta(DRAWN[name][0], *DRAWN[name][1])
+    assert not any(row.sums for row in workbench.rows(model, x))
+
+
+def test_a_drawing_shows_what_was_concatenated():
+    class Inception(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 24, 3, padding=1)
+
+        def forward(self, x):
+            return torch.cat((self.a(x), self.b(x)), 1)
+
+    rows = workbench.rows(nn.Sequential(Inception(), nn.ReLU()), torch.rand(1, 3, 8, 8))
+    assert rows[1].parts == (8, 24)
+
+
+def test_a_drawing_leaves_the_model_as_it_was():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Dropout())
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    workbench.rows(model, torch.rand(1, 3, 4, 4))
+    assert model.training and model[1].training
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_an_output_of_several_tensors_is_drawn_by_its_first():
+    rows = workbench.rows(nn.Sequential(nn.LSTM(8, 16, batch_first=True)), torch.rand(2, 5, 8))
+    assert rows[1].shape == (5, 16)
+
+
+def test_names_at_the_ends_of_lines_keep_apart():
+    lines = {"first": [3.0, 1.0], "second": [2.0, 1.001], "third": [4.0, 0.999], "far": [5.0, 4.0]}
+    workbench.curves(lines, "epoch", "loss")
+    axes = plt.gca()
+    axes.figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    plt.close()
+    assert len(boxes) == 4
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:i])
 
 
 def test_the_photograph_is_an_image_of_the_size_asked_for():

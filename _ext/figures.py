@@ -1,0 +1,118 @@
+"""Pictures that fit the page: the smaller format, a dark twin, a size, loaded when they come near.
+
+A notebook leaves a matplotlib figure as SVG and as PNG of double density. Here
+
+- the larger of the two goes, the SVG being counted as it is sent, compressed;
+- an SVG without raster images gets a twin for dark pages: the colours of ``workbench`` are exchanged,
+  as ``DARK`` says, and the white ground goes. The theme shows one of the two;
+- any other picture of a notebook has the class ``plate``: it keeps its white ground;
+- each local picture has its width and height in CSS pixels, so that nothing moves when it arrives.
+
+This is done when a page is read, so that chapters which embed cells get the same.
+"""
+
+import gzip
+import re
+from hashlib import sha256
+from pathlib import Path
+
+import imagesize
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.transforms import SphinxTransform
+
+SVG, PNG = "image/svg+xml", "image/png"
+# What `workbench.STYLE` and `workbench.COLOURS` draw with, and its twin on the dark page.
+DARK = {
+    "#1d2430": "#dbe1e9",  # ink
+    "#566171": "#9ba7b6",  # quiet ink: axes, units
+    "#d8dde4": "#36404e",  # grid
+    "#fffffe": "#14181f",  # text inside a coloured area
+    "#0072b2": "#5cb3ee",
+    "#b54a00": "#ff9456",
+    "#007a5a": "#3fcb9f",
+    "#a3437c": "#e79ac6",
+    "#8a6100": "#e8b84a",
+    "#5b6b7c": "#a9b8c8",
+}
+COLOUR = re.compile("|".join(DARK), re.IGNORECASE)
+GROUND = re.compile(r'<g id="patch_1">\s*<path[^>]*style="fill: #ffffff[^>]*/>\s*</g>')
+
+
+def size(path: Path) -> tuple[int, int] | None:
+    """Width and height of a picture in CSS pixels, or None if the file does not tell."""
+    width, height = imagesize.get(path)
+    if width <= 0 or height <= 0:
+        return None
+    dots, _ = imagesize.getDPI(path)  # an inch has 96 CSS pixels
+    scale = 96 / dots if dots > 0 else 1
+    return round(width * scale), round(height * scale)
+
+
+def dark(svg: str) -> str:
+    """The figure in the colours of the dark page."""
+    return COLOUR.sub(lambda found: DARK[found[0].lower()], svg)
+
+
+def transparent(svg: str) -> str:
+    """The figure without the white ground that matplotlib draws first."""
+    return GROUND.sub("", svg, count=1)
+
+
+def store(source: Path, text: str) -> Path:
+    """Write a variant of a picture beside it, named by its content."""
+    path = source.with_name(sha256(text.encode()).hexdigest() + ".svg")
+    if not path.exists():
+        path.write_text(text, encoding="utf-8")
+    return path
+
+
+class Figures(SphinxTransform):
+    default_priority = 210  # the pictures are there, and not yet collected
+
+    def apply(self, **kwargs) -> None:
+        for bundle in self.document.findall(nodes.container):
+            if bundle.get("nb_element") == "mime_bundle":
+                self.choose(bundle)
+        for image in list(self.document.findall(nodes.image)):
+            if "://" not in image["uri"] and not image["uri"].startswith("data:"):
+                self.measure(image)
+
+    def path(self, image: nodes.image) -> Path:
+        return Path(self.env.relfn2path(image["uri"], self.env.current_document.docname)[1])
+
+    def choose(self, bundle: nodes.container) -> None:
+        """Keep one format of a figure; give an SVG its dark twin."""
+        found = {}
+        for part in bundle.children:
+            images = list(part.findall(nodes.image))
+            if part.get("mime_type") in (SVG, PNG) and images:
+                found[part["mime_type"]] = (part, images[0])
+        if SVG in found and PNG in found:
+            sent = len(gzip.compress(self.path(found[SVG][1]).read_bytes(), mtime=0))
+            larger = SVG if sent > self.path(found[PNG][1]).stat().st_size else PNG
+            bundle.remove(found.pop(larger)[0])
+        for kind, (_, image) in found.items():
+            source = self.path(image)
+            text = source.read_text(encoding="utf-8") if kind == SVG else "<image"
+            if "<image" in text:
+                image["classes"].append("plate")
+                continue
+            text = transparent(text)
+            twin = image.deepcopy()
+            for node, drawn, name in ((image, text, "only-light"), (twin, dark(text), "only-dark")):
+                node["uri"] = str(Path(node["uri"]).with_name(store(source, drawn).name))
+                node["classes"].append(name)
+            image.parent.insert(image.parent.index(image) + 1, twin)
+
+    def measure(self, image: nodes.image) -> None:
+        path = self.path(image)
+        if {"width", "height", "scale"} & set(image.attributes) or not path.is_file():
+            return
+        if known := size(path):
+            image["width"], image["height"] = map(str, known)
+
+
+def setup(app: Sphinx) -> dict:
+    app.add_transform(Figures)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,65 @@
+"""What every page needs around its text: a content policy, a description, scripts and fonts.
+
+Fills the variables of ``_templates/layout.html``. The policy lets a page load only what lies beside
+it; the one script that stands in the page (it chooses light or dark before anything is drawn) is
+allowed by its hash. Scripts that the theme writes into each page, for features that this site does
+not use, are left out.
+"""
+
+import base64
+import hashlib
+
+from docutils import nodes
+from sphinx.application import Sphinx
+
+from mathml import used_characters
+
+FIRST_SCRIPT = """\
+(() => {
+  const root = document.documentElement.dataset;
+  try { root.mode = localStorage.getItem("mode") || "auto"; } catch { root.mode = "auto"; }
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  root.theme = root.mode === "auto" ? (dark ? "dark" : "light") : root.mode;
+})();"""
+HASH = base64.b64encode(hashlib.sha256(FIRST_SCRIPT.encode()).digest()).decode()
+POLICY = "; ".join(
+    (
+        "default-src 'self'",
+        f"script-src 'self' 'sha256-{HASH}'",
+        "style-src 'self' 'unsafe-inline'",  # alignment of table cells, written by notebooks
+        "img-src 'self' data:",  # icons in the style sheet
+        "media-src 'self' data:",  # audio that a notebook shows
+        "object-src 'none'",
+        "base-uri 'self'",
+        "form-action 'self'",
+    )
+)
+LATE = ("_static/scripts/pydata-sphinx-theme.js", "_static/book.js")
+TEXT_FONT = "_static/fonts/source-sans-3.woff2"
+MATH_FONT = "_static/stix-two-math.woff2"
+LONGEST = 160  # characters of a description that search engines show
+
+
+def description(doctree: nodes.document | None, fallback: str) -> str:
+    """The first paragraph of the text itself, cut at a word."""
+    for paragraph in doctree.findall(nodes.paragraph) if doctree else ():
+        text = " ".join(paragraph.astext().split())
+        if isinstance(paragraph.parent, nodes.section) and len(text) > 40:
+            return text if len(text) <= LONGEST else text[:LONGEST].rsplit(" ", 1)[0] + " …"
+    return fallback
+
+
+def fill(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    context["content_policy"], context["first_script"] = POLICY, FIRST_SCRIPT
+    context["late_scripts"] = LATE
+    has_math = pagename in used_characters(app.env)
+    context["preloaded_fonts"] = [TEXT_FONT, MATH_FONT] if has_math else [TEXT_FONT]
+    fallback = f"{app.config.html_title}: {context.get('title', pagename)}"
+    context["description"] = description(doctree, fallback)
+    context["script_files"] = [f for f in context["script_files"] if getattr(f, "filename", f)]
+
+
+def setup(app: Sphinx) -> dict:
+    app.setup_extension("mathml")
+    app.connect("html-page-context", fill, priority=900)  # after the theme has added its scripts
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,82 @@
+// Colours as the system, light or dark; and search while one types.
+"use strict";
+
+document.addEventListener("DOMContentLoaded", () => {
+  switchColours();
+  const field = document.querySelector("#pst-search-dialog input[name=q]");
+  if (document.querySelector(".bd-search-container")) {
+    document.querySelector(".bd-search-container input[name=q]").focus();
+  } else if (field) {
+    field.addEventListener("focus", () => searchAsTyped(field), { once: true });
+  }
+});
+
+// ---- colours ----------------------------------------------------------------------------------
+
+function switchColours() {
+  const root = document.documentElement.dataset;
+  const button = document.querySelector(".theme-switch-button");
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const names = { auto: "as the system", light: "light", dark: "dark" };
+  const show = () => {
+    root.theme = root.mode !== "auto" ? root.mode : system.matches ? "dark" : "light";
+    button?.setAttribute("aria-label", `Colours: ${names[root.mode]}`);
+  };
+  button?.addEventListener("click", () => {
+    const modes = Object.keys(names);
+    root.mode = modes[(modes.indexOf(root.mode) + 1) % modes.length];
+    try {
+      localStorage.setItem("mode", root.mode);
+    } catch {
+      // without storage the choice holds for this page
+    }
+    show();
+  });
+  system.addEventListener("change", show);
+  show();
+}
+
+// ---- search -----------------------------------------------------------------------------------
+
+const MOST_RESULTS = 8;
+
+function load(source) {
+  return new Promise((resolve, reject) => {
+    const script = document.createElement("script");
+    script.src = document.documentElement.dataset.content_root + source;
+    script.onload = resolve;
+    script.onerror = () => reject(new Error(`${source} could not be loaded`));
+    document.head.append(script);
+  });
+}
+
+async function searchAsTyped(field) {
+  const list = document.createElement("ul");
+  list.className = "search-found";
+  list.setAttribute("aria-live", "polite");
+  list.setAttribute("aria-label", "Search results");
+  field.form.after(list);
+  await load("_static/language_data.js");
+  await load("_static/searchtools.js");
+  await load("searchindex.js");
+  const find = () => list.replaceChildren(...found(field.value).map(entry));
+  field.addEventListener("input", find);
+  find();
+}
+
+// Pages that hold all words of the query, best first: [docname, title, anchor, ...] as Sphinx's
+// own search page gets them.
+function found(query) {
+  if (query.trim().length < 2) return [];
+  const results = Search._performSearch(...Search._parseQuery(query));
+  return results.reverse().slice(0, MOST_RESULTS);
+}
+
+function entry([docname, title, anchor]) {
+  const item = document.createElement("li");
+  const link = item.appendChild(document.createElement("a"));
+  const { LINK_SUFFIX } = DOCUMENTATION_OPTIONS;
+  link.href = document.documentElement.dataset.content_root + docname + LINK_SUFFIX + anchor;
+  link.textContent = title;
+  return item;
+}
