@@ -1,9 +1,6 @@
 """The real site: what every page and every notebook must hold."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -23,16 +20,6 @@ UNWANTED = (
     r"\b0x[0-9a-f]{6,}",
     r"(?<![\w.])/(?:home|root|tmp|usr|work|opt|Users|content)/\w",
 )
-
-
-@pytest.fixture(scope="session")
-def site(tmp_path_factory) -> Path:
-    """The site as `make html` builds it, in a fresh folder; runs what the store does not have."""
-    out = tmp_path_factory.mktemp("site") / "html"
-    command = [sys.executable, "-m", "sphinx", "-n", "-W", "--keep-going", "--no-color", str(ROOT)]
-    result = subprocess.run([*command, str(out)], capture_output=True, text=True, cwd=ROOT)
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr
-    return out
 
 
 @pytest.fixture(scope="session")

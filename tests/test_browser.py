@@ -1,0 +1,439 @@
+"""Pages in a real browser: quiet, steady, accessible, light; every button does what it says.
+
+Two sites are served as a project's pages are, gzipped and under a sub-path: the real one, and a small
+one with the real settings and all that a chapter may hold, whose repository is known.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import axe_playwright_python
+import nbformat
+import pytest
+from playwright.sync_api import sync_playwright
+
+from browser import FLAGS, MISSING, Visit, find, new_context, serve
+from loader import NOTEBOOKS, ROOT, STEMS
+from sites import build, write_site
+from store import code_cells, parse
+
+pytestmark = [
+    pytest.mark.xdist_group("site"),  # shares the build with test_site
+    pytest.mark.skipif(find() is None, reason=MISSING),
+]
+AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
+STANDARD = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+WIDTHS = (390, 768, 1300)
+PAGES = [
+    *("real/index", "real/bibliography", "real/status", "real/timeline", "real/search"),
+    *(f"real/{folder}/{stem}" for stem in STEMS for folder in ("chapters", "notebooks")),
+    *("small/index", "small/chapters/a", "small/chapters/b", "small/notebooks/a"),
+]
+CHAPTERS = [page for page in PAGES if "/chapters/" in page]
+SMALL = {
+    "index.rst": """Small book
+==========
+
+A book with all that a chapter may hold, and hardly more than that, for the tests.
+
+.. toctree::
+   :caption: Part
+
+   chapters/a
+   chapters/b
+
+.. timeline::
+""",
+    "chapters/a.rst": """.. _first:
+
+First chapter
+=============
+
+.. paper:: he2016deep
+   :parameters: count
+   :checked: an equal network
+   :idea: learn what to add
+
+Before the first heading there is a paragraph of a length that a description may have.
+
+Section
+-------
+
+An equation, :math:`x_i`, and one that is displayed:
+
+.. math:: y = \\sum_{i=1}^{n} w_i x_i
+
+.. cells:: wide-code
+
+.. cells:: line
+   :part: output
+
+   A line.
+
+.. cells:: pixels sound long table
+
+.. list-table::
+   :header-rows: 1
+
+   * - a column
+     - another, wide one
+     - third
+   * - a word_that_is_rather_long_and_cannot_be_broken_anywhere
+     - another_word_that_is_rather_long_and_cannot_be_broken
+     - text
+
+Exercises
+---------
+
+1. **Check.** Does it fold?
+
+   .. admonition:: Solution
+      :collapsible: closed
+
+      It folds. :ref:`first`.
+
+Reading list
+------------
+
+- :zh:`深度残差网络解读 <https://example.org/resnet>`: a title in Chinese.
+""",
+    "chapters/b.rst": "Second chapter\n==============\n\nText about `conv2d_relu` and :doc:`a`.\n",
+    "notebooks/a.py": """# %% [markdown]
+# # First notebook
+#
+# To the [chapter](../chapters/a.rst).
+
+# %% tags=["wide-code"]
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import Audio, display
+
+RESULT = "application/vnd.book.result+json"
+display({RESULT: {"name": "count", "value": 12345}}, raw=True)
+words = ["a", "line", "of", "code", "that", "is", "longer", "than", "a", "phone", "is", "wide", "and", "than", "a", "page"]
+print(len(words), "words")
+
+# %% tags=["line"] alt="a line that rises from zero to one"
+_ = plt.plot([0, 1])
+
+# %% tags=["pixels"] alt="grey noise in a square"
+_ = plt.imshow(np.random.default_rng(0).random((40, 40)), cmap="gray")
+
+# %% tags=["sound"]
+Audio(np.sin(np.arange(4000) / 10), rate=8000)
+
+# %% tags=["long"]
+for i in range(60):
+    print("line", i)
+
+# %% tags=["table"]
+row = "".join(f"<td>column_{i}</td>" for i in range(20))
+display({"text/html": f'<table class="dataframe"><tbody><tr>{row}</tr></tbody></table>', "text/plain": "-"}, raw=True)
+""",
+    "notebooks/b.py": "# %% [markdown]\n# # Second notebook\n\n# %%\nprint(1)\n",
+}
+
+
+@pytest.fixture(scope="session")
+def small_site(tmp_path_factory) -> Path:
+    """The small site, with the real settings, style and templates."""
+    folder = tmp_path_factory.mktemp("small")
+    for name in ("_static", "_templates"):
+        shutil.copytree(ROOT / name, folder / name)
+    for name in ("conf.py", "references.bib", "docutils.conf"):
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "_ext").symlink_to(ROOT / "_ext")
+    write_site(folder, SMALL, (ROOT / "conf.py").read_text(encoding="utf-8"))
+    result = build(folder, GITHUB_REPOSITORY="someone/book")
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr
+    return folder / "_build" / "html"
+
+
+@pytest.fixture(scope="session")
+def roots(site, small_site):
+    with serve(site) as real, serve(small_site) as small:
+        yield {"real": real, "small": small}
+
+
+@pytest.fixture(scope="session")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find(), args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, roots):
+    """visit("real/index", colour_scheme="dark") opens a page in a fresh profile."""
+    with contextlib.ExitStack() as stack:
+
+        def open_page(name: str, address: str = "", **options) -> Visit:
+            which, _, path = name.partition("/")
+            context = stack.enter_context(contextlib.closing(new_context(browser, **options)))
+            return Visit(context, address or roots[which]).open(f"{path}.html")
+
+        yield open_page
+
+
+# ---- every page ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_quiet_steady_and_as_wide_as_the_window(visit, name):
+    tab = visit(name)
+    shifts = tab.page.evaluate("book.shifts")
+    assert sum(shift["value"] for shift in shifts) < 0.01, shifts
+    levels = tab.page.evaluate("book.headings()")
+    assert levels[0][0] == 1 and [level for level, _ in levels].count(1) == 1, levels
+    for (before, _), (after, text) in zip(levels, levels[1:]):
+        assert after <= before + 1, f"a level is left out before {text}"
+    for mode in ("light", "dark"):
+        tab.page.emulate_media(color_scheme=mode)
+        for width in WIDTHS:
+            tab.page.set_viewport_size({"width": width, "height": 900})
+            assert tab.page.evaluate("book.wide()") == [], f"{width} px, {mode}"
+    assert tab.trouble == []
+    assert not tab.loaded("searchindex.js") or name.endswith("/search")
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_axe_finds_nothing(visit, name, mode):
+    tab = visit(name, color_scheme=mode, reduced_motion="reduce")
+    tab.page.evaluate(AXE)
+    found = {}
+    for width in (1300, 390) if mode == "light" else (1300,):
+        tab.page.set_viewport_size({"width": width, "height": 900})
+        tab.page.evaluate("book.scroll()")
+        options = {"runOnly": {"type": "tag", "values": STANDARD}}
+        result = tab.page.evaluate("o => axe.run(document, o)", options)
+        for rule in result["violations"]:
+            found[rule["id"]] = [node["html"][:160] for node in rule["nodes"]][:4]
+    assert found == {}
+
+
+# ---- one chapter ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_chapter_is_light(visit, name):
+    sizes = visit(name).bytes()
+    images = sizes.pop("image", 0)
+    assert sum(sizes.values()) <= 300_000, sizes
+    assert images <= 1_500_000 - sum(sizes.values())
+
+
+def test_the_keyboard_reaches_everything_and_shows_where_it_is(visit):
+    tab = visit("small/chapters/a")
+    tab.page.evaluate("book.rest()")
+    seen = []
+    for _ in range(60):
+        tab.page.keyboard.press("Tab")
+        if not (place := tab.page.evaluate("book.focused()")):
+            break
+        seen.append(place)
+    assert not [place for place in seen if place["faults"]]
+    labels = [place["label"] for place in seen]
+    assert labels[0] == "Skip to main content"
+    for label in (
+        "Search",
+        "Colours: as the system",
+        "First chapter",
+        "Download .ipynb",
+        "Solution",
+    ):
+        assert any(label in text for text in labels), f"{label} is not among {labels}"
+
+
+def test_an_input_and_its_output_are_one_unit_and_a_long_output_is_folded(visit):
+    page = visit("small/chapters/a").page
+    cell = page.locator(".cell.tag_wide-code")
+    source, output = (cell.locator(s).bounding_box() for s in (".cell_input", ".cell_output"))
+    assert abs(source["y"] + source["height"] - output["y"]) < 2
+    long = page.locator(".cell.tag_long .cell_output")
+    assert "line 7" in long.inner_text() and "line 8" not in long.inner_text()
+    long.locator("summary").click()
+    assert "line 59" in long.inner_text()
+
+
+def test_the_copy_button_copies_the_code_and_nothing_else(visit):
+    tab = visit("small/chapters/a", permissions=["clipboard-read", "clipboard-write"])
+    cell = tab.page.locator(".cell.tag_long")
+    assert cell.locator(".cell_output button.copybtn").count() == 0
+    cell.hover()
+    cell.locator("button.copybtn").click()
+    copied = tab.page.evaluate("navigator.clipboard.readText()")
+    assert copied.rstrip("\n") == 'for i in range(60):\n    print("line", i)'
+
+
+def test_the_links_of_a_chapter_lead_to_its_files(visit, roots):
+    tab = visit("small/chapters/a")
+    links = {a.inner_text(): a for a in tab.page.locator(".paper-card .launch-link").all()}
+    href = {text: a.evaluate("a => a.href") for text, a in links.items()}
+    answer = tab.page.request.get(href["Download .ipynb"])
+    nb = nbformat.reads(answer.text(), as_version=4)
+    source = parse(SMALL["notebooks/a.py"])
+    assert [c.source for c in code_cells(nb)][1:] == [c.source for c in code_cells(source)]
+    assert "range(60)" in tab.page.request.get(href["Download .py"]).text()
+    assert tab.page.request.get(href["The whole notebook"]).ok
+    colab = "https://colab.research.google.com/github/someone/book/blob/gh-pages/notebooks/a.ipynb"
+    assert href["Open in Colab"] == colab
+    edit = tab.page.locator(".article-header-buttons a[title='Edit this page']")
+    assert edit.get_attribute("href") == "https://github.com/someone/book/edit/main/chapters/a.rst"
+
+
+@pytest.mark.skipif("GITHUB_REPOSITORY" in os.environ, reason="the repository is known here")
+def test_without_a_repository_no_link_leads_to_one(visit):
+    page = visit("real/chapters/lenet").page
+    assert page.locator("a[href*='colab.research'], a[title='Edit this page']").count() == 0
+
+
+def test_the_colours_go_from_the_system_to_light_to_dark_and_stay(visit):
+    tab = visit("small/chapters/a", color_scheme="dark")
+    button = tab.page.locator(".theme-switch-button")
+
+    def state():
+        return button.get_attribute("aria-label"), tab.page.evaluate("book.brightness()") < 0.2
+
+    assert state() == ("Colours: as the system", True)
+    shown = tab.page.locator("main img[alt='a line that rises from zero to one']:visible")
+    assert "only-dark" in shown.get_attribute("class")
+    button.click()
+    assert state() == ("Colours: light", False)
+    assert "only-light" in shown.get_attribute("class")
+    button.click()
+    assert state() == ("Colours: dark", True)
+    tab.page.reload()
+    assert state() == ("Colours: dark", True)
+    button.click()
+    tab.page.emulate_media(color_scheme="light")
+    assert state() == ("Colours: as the system", False)
+
+
+def test_on_a_phone_the_side_bars_open_and_close(visit):
+    page = visit("small/chapters/a", viewport={"width": 390, "height": 800}).page
+    for toggle, bar in (("primary", "Second chapter"), ("secondary", "Reading list")):
+        link = page.locator(f"dialog#pst-{toggle}-sidebar-modal a", has_text=bar)
+        assert not link.is_visible()
+        page.locator(f".{toggle}-toggle").click()
+        link.wait_for(state="visible")
+        page.keyboard.press("Escape")
+        link.wait_for(state="hidden")
+
+
+def test_on_paper_there_is_text_and_nothing_to_press(visit):
+    page = visit("small/chapters/a").page
+    page.emulate_media(media="print")
+    for hidden in (".bd-sidebar-primary", ".bd-sidebar-secondary", ".bd-header-article", ".launch"):
+        assert not page.locator(hidden).first.is_visible(), hidden
+    assert page.locator("article h1").is_visible()
+    assert page.locator("details.more-output pre").is_visible()
+    assert page.locator("details.admonition p", has_text="It folds").is_visible()
+    assert page.locator("article").bounding_box()["width"] > 1000
+    assert page.evaluate("book.faint(true)") == []
+    assert len(page.pdf()) > 10_000
+
+
+def test_who_asks_for_less_motion_gets_none(visit):
+    assert visit("small/chapters/a", reduced_motion="reduce").page.evaluate("book.moving()") == []
+
+
+def test_without_scripts_a_chapter_can_be_read(browser, roots):
+    with contextlib.closing(new_context(browser, java_script_enabled=False)) as context:
+        page = context.new_page()
+        page.goto(roots["small"] + "chapters/a.html")
+        assert page.locator("main p", has_text="Before the first heading").is_visible()
+        assert (
+            page.locator("main img[alt='a line that rises from zero to one']:visible").count() == 1
+        )
+        assert not page.locator(".theme-switch-button").is_visible()
+        page.locator("summary", has_text="Solution").click()
+        assert page.locator("p", has_text="It folds").is_visible()
+
+
+def test_a_chapter_opened_as_a_file_has_its_style_and_search(browser, small_site):
+    with contextlib.closing(new_context(browser)) as context:
+        tab = Visit(context, f"{small_site.as_uri()}/").open("chapters/a.html")
+        assert "Source Sans" in tab.page.evaluate("getComputedStyle(document.body).fontFamily")
+        assert tab.page.locator(".paper-card").bounding_box()["width"] > 400
+        tab.page.keyboard.press("Control+k")
+        tab.page.keyboard.type("conv2d_relu")
+        tab.page.locator(".search-found a", has_text="Second chapter").wait_for()
+        tab.open("search.html?q=conv2d_relu")
+        tab.page.locator("#search-results a", has_text="Second chapter").wait_for()
+        assert tab.trouble == []
+
+
+# ---- search --------------------------------------------------------------------------------------
+
+
+def test_search_opens_loads_its_index_and_finds_while_one_types(visit):
+    tab = visit("small/chapters/b")
+    dialog = tab.page.locator("#pst-search-dialog")
+    assert not tab.loaded("searchindex.js")
+    tab.page.get_by_role("button", name="Search").first.click()
+    assert dialog.is_visible()
+    tab.page.keyboard.type("残差网络")
+    link = dialog.locator("a")
+    link.wait_for()
+    assert tab.loaded("searchindex.js")
+    assert link.inner_text() == "First chapter"
+    tab.page.keyboard.press("Escape")
+    assert not dialog.is_visible()
+    tab.page.keyboard.press("Control+k")
+    assert dialog.is_visible()
+    link.click()
+    tab.page.wait_for_url("**/chapters/a.html*")
+    assert tab.trouble == []
+
+
+QUERIES = {
+    "residuals": "chapters/resnet",  # by its stem
+    "shortcuts of identity": "chapters/resnet",
+    "ResidualBlock": "chapters/resnet",
+    "same_outputs": "chapters/lenet",
+    "TableConv": "chapters/lenet",
+    "subsampling digits": "chapters/lenet",
+    "LeCun": "chapters/lenet",
+    "残差网络": "chapters/resnet",
+    "卷积": "chapters/lenet",
+    "peak memory": "status",
+}
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_a_query_finds_its_page_among_the_first_three(visit, query):
+    tab = visit("real/search", reduced_motion="reduce")
+    tab.page.locator(".bd-search-container input[name=q]").fill(query)
+    tab.page.keyboard.press("Enter")
+    tab.page.wait_for_url("**q=*")
+    tab.page.locator(
+        "#search-results .search-summary", has_text=re.compile("found|match")
+    ).wait_for()
+    links = tab.page.locator("#search-results li > a").all()
+    found = [a.evaluate("a => new URL(a.href).pathname") for a in links]
+    pages = list(dict.fromkeys(re.sub(r"^/book/|\.html$", "", path) for path in found))
+    assert QUERIES[query] in pages[:3]
+    assert not [page for page in pages if page.startswith("notebooks/")]
+    assert tab.trouble == []
+
+
+def test_each_page_has_a_description_of_its_own(visit):
+    texts = {}
+    for name in ("small/index", "small/chapters/a", "small/chapters/b"):
+        meta = visit(name).page.locator("meta[name=description]")
+        texts[name] = meta.get_attribute("content")
+    assert texts["small/chapters/a"].startswith("Before the first heading there is a paragraph")
+    assert len(set(texts.values())) == 3
+    assert all(len(text) <= 165 for text in texts.values()), json.dumps(texts)
+
+
+def test_the_notebooks_of_the_small_site_stand_for_the_real_ones():
+    """What the small site embeds is what chapters do embed: code, text, tables and figures."""
+    text = "".join((NOTEBOOKS / f"{stem}.py").read_text(encoding="utf-8") for stem in STEMS)
+    assert "table(" in text and "print(" in text and "plt." in text
