@@ -3,8 +3,8 @@
 A notebook leaves a matplotlib figure as SVG and as PNG of double density. Here
 
 - the larger of the two goes, the SVG being counted as it is sent, compressed;
-- an SVG without raster images gets a twin for dark pages: the colours of ``workbench`` are exchanged,
-  as ``DARK`` says, and the white ground goes. The theme shows one of the two;
+- an SVG without raster images, in colours of ``workbench`` only, gets a twin for dark pages: they are
+  exchanged, as ``DARK`` says, and the white ground goes. The theme shows one of the two;
 - any other picture of a notebook has the class ``plate``: it keeps its white ground;
 - each local picture has its width and height in CSS pixels, so that nothing moves when it arrives.
 
@@ -13,6 +13,7 @@ This is done when a page is read, so that chapters which embed cells get the sam
 
 import gzip
 import re
+import zlib
 from hashlib import sha256
 from pathlib import Path
 
@@ -22,20 +23,21 @@ from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
 
 SVG, PNG = "image/svg+xml", "image/png"
+UNLINKED = "no-scaled-link"  # else Sphinx makes a picture with a width a link to itself
 # What `workbench.STYLE` and `workbench.COLOURS` draw with, and its twin on the dark page.
 DARK = {
     "#1d2430": "#dbe1e9",  # ink
     "#566171": "#9ba7b6",  # quiet ink: axes, units
     "#d8dde4": "#36404e",  # grid
-    "#fffffe": "#14181f",  # text inside a coloured area
-    "#0072b2": "#5cb3ee",
-    "#b54a00": "#ff9456",
-    "#007a5a": "#3fcb9f",
-    "#a3437c": "#e79ac6",
-    "#8a6100": "#e8b84a",
-    "#5b6b7c": "#a9b8c8",
+    "#0a58a0": "#0f8cf8",
+    "#c04a00": "#df7401",
+    "#3b7f5b": "#5aebb8",
+    "#831a60": "#e4539a",
+    "#6a3f00": "#ffba04",
+    "#387ca1": "#7ac3ff",
 }
 COLOUR = re.compile("|".join(DARK), re.IGNORECASE)
+USED = re.compile(r"(?:fill|stroke): ?(#[0-9a-f]{6})", re.IGNORECASE)
 GROUND = re.compile(r'<g id="patch_1">\s*<path[^>]*style="fill: #ffffff[^>]*/>\s*</g>')
 
 
@@ -57,6 +59,12 @@ def dark(svg: str) -> str:
 def transparent(svg: str) -> str:
     """The figure without the white ground that matplotlib draws first."""
     return GROUND.sub("", svg, count=1)
+
+
+def has_twin(svg: str) -> bool:
+    """Whether all that is drawn has a colour with a twin; only half exchanged it could not be read."""
+    used = {colour.lower() for colour in USED.findall(transparent(svg))}
+    return "<image" not in svg and used <= DARK.keys()
 
 
 def store(source: Path, text: str) -> Path:
@@ -94,8 +102,9 @@ class Figures(SphinxTransform):
             bundle.remove(found.pop(larger)[0])
         for kind, (_, image) in found.items():
             source = self.path(image)
-            text = source.read_text(encoding="utf-8") if kind == SVG else "<image"
-            if "<image" in text:
+            image["classes"].append(UNLINKED)
+            text = source.read_text(encoding="utf-8") if kind == SVG else ""
+            if not (text and has_twin(text)):
                 image["classes"].append("plate")
                 continue
             text = transparent(text)
@@ -111,8 +120,27 @@ class Figures(SphinxTransform):
             return
         if known := size(path):
             image["width"], image["height"] = map(str, known)
+            image["classes"] += [] if UNLINKED in image["classes"] else [UNLINKED]
+
+
+def visit_image(self, node: nodes.image) -> None:
+    type(self).visit_image(self, node)
+    if self.body and self.body[-1].startswith("<img "):
+        self.body[-1] = '<img decoding="async" ' + self.body[-1][5:]
+
+
+def depart_image(self, node: nodes.image) -> None:
+    type(self).depart_image(self, node)
 
 
 def setup(app: Sphinx) -> dict:
     app.add_transform(Figures)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+    app.add_node(nodes.image, override=True, html=(visit_image, depart_image))
+    # pages hold the twins' names: read them again when the colours change
+    version = zlib.crc32(repr(DARK).encode())
+    return {
+        "version": "1",
+        "env_version": version,
+        "parallel_read_safe": True,
+        "parallel_write_safe": True,
+    }

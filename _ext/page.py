@@ -1,9 +1,9 @@
 """What every page needs around its text: a content policy, a description, scripts and fonts.
 
 Fills the variables of ``_templates/layout.html``. The policy lets a page load only what lies beside
-it; the one script that stands in the page (it chooses light or dark before anything is drawn) is
-allowed by its hash. Scripts that the theme writes into each page, for features that this site does
-not use, are left out.
+it; the one script that stands in the page is allowed by its hash: it chooses light or dark and asks
+for fonts before anything is drawn. Scripts that the theme writes into each page, for features that
+this site does not use, are left out.
 """
 
 import base64
@@ -11,6 +11,7 @@ import hashlib
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
 
 from mathml import used_characters
 
@@ -20,6 +21,11 @@ FIRST_SCRIPT = """\
   try { root.mode = localStorage.getItem("mode") || "auto"; } catch { root.mode = "auto"; }
   const dark = matchMedia("(prefers-color-scheme: dark)").matches;
   root.theme = root.mode === "auto" ? (dark ? "dark" : "light") : root.mode;
+  if (location.protocol === "file:") return;  // no font may be asked for ahead there
+  for (const href of document.currentScript.dataset.fonts.split(" ")) {
+    const link = { rel: "preload", as: "font", type: "font/woff2", crossOrigin: "", href };
+    document.head.append(Object.assign(document.createElement("link"), link));
+  }
 })();"""
 HASH = base64.b64encode(hashlib.sha256(FIRST_SCRIPT.encode()).digest()).decode()
 POLICY = "; ".join(
@@ -59,7 +65,18 @@ def fill(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) 
     context["script_files"] = [f for f in context["script_files"] if getattr(f, "filename", f)]
 
 
+def visit_citation(self, node: nodes.citation) -> None:
+    """As docutils writes it, an item of a list, but by a role that is allowed for one."""
+    HTML5Translator.visit_citation(self, node)
+    self.body[-1] = self.body[-1].replace('"doc-biblioentry"', '"listitem"')
+
+
+def depart_citation(self, node: nodes.citation) -> None:
+    HTML5Translator.depart_citation(self, node)
+
+
 def setup(app: Sphinx) -> dict:
     app.setup_extension("mathml")
+    app.add_node(nodes.citation, override=True, html=(visit_citation, depart_citation))
     app.connect("html-page-context", fill, priority=900)  # after the theme has added its scripts
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,8 +1,13 @@
 // Colours as the system, light or dark; and search while one types.
 "use strict";
 
+// A page opened as a file may not read others, so its search shows titles only.
+if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+
 document.addEventListener("DOMContentLoaded", () => {
   switchColours();
+  // The theme makes what scrolls reachable by keyboard when the window changes: also when a part opens.
+  document.addEventListener("toggle", () => dispatchEvent(new Event("resize")), true);
   const field = document.querySelector("#pst-search-dialog input[name=q]");
   if (document.querySelector(".bd-search-container")) {
     document.querySelector(".bd-search-container input[name=q]").focus();
@@ -56,9 +61,12 @@ async function searchAsTyped(field) {
   list.setAttribute("aria-live", "polite");
   list.setAttribute("aria-label", "Search results");
   field.form.after(list);
+  let typed = field.value;
+  field.addEventListener("input", () => (typed = field.value));
   await load("_static/language_data.js");
-  await load("_static/searchtools.js");
+  await load("_static/searchtools.js"); // which empties all search fields
   await load("searchindex.js");
+  field.value = typed;
   const find = () => list.replaceChildren(...found(field.value).map(entry));
   field.addEventListener("input", find);
   find();

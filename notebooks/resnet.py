@@ -60,7 +60,7 @@ class ResidualBlock(nn.Module):
 def draw_block(axes, title: str, layers: list[str], shortcut: str | None) -> None:
     """Draw a branch from top to bottom, its shortcut to the right, and the sum."""
     edge, height = workbench.COLOURS[0], len(layers)
-    grey = {"arrowstyle": "->", "color": "#9aa7b0"}
+    grey = {"arrowstyle": "->", "color": workbench.QUIET}
     orange = {"arrowstyle": "->", "color": workbench.COLOURS[1], "linewidth": 1.5}
     for i, text in enumerate(layers):
         y = height - i
@@ -370,7 +370,7 @@ for build in (*sizes, wide_resnet50, wide_resnet101, resnet50d):
     record(f"{name}.gmacs", cost[build] / 1e9)
 table(rows, ("network", "parameters", "G MACs"))
 
-# %% tags=["drawn"] alt="ResNet-50 from top to bottom, with output shape and parameters at the right: an input of 3x224x224, the stem, then four stages with an arc past each and the number of blocks inside, 3, 4, 6 and 3, whose maps shrink from 56 to 7 pixels a side while the channels grow to 2048, the pool and the linear layer to 1000."
+# %% tags=["drawn"] alt="ResNet-50 from top to bottom, with output shape and parameters at the right: an input of 3x224x224, the stem, then four stages with a loop past each and the number of its blocks, 3, 4, 6 and 3, whose maps shrink from 56 to 7 pixels a side while the channels grow to 2048, the pool and the linear layer to 1000."
 with torch.device("meta"):
     network, x = resnet50(), torch.empty(1, 3, 224, 224)
 workbench.draw(network, x)

@@ -17,6 +17,8 @@ import math
 import os
 import random
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,13 +26,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from IPython.display import display
-from matplotlib.patches import PathPatch
-from matplotlib.path import Path as Curve
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 PROFILE = os.environ.get("PROFILE", "sample")
 if PROFILE not in ("sample", "full"):
@@ -314,12 +316,13 @@ def same_outputs(a: nn.Module, b: nn.Module, x: Tensor, tolerance: float = 1e-5)
 
 # ---- tables and pictures -------------------------------------------------------------------------
 
-# After Okabe and Ito 2008, darkened until text in each has a contrast of 4.5:1 on white.
-COLOURS = ("#0072b2", "#b54a00", "#007a5a", "#a3437c", "#8a6100", "#5b6b7c")
+# The hues of Okabe and Ito 2008, of a contrast of 4.5 on white so that words can be read in them, and
+# as far apart as that allows for protan and deutan eyes too (as Machado et al. 2009 model them).
+COLOURS = ("#0a58a0", "#c04a00", "#3b7f5b", "#831a60", "#6a3f00", "#387ca1")
 INK, QUIET, GRID = "#1d2430", "#566171", "#d8dde4"  # text; axes and units; lines behind
-ON_COLOUR = "#fffffe"  # text inside a coloured area; the site makes it dark on dark pages
 STYLE = {
     "figure.figsize": (5, 3),
+    "figure.dpi": 96,  # a page's pixels
     "figure.constrained_layout.use": True,
     "font.size": 12,  # 5 inches become a phone's 350 pixels: 12 points become 12 pixels
     "axes.labelsize": 12,
@@ -343,7 +346,8 @@ STYLE = {
     "svg.hashsalt": "book",  # the same figure gives the same bytes
 }
 plt.rcParams.update(STYLE)
-set_matplotlib_formats("svg", "retina", metadata={"Date": None})  # the site takes the smaller
+# Figures keep their size; the site shows the smaller of the two forms.
+set_matplotlib_formats("svg", "retina", bbox_inches=None, metadata={"Date": None})
 
 
 def table(rows, columns: tuple[str, ...]) -> None:
@@ -370,10 +374,13 @@ def label_ends(
     axes.autoscale_view()
     axes.figure.draw_without_rendering()  # so that data have their place in points
     points = 72 / axes.figure.dpi
-    wanted = [axes.transData.transform(end)[1] * points for end in ends.values()]
-    placed, below = {}, -math.inf
-    for i in sorted(range(len(wanted)), key=wanted.__getitem__):
-        below = placed[i] = max(wanted[i], below + gap)
+    wanted = np.array([axes.transData.transform(end)[1] * points for end in ends.values()])
+    order, steps = wanted.argsort(), gap * np.arange(len(wanted))
+    free = wanted[order] - steps  # has to rise: isotonic regression by its min-max formula
+    means = [[free[i : j + 1].mean() for j in range(i, len(free))] for i in range(len(free))]
+    placed = np.empty_like(wanted)
+    for k, i in enumerate(order):
+        placed[i] = max(min(means[j][k - j :]) for j in range(k + 1)) + steps[k]
     for i, ((name, end), colour) in enumerate(zip(ends.items(), colours)):
         axes.annotate(
             name,
@@ -409,202 +416,211 @@ def image_grid(pictures, titles=None, columns: int = 8, scale: float = 0.75, **h
             cell.set_title(titles[i], fontsize=10, pad=2)
 
 
-def stages(model: nn.Module, x: Tensor) -> list[tuple[str, tuple[int, ...], int]]:
-    """(name, output shape without the batch, parameters) of each child, from one forward pass."""
-    found = []
-
-    def hook(name):
-        def note(module, inputs, output):
-            found.append((name, tuple(output.shape[1:]), count_parameters(module)))
-
-        return note
-
-    handles = [child.register_forward_hook(hook(name)) for name, child in model.named_children()]
-    training = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(x)
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
-    return found
+# ---- the network drawn from itself ---------------------------------------------------------------
 
 
-class Row(NamedTuple):
-    """One line of a drawing: blocks in a row that give the same shape."""
+@dataclass
+class Call:
+    """One call of a module in a forward pass.
+
+    A layer is an operation that mixes in a tensor which does not come from the network's input, such
+    as weights; a tensor's depth is the number of layers on the longest path to it.
+    """
 
     name: str
-    shape: tuple[int, ...]  # of the output, without the batch
-    parameters: int
-    count: int = 1  # equal blocks
-    sums: int = 0  # additions of two maps: shortcuts
-    parts: tuple[int, ...] = ()  # channels of what was concatenated to make the output
+    module: nn.Module
+    depth: int  # of its input
+    shape: tuple[int, ...] = ()  # of its output, without the batch
+    parts: list["Call"] = field(default_factory=list)  # calls of its children, in order
+    shortcut: bool = False  # there is a sum, in it or a part, of tensors of different depth
+    branches: tuple[int, ...] = ()  # channels of the parallel paths that it concatenates
+    times: int = 1
+
+    def __post_init__(self):
+        self.modules = {self.module}
+
+    @property
+    def parameters(self) -> int:
+        return sum(map(count_parameters, self.modules))
 
 
-class Watched(TorchDispatchMode):
-    """Notes shortcuts and concatenations of what runs meanwhile.
+class Trace(TorchFunctionMode):
+    """Note the calls of modules, the depth of tensors, and where paths meet."""
 
-    A shortcut: a sum of two maps of one shape, at least one of which has passed through weights.
-    """
-
-    def __init__(self):
+    def __init__(self, model: nn.Module, x: Tensor):
         super().__init__()
-        self.sums, self.parts = 0, {}
+        self.names = {module: name.rpartition(".")[2] for name, module in model.named_modules()}
+        self.open, self.depths = [Call("", model, 0)], WeakTensorKeyDictionary({x: 0})
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        name = function._schema.name.removeprefix("aten::")
-        tensors = [a for a in args if isinstance(a, Tensor)]
-        weighted = any(getattr(t, "weighted", None) is self for t in tensors)
-        if name in ("add", "add_") and len(tensors) == 2 and weighted:
-            same = tensors[0].shape == tensors[1].shape and result.ndim > 2
-            self.sums += same and not any(isinstance(t, nn.Parameter) for t in tensors)
-        elif name == "cat" and args[1:] == (1,):
-            self.parts[tuple(result.shape[1:])] = tuple(t.shape[1] for t in args[0])
-        if weighted or name in WEIGHTED:
-            for tensor in result if isinstance(result, tuple) else (result,):
-                if isinstance(tensor, Tensor):
-                    tensor.weighted = self
-        return result
+    def enter(self, module, inputs):
+        depth = max([self.depths.get(t, 0) for t in tensors(inputs)], default=0)
+        self.open.append(Call(self.names.get(module, ""), module, depth))
 
+    def leave(self, module, inputs, output):
+        call = self.open.pop()
+        call.shape = tuple(tensors(output)[0].shape[1:])
+        call.shortcut |= any(part.shortcut for part in call.parts)
+        call.branches = call.branches or next((p.branches for p in call.parts if p.branches), ())
+        self.open[-1].parts.append(call)
 
-WEIGHTED = {"convolution", "mm", "addmm", "bmm"}
-NAMES = {
-    "Conv2d": "convolution",
-    "MaxPool2d": "max pool",
-    "AvgPool2d": "mean pool",
-    "AdaptiveAvgPool2d": "mean pool",
-    "BatchNorm2d": "batch norm",
-    "Linear": "linear",
-    "Dropout": "dropout",
-}
-
-
-def parts_to_draw(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Children with their names; when there are fewer than six, those of Sequential ones instead."""
-    children = list(model.named_children())
-    if len(children) >= 6:
-        return children
-    inner = []
-    for name, child in children:
-        opened = isinstance(child, nn.Sequential) and len({type(m) for m in child}) > 1
-        inner += [
-            (NAMES.get(type(m).__name__, type(m).__name__) if key.isdigit() else key, m)
-            for key, m in (child.named_children() if opened else [(name, child)])
-        ]
-    return inner
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        output, name = function(*args, **(kwargs or {})), getattr(function, "__name__", "")
+        inputs = tensors((args, kwargs))
+        depths = [self.depths[t] for t in inputs if t in self.depths]
+        if not depths or name.startswith("new_") or name.endswith("_like"):
+            return output
+        for t in tensors(output):
+            self.depths[t] = max(depths) + (len(depths) < len(inputs))
+        call = self.open[-1]
+        if name in ("cat", "concat") and min(depths) > call.depth and len(depths) > 1:
+            call.branches = tuple(t.shape[1] for t in inputs)
+        elif name.strip("_") in ("add", "iadd", "radd", "cat", "concat"):
+            call.shortcut |= len(set(depths)) > 1
+        return output
 
 
-def rows(model: nn.Module, x: Tensor) -> list[Row]:
-    """What `draw` shows, from one forward pass on x.
+def tensors(values) -> list[Tensor]:
+    return [t for t in tree_leaves(values) if isinstance(t, Tensor)]
 
-    A part that keeps the shape and has no parameters is left out; a normalisation counts with the
-    part before it; equal parts in a row become one with a count. A shortcut is an addition of two
-    maps of one shape while a part runs: the model is watched, its names do not matter.
-    """
-    found, seen = [Row("input", tuple(x.shape[1:]), 0)], set()
 
-    def enter(module, inputs):
-        module.watched = Watched()
-        module.watched.__enter__()
-
-    def leave(name):
-        def note(module, inputs, output):
-            module.watched.__exit__(None, None, None)
-            watched = module.__dict__.pop("watched")
-            while not isinstance(output, Tensor):
-                output = next(iter(output.values() if hasattr(output, "values") else output))
-            if module in seen:
-                return
-            seen.add(module)
-            container = isinstance(module, (nn.Sequential, nn.ModuleDict))
-            blocks = list(module.children()) if container else []
-            alike = len({type(block) for block in blocks}) == 1 and any(blocks[0].children())
-            count = len(blocks) if alike else 1
-            shape, last = tuple(output.shape[1:]), found[-1]
-            parts = watched.parts.get(shape, ())
-            row = Row(name, shape, count_parameters(module), count, watched.sums, parts)
-            if shape == last.shape and ("Norm" in type(module).__name__ or not row.parameters):
-                found[-1] = last._replace(parameters=last.parameters + row.parameters)
-            elif shape == last.shape and name == last.name:
-                found[-1] = row._replace(
-                    parameters=last.parameters + row.parameters, count=last.count + count
-                )
-            else:
-                found.append(row)
-
-        return note
-
-    handles = []
-    for name, module in parts_to_draw(model):
-        handles += [
-            module.register_forward_pre_hook(enter),
-            module.register_forward_hook(leave(name)),
-        ]
-    training = model.training
+def trace(model: nn.Module, x: Tensor) -> Call:
+    """The call of the model on x in evaluation mode, with the calls in it; works on the meta device."""
+    x = x.detach()  # an object of our own
+    note, modes = Trace(model, x), {module: module.training for module in model.modules()}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it would hide the sums of an encoder layer
+    hooks = torch.nn.modules.module
+    handles = [
+        hooks.register_module_forward_pre_hook(note.enter),
+        hooks.register_module_forward_hook(note.leave),
+    ]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), note:
             model.eval()(x)
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, mode in modes.items():
+            module.training = mode
+    return note.open[0].parts[0]
+
+
+def stages(model: nn.Module, x: Tensor) -> list[tuple[str, tuple[int, ...], int]]:
+    """(name, output shape without the batch, parameters) of each child, from one forward pass."""
+    return [(part.name, part.shape, part.parameters) for part in trace(model, x).parts]
+
+
+def repeated(call: Call) -> list[Call]:
+    """The blocks in a row, of one class and one shape, that make up a call; else the call alone."""
+    for inner in (call, *(part for part in call.parts if 2 * part.parameters > call.parameters)):
+        blocks = [part for part in inner.parts if part.parameters]
+        same = len({(type(block.module), block.shape) for block in blocks}) == 1
+        if same and all(a.depth < b.depth for a, b in zip(blocks, blocks[1:])):
+            return blocks
+    return [call]
+
+
+def stages_in(call: Call) -> Iterator[Call]:
+    """The calls of children; those of a Sequential in place of it if it changes the shape often."""
+    for part in call.parts:
+        several = len({inner.shape for inner in part.parts}) > 3
+        if several and isinstance(part.module, nn.Sequential):
+            yield from stages_in(part)
+        else:
+            yield part
+
+
+def blocks_of(model: nn.Module, x: Tensor) -> list[Call]:
+    """What `draw` shows: the input, then one block per stage, from one forward pass.
+
+    What has no parameters and keeps the number of values is left out, a normalisation joins what it
+    follows, and unnamed neighbours of one class and shape are one block several times.
+    """
+    found = [Call("input", nn.Identity(), 0, tuple(x.shape[1:]))]
+    for part in stages_in(trace(model, x)):
+        blocks, last, unnamed = repeated(part), found[-1], part.name.isdigit()
+        inner = blocks[0] if isinstance(part.module, nn.Sequential) else part
+        kind, part.times = type(inner.module).__name__, len(blocks)
+        part.name = kind if unnamed else part.name
+        if not part.parameters and math.prod(part.shape) == math.prod(last.shape):
+            continue
+        norm = "Norm" in kind and not part.parts and len(found) > 1
+        again = unnamed and last.name.partition(" + ")[0] == kind
+        if part.shape != last.shape or not (norm or again):
+            found.append(part)
+            continue
+        last.modules |= part.modules
+        last.times += again
+        last.shortcut |= part.shortcut
+        if norm and not last.name.endswith(part.name):
+            last.name += f" + {part.name}"
     return found
+
+
+def extent(shape: tuple[int, ...]) -> tuple[float, float, float]:
+    """Width, height and depth of a block in pixels, for (C,), (T, C) or (C, H, W)."""
+    C, H, W = {0: (1, 1, 1), 1: (*shape, 1, 1), 2: (*shape[::-1], 1)}.get(len(shape), shape[-3:])
+    return 8 + 13 * math.log2(C), 3 + 4 * math.log2(H), 2 * math.log2(W)
 
 
 def draw(model: nn.Module, x: Tensor) -> None:
-    """Draw a network from itself, from top to bottom, as its forward pass on x runs through it.
+    """Draw a network from itself: a block per stage, as its forward pass on x runs through them.
 
-    A block is as wide as it has channels and as high as its map (both logarithmic); what has no
-    parameters is grey. An arc is a shortcut, strips are concatenated parts, a number in a block
-    says how many equal ones follow each other. At the right: output shape and parameters.
+    Width: number of channels; height and depth: sides of the map; all on a log scale. Grey: no
+    parameters. A loop: the stage has a shortcut, a sum or concatenation of a path with one of fewer
+    layers. Lines in a block: parallel paths that it concatenates.
     """
-    lines = rows(model, x)
-    sides = [r.shape[-2 if len(r.shape) == 2 else -1] if len(r.shape) > 1 else 1 for r in lines]
-    heights = [0.09 + 0.036 * math.log2(side) for side in sides]
-    steps = [max(0.33, h + 0.15) + 0.1 * (r.sums > 0) for h, r in zip(heights, lines)]
-    total, top, middle = sum(steps) + 0.35, 0.35, 0.78
-    figure, axes = plt.subplots(figsize=(5, total), layout="none")
-    axes.set(position=(0, 0, 1, 1), xlim=(0, 5), ylim=(total, 0))
+    blocks = blocks_of(model, x)
+    heights = [
+        max(h + d / 2, 36) + (20 if block.shortcut else 14)
+        for block in blocks
+        for _, h, d in [extent(block.shape)]
+    ]
+    _, axes = plt.subplots(figsize=(5, sum(heights) / 96), layout="none")
+    axes.set(position=(0, 0, 1, 1), xlim=(0, 480), ylim=(sum(heights), 0))  # in pixels
     axes.axis("off")
-    columns = {"part": (1.5, "left"), "output": (3.83, "right"), "parameters": (4.98, "right")}
-    for text, (place, side) in columns.items():
-        axes.text(place, 0.16, text, ha=side, va="center", fontsize=11, color=QUIET)
-    arrow = {"arrowstyle": "-|>", "mutation_scale": 7, "shrinkA": 0, "shrinkB": 0, "color": QUIET}
-    for i, (row, height, step) in enumerate(zip(lines, heights, steps)):
-        y = top + step / 2
-        width = 0.1 + 0.09 * math.log2(max(1, row.shape[-1 if len(row.shape) == 2 else 0]))
-        left, high, low = middle - width / 2, y - height / 2, y + height / 2
-        colour = COLOURS[0] if row.parameters else "#8694a0"
-        parts = row.parts if 1 < len(row.parts) <= 4 else (1,)
-        for share in (width * part / sum(parts) for part in parts):
-            filled = {"fill": i > 0, "color": colour, "lw": int(i == 0)}
-            axes.add_patch(plt.Rectangle((left, high), share - 0.015, height, **filled))
-            left += share
-        if i + 1 < len(lines):
-            after = top + step + (steps[i + 1] - heights[i + 1]) / 2
-            axes.annotate("", (middle, after - 0.015), (middle, low + 0.015), arrowprops=arrow)
-        if row.sums:
-            side = middle - width / 2 - 0.12
-            arc = [(middle, high - 0.06), (side, high - 0.06), (side, y)]
-            arc += [(side, low + 0.06), (middle, low + 0.06)]
-            codes = [Curve.MOVETO, *[Curve.CURVE3] * 4]
-            axes.add_patch(PathPatch(Curve(arc, codes), fill=False, color=COLOURS[1], lw=1.5))
-        name, count = row.name, f"×{row.count}" if row.count > 1 else ""
-        if height < 0.17:
-            name, count = f"{name} {count}".strip(), ""
-        axes.text(middle, y, count, ha="center", va="center", color=ON_COLOUR, fontsize=11)
-        texts = (
-            name,
-            "×".join(map(str, row.shape)),
-            f"{row.parameters:,}" if row.parameters else "–",
-        )
-        for text, (place, side) in zip(texts, columns.values()):
-            bold = (
-                {"weight": "bold", "fontsize": min(11, 143 / len(name))}
-                if text is name
-                else {"fontsize": 11}
-            )
-            axes.text(place, y, text, ha=side, va="center", **bold)
-        top += step
+    centre, bottom = 108, None
+    for block, end, pitch in zip(blocks, np.cumsum(heights), heights):
+        y, (width, height, depth) = end - pitch / 2, extent(block.shape)
+        top, right = y - (height + depth / 2) / 2, centre + (width + depth) / 2
+        draw_box(axes, centre, y, block)
+        if bottom:
+            axes.annotate("", (centre, top - 1), (centre, bottom + 1), arrowprops=ARROW)
+        bottom = y + (height + depth / 2) / 2
+        if block.shortcut:
+            draw_loop(axes, centre, top - 9, right + 12, bottom + 7)
+        if block.times > 1:
+            axes.text(right + 18, y, f"×{block.times}", va="center")
+        name = block.name if len(block.name) < 22 else block.name[:20] + "…"
+        axes.text(252, y - 10, name, weight="bold", va="center")
+        small = {"fontsize": 11, "color": QUIET, "va": "center"}
+        axes.text(252, y + 10, "×".join(map(str, block.shape)), **small)
+        if block.parameters:
+            axes.text(472, y + 10, f"{block.parameters:,}", ha="right", **small)
+
+
+ARROW = {"arrowstyle": "->", "color": QUIET, "shrinkA": 0, "shrinkB": 0}
+
+
+def draw_box(axes, x: float, y: float, block: Call) -> None:
+    """A box in oblique projection around (x, y)."""
+    (width, height, depth), colour = extent(block.shape), COLOURS[0] if block.parameters else QUIET
+    left, top, rise = x - (width + depth) / 2, y - (height - depth / 2) / 2, depth / 2
+    right, base = left + width, top + height
+    faces = {0.25: [(left, top), (right, top), (right, base), (left, base)]}
+    if depth:
+        back = (right + depth, top - rise)
+        faces[0.1] = [(left, top), (left + depth, top - rise), back, (right, top)]
+        faces[0.45] = [(right, top), back, (right + depth, base - rise), (right, base)]
+    for alpha, corners in faces.items():
+        axes.add_patch(plt.Polygon(corners, facecolor=(colour, alpha), edgecolor=colour))
+    for share in np.cumsum(block.branches)[:-1] / max(sum(block.branches), 1):
+        axes.plot([left + width * share] * 2, [top, base], color=colour, linewidth=1)
+
+
+def draw_loop(axes, x: float, top: float, right: float, base: float) -> None:
+    """A line out of the arrow above a block, past the block and back into the arrow below it."""
+    corners = [(x, top), (right, top), (right, base), (x + 2, base)]
+    axes.plot(*zip(*corners), color=COLOURS[1], linewidth=1.5, solid_joinstyle="round")
+    axes.annotate("", corners[3], (x + 20, base), arrowprops=ARROW | {"color": COLOURS[1]})

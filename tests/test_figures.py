@@ -1,13 +1,15 @@
 """Pictures of notebooks: format, dark twin, size; and the style that they are drawn in."""
 
 import re
+from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot as plt
 
 import workbench
-from figures import DARK, dark, transparent
+from figures import DARK, UNLINKED, dark, transparent
 from sites import CONF, build, page, write_site
 
 PAGE, DARK_PAGE = "#ffffff", "#14181f"
@@ -20,8 +22,13 @@ import numpy as np
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 set_matplotlib_formats("svg", "retina", metadata={"Date": None})
-plt.rcParams.update({"axes.facecolor": "none", "svg.fonttype": "none", "figure.figsize": (5, 3)})
+style = {"axes.facecolor": "none", "svg.fonttype": "none", "figure.figsize": (5, 3)}
+style |= {f"{what}.color": "#566171" for what in ("xtick", "ytick")}
+plt.rcParams.update(style | {"axes.edgecolor": "#566171"})
 _ = plt.plot([0, 1], color="{colour}")
+
+# %% tags=["foreign"] alt="a red line"
+_ = plt.plot([0, 1], color="red")
 
 # %% tags=["noise"] alt="grey noise"
 _ = plt.imshow(np.random.default_rng(0).random((300, 300)))
@@ -29,7 +36,7 @@ _ = plt.imshow(np.random.default_rng(0).random((300, 300)))
 CHAPTER = """A
 =
 
-.. cells:: line noise
+.. cells:: line noise foreign
    :part: output
 
 .. image:: /dot.svg
@@ -45,7 +52,7 @@ def site(tmp_path_factory):
         {
             "index.rst": "Book\n====\n\n.. toctree::\n\n   chapters/a\n   notebooks/a\n",
             "chapters/a.rst": CHAPTER,
-            "notebooks/a.py": NOTEBOOK.replace("{colour}", "#0072b2"),
+            "notebooks/a.py": NOTEBOOK.replace("{colour}", "#0a58a0"),
             "dot.svg": DOT,
             "docutils.conf": "[general]\nimage_loading: lazy\n",
         },
@@ -60,7 +67,8 @@ def pictures(folder, name):
     found = {}
     for image in page(folder, name).select("article img"):
         file = (folder / "_build/html" / name).parent / image["src"]
-        found[image["alt"], *image.get("class", [])] = (image, file)
+        classes = [name for name in image.get("class", []) if name != UNLINKED]
+        found[image["alt"], *classes] = (image, file)
     return found
 
 
@@ -69,9 +77,9 @@ def test_a_line_plot_is_a_light_and_a_dark_svg(site, name):
     found = pictures(site, name)
     light, dark_twin = (found["a line that rises", f"only-{mode}"][1] for mode in ("light", "dark"))
     light, dark_twin = light.read_text(), dark_twin.read_text()
-    assert "#0072b2" in light
-    assert "#0072b2" not in dark_twin
-    assert DARK["#0072b2"] in dark_twin
+    assert "#0a58a0" in light
+    assert "#0a58a0" not in dark_twin
+    assert DARK["#0a58a0"] in dark_twin
     for svg in (light, dark_twin):
         assert not re.search(r"fill: ?#ffffff", svg), "the white ground is still there"
 
@@ -79,14 +87,19 @@ def test_a_line_plot_is_a_light_and_a_dark_svg(site, name):
 def test_a_picture_with_pixels_is_one_picture_on_a_plate(site):
     image, file = pictures(site, "chapters/a")["grey noise", "plate"]
     assert file.suffix == ".png" or "<image" in file.read_text()
-    assert len(page(site, "chapters/a").select("article img")) == 4
+    assert len(page(site, "chapters/a").select("article img")) == 5
+
+
+def test_a_figure_in_a_colour_without_a_twin_is_one_picture_on_a_plate(site):
+    assert pictures(site, "chapters/a")["a red line", "plate"][1].suffix == ".svg"
 
 
 @pytest.mark.parametrize("name", ["chapters/a", "notebooks/a"])
 def test_each_picture_has_its_size_in_css_pixels_and_is_loaded_late(site, name):
     for (alt, *_), (image, _) in pictures(site, name).items():
         width, height = int(image["width"]), int(image["height"])
-        assert image["loading"] == "lazy"
+        assert image["loading"] == "lazy" and image["decoding"] == "async"
+        assert not image.find_parent("a"), "a picture is not a link to itself"
         if alt == "a red dot":
             assert (width, height) == (40, 30)
         else:
@@ -96,21 +109,24 @@ def test_each_picture_has_its_size_in_css_pixels_and_is_loaded_late(site, name):
 def test_an_edit_of_the_notebook_gives_new_twins(site):
     before = {file.name for _, file in pictures(site, "chapters/a").values()}
     path = site / "notebooks/a.py"
-    path.write_text(path.read_text().replace("#0072b2", "#b54a00"))
+    path.write_text(path.read_text().replace("#0a58a0", "#c04a00"))
     assert build(site).returncode == 0
     found = pictures(site, "chapters/a")
     assert found["a line that rises", "only-dark"][1].name not in before
-    assert DARK["#b54a00"] in found["a line that rises", "only-dark"][1].read_text()
+    assert DARK["#c04a00"] in found["a line that rises", "only-dark"][1].read_text()
 
 
 # ---- the style of workbench ----------------------------------------------------------------------
 
 
+def linear(colour: str) -> list[float]:
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    return [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+
+
 def luminance(colour: str) -> float:
     """Relative luminance, WCAG 2.2."""
-    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear))
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear(colour)))
 
 
 def contrast(a: str, b: str) -> float:
@@ -126,15 +142,47 @@ def test_text_in_each_colour_can_be_read_on_the_light_and_the_dark_page(colour):
 
 def test_all_colours_of_the_style_have_a_dark_twin():
     style = {v for v in workbench.STYLE.values() if str(v).startswith("#")}
-    assert {*style, *workbench.COLOURS, workbench.ON_COLOUR} <= set(DARK)
-    colour = workbench.COLOURS[0]
-    assert contrast(workbench.ON_COLOUR, colour) >= 4.5
-    assert contrast(DARK[workbench.ON_COLOUR], DARK[colour]) >= 4.5
+    assert {*style, *workbench.COLOURS} <= set(DARK)
+
+
+# what protan and deutan eyes make of linear red, green, blue; Machado et al. 2009, table 1, severity 1
+EYES = {
+    "all": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protan": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deutan": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+}
+LMS = [
+    [0.4122214708, 0.5363325363, 0.0514459929],
+    [0.2119034982, 0.6806995451, 0.1073969566],
+    [0.0883024619, 0.2817188376, 0.6299787005],
+]
+OKLAB = [
+    [0.2104542553, 0.7936177850, -0.0040720468],
+    [1.9779984951, -2.4285922050, 0.4505937099],
+    [0.0259040371, 0.7827717662, -0.8086757660],
+]
+
+
+@pytest.mark.parametrize("eyes", EYES)
+@pytest.mark.parametrize("colours", [workbench.COLOURS, [DARK[c] for c in workbench.COLOURS]])
+def test_each_two_colours_can_be_told_apart(colours, eyes):
+    """Distance in Oklab (Ottosson 2020), which is 1 between black and white, at least 0.09."""
+    seen = np.array(EYES[eyes]) @ np.array([linear(colour) for colour in colours]).T
+    points = (np.array(OKLAB) @ np.cbrt(np.array(LMS) @ seen.clip(0, 1))).T
+    assert min(np.linalg.norm(a - b) for a, b in combinations(points, 2)) >= 0.09
 
 
 def test_a_colour_is_exchanged_wherever_it_stands_and_no_other():
-    assert dark('style="fill: #0072B2; stroke: #123456"') == (
-        f'style="fill: {DARK["#0072b2"]}; stroke: #123456"'
+    assert dark('style="fill: #0A58A0; stroke: #123456"') == (
+        f'style="fill: {DARK["#0a58a0"]}; stroke: #123456"'
     )
     assert transparent("<svg></svg>") == "<svg></svg>"
 

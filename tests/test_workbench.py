@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import combinations
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -191,114 +192,138 @@ def test_a_table_is_html_and_text():
     assert data["text/html"].count("<tr>") == 3
 
 
+def drawn(model: nn.Module, x: torch.Tensor) -> list[str]:
+    """What a drawing says, checked to lie inside it and apart."""
+    workbench.draw(model, x)
+    figure = plt.gcf()
+    assert figure.get_figwidth() == 5
+    assert all(text.get_fontsize() >= 10.5 for text in figure.axes[0].texts)
+    texts = [text for text in figure.axes[0].texts if text.get_text()]
+    boxes = [text.get_window_extent(figure.canvas.get_renderer()) for text in texts]
+    for box in boxes:
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1
+    for (a, one), (b, other) in combinations(zip(texts, boxes), 2):
+        assert not one.overlaps(other), f"{a.get_text()} touches {b.get_text()}"
+    plt.close(figure)
+    return [text.get_text() for text in texts]
+
+
+def known(name: str) -> tuple[nn.Module, torch.Tensor]:
+    quiet = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
+    with torch.device("meta"):
+        return torchvision.models.get_model(name, **quiet), torch.empty(1, 3, 224, 224)
+
+
 def test_a_drawing_names_each_stage_with_its_shape_and_parameters():
     model = nn.Sequential()
     model.add_module("stem", nn.Conv2d(3, 8, 3, padding=1))
     model.add_module("relu", nn.ReLU())
     model.add_module("pool", nn.MaxPool2d(2))
-    workbench.draw(model, torch.rand(2, 3, 16, 16))
-    words = {text.get_text() for text in plt.gca().texts}
-    plt.close("all")
-    assert {"input", "stem", "pool", "3×16×16", "8×16×16", "8×8×8", "224"} <= words
-    assert "relu" not in words
+    words = drawn(model, torch.rand(2, 3, 16, 16))
+    assert words == ["input", "3×16×16", "stem", "8×16×16", "224", "pool", "8×8×8"]
 
 
-def on_meta(builder, *size):
-    with torch.device("meta"):
-        return builder(), torch.empty(1, *size)
-
-
-def vgg_like():
-    layers = []
-    for c_in, c_out in ((3, 64), (64, 128), (128, 256), (256, 512), (512, 512)):
-        layers += [nn.Conv2d(c_in, c_out, 3, padding=1), nn.BatchNorm2d(c_out), nn.ReLU()]
-        layers += [nn.Conv2d(c_out, c_out, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-    return nn.Sequential(*layers)
-
-
-DRAWN = {
-    "LeNet-5": (definitions("lenet").published_lenet5, (1, 32, 32)),
-    "ResNet-18": (torchvision.models.resnet18, (3, 224, 224)),
-    "ResNet-152": (torchvision.models.resnet152, (3, 224, 224)),
-    "VGG-16": (torchvision.models.vgg16, (3, 224, 224)),
-    "DenseNet-121": (torchvision.models.densenet121, (3, 224, 224)),
-    "ViT-B/16": (torchvision.models.vit_b_16, (3, 224, 224)),
-    "ten convolutions": (vgg_like, (3, 64, 64)),
+NETWORKS = {  # blocks that have a shortcut, and how often each stands there
+    "alexnet": [],
+    "vgg16": [],
+    "googlenet": [],
+    "resnet18": [2, 2, 2, 2],
+    "resnet152": [3, 8, 36, 3],
+    "densenet121": [6, 12, 24, 16],  # these concatenate
+    "mobilenet_v2": [2, 3, 4, 3, 3],
+    "vit_b_16": [12],
 }
 
 
-@pytest.mark.parametrize("name", DRAWN)
-def test_the_labels_of_a_drawing_do_not_overlap(name):
-    model, x = on_meta(DRAWN[name][0], *DRAWN[name][1])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_shortcuts_are_found_where_they_are_and_labels_lie_apart(name):
+    model, x = known(name)
+    blocks = workbench.blocks_of(model, x)
+    assert [block.times for block in blocks if block.shortcut] == NETWORKS[name]
+    total = sum(block.parameters for block in blocks)
+    direct = sum(p.numel() for p in model.parameters(recurse=False))  # of no stage
+    assert total == workbench.count_parameters(model) - direct
+    words = drawn(model, x)
+    assert {f"×{n}" for n in NETWORKS[name] if n > 1} <= set(words)
+
+
+@pytest.mark.parametrize("stem", ["lenet", "resnet"])
+def test_the_networks_of_the_notebooks_are_drawn(stem):
+    net = definitions(stem)
+    if stem == "lenet":
+        assert drawn(net.published_lenet5(), torch.zeros(1, 1, 32, 32))[-2:] == ["output", "10"]
+        return
+    x = torch.zeros(1, 1, 20, 20)
+    for shortcut, loops in ((net.NoShortcut, 0), (net.ZeroPad, 3)):
+        blocks = workbench.blocks_of(net.digit_network(14, shortcut), x)
+        assert [block.times for block in blocks] == [1, 1, 2, 2, 2, 1, 1]
+        assert sum(block.shortcut for block in blocks) == loops
+
+
+def test_parallel_paths_are_lines_in_a_block():
+    blocks = {block.name: block for block in workbench.blocks_of(*known("googlenet"))}
+    assert blocks["inception3a"].branches == (64, 128, 32, 32)
+    assert blocks["conv1"].branches == ()
+
+
+def test_twelve_stages_with_long_names_lie_apart():
+    model = nn.Sequential()
+    for i in range(12):
+        model.add_module(
+            f"a_stage_with_a_long_name_{i}", nn.Conv2d(2 ** min(i, 9), 2 ** min(i + 1, 9), 1)
+        )
+    assert len(drawn(model, torch.zeros(1, 1, 64, 64))) == 2 + 12 * 3
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(50, 8)
+        self.lstm = nn.LSTM(8, 16, batch_first=True)
+
+    def forward(self, x):
+        return self.lstm(self.embed(x))
+
+
+def test_tokens_and_tuples_are_drawn():
+    words = drawn(Recurrent(), torch.zeros(1, 7, dtype=torch.long))
+    assert words[2:] == ["embed", "7×8", "400", "lstm", "7×16", "1,664"]
+
+
+def test_fused_attention_does_not_hide_the_shortcuts():
+    layer = nn.TransformerEncoderLayer(16, 2, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+    (_, block) = workbench.blocks_of(encoder, torch.rand(1, 5, 16))
+    assert (block.name, block.times, block.shortcut) == ("TransformerEncoderLayer", 3, True)
+
+
+def test_a_drawing_leaves_the_model_as_it_was_even_when_it_fails():
+    model, x = small(), torch.rand(1, 1, 28, 28)
+    model[1].eval()  # a frozen norm in a model that trains
     workbench.draw(model, x)
+    plt.close("all")
+    with pytest.raises(RuntimeError):
+        workbench.draw(model, torch.rand(1, 5, 28, 28))
+    assert [m.training for m in model] == [True, False, True, True, True]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert not torch.nn.modules.module._global_forward_hooks
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert model(x).requires_grad
+
+
+def test_names_at_the_ends_of_lines_lie_apart_and_near_their_lines():
+    ends = {"a": 0.50, "b": 0.51, "c": 0.52, "d": 0.9}
+    workbench.curves({name: [0.0, y] for name, y in ends.items()}, "epoch", "loss")
     figure = plt.gcf()
-    renderer = figure.canvas.get_renderer()
-    boxes = [text.get_window_extent(renderer) for text in plt.gca().texts if text.get_text()]
-    plt.close()
-    assert all(box.x0 >= 0 and box.x1 <= 5 * figure.dpi for box in boxes)
-    for i, box in enumerate(boxes):
-        assert not any(box.overlaps(other) for other in boxes[:i])
-
-
-def test_a_drawing_counts_equal_blocks_and_shortcuts():
-    rows = {
-        row.name: row for row in workbench.rows(*on_meta(*DRAWN["ResNet-152"][:1], 3, 224, 224))
-    }
-    assert [rows[f"layer{i}"].count for i in (1, 2, 3, 4)] == [3, 8, 36, 3]
-    assert [rows[f"layer{i}"].sums for i in (1, 2, 3, 4)] == [3, 8, 36, 3]
-    assert rows["layer3"].shape == (1024, 14, 14)
-    assert sum(row.parameters for row in rows.values()) == 60_192_808
-    dense = {
-        row.name: row.count
-        for row in workbench.rows(*on_meta(torchvision.models.densenet121, 3, 64, 64))
-    }
-    assert [dense[f"denseblock{i}"] for i in (1, 2, 3, 4)] == [6, 12, 24, 16]
-
-
-@pytest.mark.parametrize("name", ["LeNet-5", "VGG-16", "ten convolutions"])
-def test_a_drawing_finds_no_shortcut_where_there_is_none(name):
-    model, x = on_meta(DRAWN[name][0], *DRAWN[name][1])
-    assert not any(row.sums for row in workbench.rows(model, x))
-
-
-def test_a_drawing_shows_what_was_concatenated():
-    class Inception(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 24, 3, padding=1)
-
-        def forward(self, x):
-            return torch.cat((self.a(x), self.b(x)), 1)
-
-    rows = workbench.rows(nn.Sequential(Inception(), nn.ReLU()), torch.rand(1, 3, 8, 8))
-    assert rows[1].parts == (8, 24)
-
-
-def test_a_drawing_leaves_the_model_as_it_was():
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Dropout())
-    model.train()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    workbench.rows(model, torch.rand(1, 3, 4, 4))
-    assert model.training and model[1].training
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def test_an_output_of_several_tensors_is_drawn_by_its_first():
-    rows = workbench.rows(nn.Sequential(nn.LSTM(8, 16, batch_first=True)), torch.rand(2, 5, 8))
-    assert rows[1].shape == (5, 16)
-
-
-def test_names_at_the_ends_of_lines_keep_apart():
-    lines = {"first": [3.0, 1.0], "second": [2.0, 1.001], "third": [4.0, 0.999], "far": [5.0, 4.0]}
-    workbench.curves(lines, "epoch", "loss")
-    axes = plt.gca()
-    axes.figure.draw_without_rendering()
-    boxes = [text.get_window_extent() for text in axes.texts]
-    plt.close()
-    assert len(boxes) == 4
-    for i, box in enumerate(boxes):
-        assert not any(box.overlaps(other) for other in boxes[:i])
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    middles = [(box.y0 + box.y1) / 2 for box in boxes]
+    wanted = figure.axes[0].transData.transform([(2, y) for y in ends.values()])[:, 1]
+    assert abs(middles[1] - wanted[1]) < 3 and abs(middles[3] - wanted[3]) < 3  # pixels
+    assert all(box.x1 <= figure.bbox.x1 for box in boxes)
+    plt.close(figure)
 
 
 def test_the_photograph_is_an_image_of_the_size_asked_for():
