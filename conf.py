@@ -27,6 +27,7 @@ extensions = [
     "outputs",
     "searching",
     "page",
+    "slim",
 ]
 
 # Every .py file would be a notebook: name what is a page instead of what is not.

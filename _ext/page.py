@@ -11,6 +11,7 @@ import hashlib
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.builders.html._assets import _JavaScript
 from sphinx.writers.html5 import HTML5Translator
 
 from mathml import used_characters
@@ -40,7 +41,7 @@ POLICY = "; ".join(
         "form-action 'self'",
     )
 )
-LATE = ("_static/scripts/pydata-sphinx-theme.js", "_static/book.js")
+SCRIPTS = ("scripts/pydata-sphinx-theme.js", "book.js")  # Bootstrap's and the icons' are left out
 TEXT_FONT = "_static/fonts/source-sans-3.woff2"
 MATH_FONT = "_static/stix-two-math.woff2"
 LONGEST = 160  # characters of a description that search engines show
@@ -55,14 +56,20 @@ def description(doctree: nodes.document | None, fallback: str) -> str:
     return fallback
 
 
+def deferred(script: _JavaScript) -> _JavaScript:
+    """The same script, which no longer keeps the page from being drawn."""
+    attributes = {**script.attributes, "defer": "defer"}
+    return _JavaScript(script.filename, priority=script.priority, **attributes)
+
+
 def fill(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
     context["content_policy"], context["first_script"] = POLICY, FIRST_SCRIPT
-    context["late_scripts"] = LATE
     has_math = pagename in used_characters(app.env)
     context["preloaded_fonts"] = [TEXT_FONT, MATH_FONT] if has_math else [TEXT_FONT]
     fallback = f"{app.config.html_title}: {context.get('title', pagename)}"
     context["description"] = description(doctree, fallback)
-    context["script_files"] = [f for f in context["script_files"] if getattr(f, "filename", f)]
+    files = [f for f in context["script_files"] if getattr(f, "filename", f)]
+    context["script_files"] = files if pagename == "search" else [deferred(f) for f in files]
 
 
 def visit_citation(self, node: nodes.citation) -> None:
@@ -78,5 +85,7 @@ def depart_citation(self, node: nodes.citation) -> None:
 def setup(app: Sphinx) -> dict:
     app.setup_extension("mathml")
     app.add_node(nodes.citation, override=True, html=(visit_citation, depart_citation))
+    for script in SCRIPTS:
+        app.add_js_file(script, loading_method="defer")
     app.connect("html-page-context", fill, priority=900)  # after the theme has added its scripts
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
