@@ -24,7 +24,7 @@ ifdef NB
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help html test lab notebooks linkcheck lint serve prune bench clean distclean
+.PHONY: help html test lab notebooks linkcheck lint serve prune bench lighthouse clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## */  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -59,11 +59,14 @@ prune: $(STAMPS)/book ## remove stored outputs that no build used for 30 days
 bench: $(STAMPS)/bench ## time this engine against MyST-NB's cache and nbsphinx
 	$(PY) tests/bench.py
 
+lighthouse: $(STAMPS)/test $(STAMPS)/lighthouse ## Lighthouse's scores of the built site (needs npm and Chromium)
+	$(PY) tests/lighthouse.py _build/lighthouse
+
 serve: ## serve $(HTML) at http://127.0.0.1:8000
 	python3 -m http.server --bind 127.0.0.1 --directory $(HTML) 8000
 
 clean: ## remove what was built, keep what the notebooks printed
-	find _build -mindepth 1 -maxdepth 1 ! -name stamps -exec rm -r {} + 2>/dev/null || true
+	find _build -mindepth 1 -maxdepth 1 ! -name stamps ! -name lighthouse -exec rm -r {} + 2>/dev/null || true
 
 distclean: ## remove everything made: _build, .venv and the store of outputs
 	rm -rf _build .store .venv
@@ -84,6 +87,10 @@ $(STAMPS)/test: requirements-test.txt $(STAMPS)/book
 
 $(STAMPS)/bench: requirements-bench.txt $(STAMPS)/book
 	$(INSTALL) -r requirements-bench.txt
+	@mkdir -p $(@D) && touch $@
+
+$(STAMPS)/lighthouse:
+	npm install --silent --no-audit --no-fund --prefix _build/lighthouse lighthouse@13
 	@mkdir -p $(@D) && touch $@
 
 $(STAMPS)/lab: requirements-lab.txt $(STAMPS)/book

@@ -42,7 +42,7 @@ POLICY = "; ".join(
     )
 )
 SCRIPTS = ("scripts/pydata-sphinx-theme.js", "book.js")  # Bootstrap's and the icons' are left out
-TEXT_FONT = "_static/fonts/source-sans-3.woff2"
+TEXT_FONTS = ["_static/fonts/source-sans-3.woff2", "_static/fonts/source-sans-3-italic.woff2"]
 MATH_FONT = "_static/stix-two-math.woff2"
 LONGEST = 160  # characters of a description that search engines show
 
@@ -64,8 +64,8 @@ def deferred(script: _JavaScript) -> _JavaScript:
 
 def fill(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
     context["content_policy"], context["first_script"] = POLICY, FIRST_SCRIPT
-    has_math = pagename in used_characters(app.env)
-    context["preloaded_fonts"] = [TEXT_FONT, MATH_FONT] if has_math else [TEXT_FONT]
+    math = [MATH_FONT] if pagename in used_characters(app.env) else []
+    context["preloaded_fonts"] = TEXT_FONTS + math
     fallback = f"{app.config.html_title}: {context.get('title', pagename)}"
     context["description"] = description(doctree, fallback)
     files = [f for f in context["script_files"] if getattr(f, "filename", f)]

@@ -71,7 +71,7 @@ def slim(rules: list, known: set[str]) -> str:
 
 
 def unescaped(tokens: list) -> str:
-    return " ".join(str(getattr(token, "value", "")) for token in tokens).replace("\\", "")
+    return "".join(str(getattr(token, "value", "")) for token in tokens).replace("\\", "")
 
 
 def write(app: Sphinx, exception: Exception | None) -> None:
