@@ -403,7 +403,7 @@ _, axes = plt.subplots(figsize=(5, 2.1))
 inputs, outputs = moved.nonzero(as_tuple=True)
 axes.plot(outputs, inputs, "s", markersize=14)
 axes.set(xlabel="map of C3", ylabel="map of S2", aspect="equal", ylim=(5.5, -0.5))
-axes.set(xticks=range(16), yticks=range(6))
+_ = axes.set(xticks=range(16), yticks=range(6))
 
 # %% [markdown]
 # The simplified form against a list of torch's own layers. The layers are the same ones, so what this

@@ -324,6 +324,7 @@ STYLE = {
     "figure.figsize": (5, 3),
     "figure.dpi": 96,  # a page's pixels
     "figure.constrained_layout.use": True,
+    "font.sans-serif": ["DejaVu Sans"],  # for the layout; readers without it have their own
     "font.size": 12,  # 5 inches become a phone's 350 pixels: 12 points become 12 pixels
     "axes.labelsize": 12,
     "axes.titlesize": 12,
@@ -370,7 +371,7 @@ def table(rows, columns: tuple[str, ...]) -> None:
 def label_ends(
     axes, ends: dict[str, tuple[float, float]], colours=COLOURS, gap: float = 15
 ) -> None:
-    """Write each name at the end (x, y) of its line; names are at least `gap` points apart."""
+    """Write each name beside the end (x, y) of its line, within the axes, `gap` points apart."""
     axes.autoscale_view()
     axes.figure.draw_without_rendering()  # so that data have their place in points
     points = 72 / axes.figure.dpi
@@ -378,9 +379,10 @@ def label_ends(
     order, steps = wanted.argsort(), gap * np.arange(len(wanted))
     free = wanted[order] - steps  # has to rise: isotonic regression by its min-max formula
     means = [[free[i : j + 1].mean() for j in range(i, len(free))] for i in range(len(free))]
+    fitted = [max(min(means[j][k - j :]) for j in range(k + 1)) for k in range(len(free))]
+    low, high = axes.bbox.y0 * points + gap / 2, axes.bbox.y1 * points - gap / 2
     placed = np.empty_like(wanted)
-    for k, i in enumerate(order):
-        placed[i] = max(min(means[j][k - j :]) for j in range(k + 1)) + steps[k]
+    placed[order] = np.clip(fitted, low, max(low, high - steps[-1])) + steps
     for i, ((name, end), colour) in enumerate(zip(ends.items(), colours)):
         axes.annotate(
             name,

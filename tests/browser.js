@@ -54,14 +54,6 @@ window.book = (() => {
     await document.fonts.ready;
   }
 
-  // Distance of blocks from the top: what must not change when pictures arrive.
-  function places() {
-    return all("main :is(h1, h2, h3, p, table, figure, audio, video, pre)").map((element) => [
-      name(element),
-      Math.round(element.getBoundingClientRect().top + scrollY),
-    ]);
-  }
-
   // ---- layout ----------------------------------------------------------------------------------
 
   // What makes the page wider than the window.
@@ -187,8 +179,5 @@ window.book = (() => {
     return { name: name(element), label: label.slice(0, 60), tag: element.tagName.toLowerCase(), faults };
   }
 
-  return {
-    shifts, refused, name, all, visible, scroll, pictures, places, wide, headings, moving,
-    brightness, faint, rest, focused,
-  };
+  return { shifts, refused, scroll, wide, headings, moving, brightness, faint, rest, focused };
 })();

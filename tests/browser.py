@@ -124,7 +124,7 @@ class Visit:
     def __init__(self, context, root: str):
         self.root, self.trouble, self.requests = root, [], []
         self.page = context.new_page()
-        self.page.set_default_timeout(10_000)
+        self.page.set_default_timeout(30_000)  # of a machine that does other work, too
         self.page.on("console", self.note_message)
         self.page.on("pageerror", lambda error: self.trouble.append(f"exception: {error}"))
         self.page.on("request", self.note_request)

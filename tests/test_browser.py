@@ -162,7 +162,7 @@ def roots(site, small_site):
         yield {"real": real, "small": small}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop must not run while other tests run kernels
 def browser():
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find(), args=FLAGS)

@@ -194,3 +194,5 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path):
         plt.savefig(file, metadata={"Date": None})
         plt.close()
     assert files[0].read_bytes() == files[1].read_bytes()
+    fonts = set(re.findall(r"font-family: ([^;\"]+)", files[0].read_text()))
+    assert fonts == {"'DejaVu Sans', sans-serif"}, "a reader has the font of the system"

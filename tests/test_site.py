@@ -108,6 +108,17 @@ def test_no_page_loads_anything_from_another_host(site, pages):
         assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//", text), path
 
 
+def test_each_page_forbids_what_comes_from_elsewhere(pages):
+    for name, html in pages.items():
+        (meta,) = html.select("meta[http-equiv=Content-Security-Policy]")
+        rules = dict(rule.strip().split(" ", 1) for rule in meta["content"].split(";"))
+        assert rules["default-src"] == "'self'", name
+        assert "unsafe" not in rules["script-src"], name
+        assert not re.search(r"https?:|\*", meta["content"]), name
+        before = [tag.name for tag in meta.find_previous_siblings(["script", "link", "style"])]
+        assert not before, f"{name}: something is loaded before the policy holds"
+
+
 def test_links_within_the_site_lead_to_a_file_and_an_anchor(site, pages):
     for name, html in pages.items():
         for a in html.select("a[href]"):

@@ -326,6 +326,18 @@ def test_names_at_the_ends_of_lines_lie_apart_and_near_their_lines():
     plt.close(figure)
 
 
+def test_names_of_lines_that_end_on_the_axis_stay_above_it():
+    figure, axes = plt.subplots()
+    axes.plot([1, 2], [1, 0])
+    axes.set_ylim(0, None)
+    workbench.label_ends(axes, dict.fromkeys("abc", (2, 0.0)))
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 3 and all(box.y0 >= axes.bbox.y0 for box in boxes)
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    plt.close(figure)
+
+
 def test_the_photograph_is_an_image_of_the_size_asked_for():
     x = workbench.photograph(64, 48)
     assert x.shape == (1, 3, 64, 48)
