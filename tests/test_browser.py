@@ -320,7 +320,7 @@ def test_the_colours_go_from_the_system_to_light_to_dark_and_stay(visit):
     assert state() == ("Colours: dark", True)
     button.click()
     tab.page.emulate_media(color_scheme="light")
-    tab.page.wait_for_function("book.brightness() > 0.8")
+    tab.page.wait_for_function("() => book.brightness() > 0.8")
     assert state() == ("Colours: as the system", False)
 
 
