@@ -75,6 +75,11 @@ def data_packages(workbench: str, code: str) -> list[str]:
     return sorted(found)
 
 
+def distribution(module: str) -> str:
+    """What pip calls the package that provides a module."""
+    return (providers(module) or [module])[0]
+
+
 def pinned(requirements: Path) -> dict[str, str]:
     """{package: "package==version"} of a requirements file."""
     lines = re.findall(r"^([\w.-]+)==(\S+)", requirements.read_text(encoding="utf-8"), re.MULTILINE)
@@ -97,8 +102,8 @@ def export(path: Path, site: str = "") -> NotebookNode:
     setup = SETUP.format(
         source=source.replace("\\", "\\\\").replace("'''", "\\'\\'\\'"),
         shared=SHARED,
-        packages={name: (providers(name) or [name])[0] for name in sorted(names)},
-        data={name: pins.get(name, name) for name in data},
+        packages={name: distribution(name) for name in sorted(names)},
+        data={name: pins.get(distribution(name), distribution(name)) for name in data},
     )
     folded = {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": ["setup"]}
     for cell in nb.cells:

