@@ -90,7 +90,7 @@ $(STAMPS)/bench: requirements-bench.txt $(STAMPS)/book
 	@mkdir -p $(@D) && touch $@
 
 $(STAMPS)/lighthouse:
-	npm install --silent --no-audit --no-fund --prefix _build/lighthouse lighthouse@13
+	npm install --silent --no-audit --no-fund --no-package-lock --prefix _build/lighthouse lighthouse@13.5.0
 	@mkdir -p $(@D) && touch $@
 
 $(STAMPS)/lab: requirements-lab.txt $(STAMPS)/book

@@ -54,6 +54,14 @@ window.book = (() => {
     await document.fonts.ready;
   }
 
+  // Distance of blocks from the top: what must not change when pictures and fonts arrive.
+  function places() {
+    return all("main :is(h1, h2, h3, p, table, figure, audio, video, pre)").map((element) => [
+      name(element),
+      Math.round(element.getBoundingClientRect().top + scrollY),
+    ]);
+  }
+
   // ---- layout ----------------------------------------------------------------------------------
 
   // What makes the page wider than the window.
@@ -179,5 +187,7 @@ window.book = (() => {
     return { name: name(element), label: label.slice(0, 60), tag: element.tagName.toLowerCase(), faults };
   }
 
-  return { shifts, refused, scroll, wide, headings, moving, brightness, faint, rest, focused };
+  return {
+    shifts, refused, scroll, places, wide, headings, moving, brightness, faint, rest, focused,
+  };
 })();
