@@ -111,7 +111,8 @@ class Resolve(SphinxPostTransform):
         for place in list(self.document.findall(cells_placeholder)):
             place.replace_self(self.cells(place))
         for place in list(self.document.findall(result_placeholder)):
-            place.replace_self(nodes.Text(self.value(place)))
+            value = self.value(place)  # one that is no word, as 4.0e-07, stays on one line
+            place.replace_self(nodes.inline("", value, classes=["result"]))
 
     def cells(self, place: nodes.Element) -> list[nodes.Node]:
         notebook = place["notebook"]

@@ -327,8 +327,6 @@ PAPER_OPS = {"3a": 128, "3b": 304, "4a": 73, "4b": 88, "4c": 100, "4d": 119, "4e
 PAPER_OPS |= {"5a": 54, "5b": 71}  # millions, column "ops" of table 1
 far = [name for name, ops in PAPER_OPS.items() if abs(cost[name][0] / 1e6 - ops) > 1]
 assert far == ["5a"]
-conv1 = 112 * 112 * 64 * 7 * 7 * 3  # where table 1 says 34 M
-record("conv1", conv1 / 1e6)
 record("cost5a", cost["5a"][0] / 1e6)
 record("parameters4c", count_parameters(built["published"].stages.inception4c))
 for name, head in built["published"].heads.items():
@@ -337,6 +335,32 @@ table(
     [(name, ops, f"{cost[name][0] / 1e6:.1f}") for name, ops in PAPER_OPS.items()],
     ("module", "table 1, M", "counted, M"),
 )
+
+# %% tags=["first-layer"]
+whole = count_macs(built["published"], torch.empty(1, 3, 224, 224, device="meta"))
+main = count_parameters(built["published"]) - count_parameters(built["published"].heads)
+plain = 7 * 7 * 3 * 64  # weights
+separable = 7 * 7 * 3 * 8 + 24 * 64  # eight kernels for each colour, then 1x1
+macs = [112 * 112 * weights for weights in (plain, separable)]
+assert round(separable / 1e3, 1) == 2.7 and round(macs[1] / 1e6) == 34  # table 1
+assert round((whole - macs[0] + macs[1]) / 1e9, 1) == 1.5  # section 1
+record("conv1", macs[0] / 1e6)
+record("separable", macs[1] / 1e6)
+record("separable.weights", separable)
+record("fewer", 60e6 / main)  # parameters of AlexNet, by its abstract
+rows = [("plain", plain, f"{macs[0] / 1e6:.1f}"), ("separable", separable, f"{macs[1] / 1e6:.1f}")]
+table([*rows, ("table 1", "2.7K", "34")], ("first layer", "weights", "M MACs"))
+
+# %% tags=["branch-costs"]
+rows = []
+for name, row in TABLE_1.items():
+    branches = built["published"].stages.get_submodule(f"inception{name}").branches
+    counts = [sum(p.numel() for p in b.parameters() if p.ndim > 1) for b in branches]
+    three, five, c_in = counts[1] / row.three, counts[2] / row.five, branches[0][0].in_channels
+    assert five < three < 9 * c_in and row.five <= row.c_out / 5
+    rows.append((name, 9 * c_in, round(three), 25 * c_in, round(five)))
+columns = ("module", "3×3 on all", "3×3 behind reduction", "5×5 on all", "5×5 behind reduction")
+table(rows, columns)  # weights for each output channel
 
 # %% [markdown]
 # ## Equal to torchvision
@@ -466,11 +490,12 @@ def digit_network(heads=HEADS, form: Form = DIGITS) -> GoogLeNet:
 # %% tags=["train"]
 EPOCHS = 5
 BATCH = 50
+RATE = 0.1
 SEEDS = (0, 1, 2)
 NETWORKS = {"two heads": HEADS, "no heads": ()}
 
 
-def train(network: nn.Module, part, epochs: int = EPOCHS, rate: float = 0.1) -> dict:
+def train(network: nn.Module, part, epochs: int = EPOCHS, rate: float = RATE) -> dict:
     """SGD with momentum; the rate rises for a fifth of the steps and falls to 0."""
     steps = epochs * math.ceil(len(part[1]) / BATCH)
     optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=0.9, weight_decay=1e-4)
@@ -531,15 +556,16 @@ for name in NETWORKS:
     for key, values in {"test": tested[name], "loss": losses}.items():
         record_spread(f"{name.replace(' ', '-')}.{key}", values)
     rows.append((name, spread(losses, ".2f"), spread(tested[name])))
-if workbench.PROFILE == "sample":  # what the chapter says: the ranges overlap
-    first, second = tested.values()
-    assert min(first) < max(second) and min(second) < max(first)
+if workbench.PROFILE == "sample":  # what the chapter says: the seeds differ more than the means
+    means = [sum(values) / len(values) for values in tested.values()]
+    assert abs(means[0] - means[1]) < min(max(v) - min(v) for v in tested.values())
 columns = ("network", "training loss, main output", "test")
 table(rows, columns)
 
 # %% tags=["digit-parameters"]
 both, bare = count_parameters(digit_network()), count_parameters(digit_network(()))
-for key, value in {"epochs": EPOCHS, "steps": EPOCHS * math.ceil(IMAGES / BATCH)}.items():
+steps = EPOCHS * math.ceil(IMAGES / BATCH)
+for key, value in {"epochs": EPOCHS, "steps": steps, "batch": BATCH, "rate": RATE}.items():
     record(key, value)
 record("digits.parameters", bare)
 record("digits.heads", both - bare)
@@ -549,18 +575,18 @@ table([("no heads", bare), ("two heads", both)], ("network", "parameters"))
 # ### Gradients
 #
 # What the main loss and the two weighted losses of the heads send to the first kernel of each stage,
-# before training, with batch norm and without.
+# before training, with batch norm and without; and without it from weights of twice the variance.
 
 
 # %% tags=["gradients"]
 PLAIN = Form(conv_relu, 5, nn.Identity, 3, lambda: nn.AdaptiveAvgPool2d(4), 0.4)
 
 
-def xavier(network: nn.Module) -> nn.Module:
-    """Weights as in Caffe's replication, uniform with variance 1 / inputs of a unit; no bias."""
+def xavier(network: nn.Module, gain: float = 1.0) -> nn.Module:
+    """Uniform weights of variance gain / inputs of a unit; biases 0, in Caffe's replication 0.2."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
-            bound = math.sqrt(3 / layer.weight[0].numel())
+            bound = math.sqrt(3 * gain / layer.weight[0].numel())
             nn.init.uniform_(layer.weight, -bound, bound)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
@@ -582,25 +608,27 @@ def stage_gradients(network: GoogLeNet, x: Tensor, y: Tensor) -> Tensor:
 
 
 # %% tags=["gradient-runs"]
-batch, gradients = [part[:128].to(device) for part in train_part], {}
-for kind, form in (("no norm", PLAIN), ("batch norm", DIGITS)):
-    found = []
+batch, gradients, ratio = [part[:128].to(device) for part in train_part], {}, {}
+for kind, how in {"plain": (PLAIN, 1), "doubled": (PLAIN, 2), "normed": (DIGITS, 1)}.items():
+    found, (form, gain) = [], how
     for number in SEEDS:
         workbench.seed(number)
-        found.append(stage_gradients(xavier(digit_network(form=form)).to(device), *batch))
+        network = xavier(digit_network(form=form), gain).to(device)
+        found.append(stage_gradients(network, *batch))
     gradients[kind] = torch.stack(found).log().mean(0).exp()  # geometric mean of the seeds
-    ratio = (gradients[kind][1, 0] / gradients[kind][0, 0]).item()
-    assert workbench.PROFILE == "full" or (ratio > 3 if form is PLAIN else ratio < 1)
-    record("gradient.plain" if form is PLAIN else "gradient.normed", ratio)
+    ratio[kind] = (gradients[kind][1, 0] / gradients[kind][0, 0]).item()
+    record(f"gradient.{kind}", ratio[kind])
+if workbench.PROFILE == "sample":
+    assert ratio["plain"] > 3 and ratio["doubled"] < 2 and ratio["normed"] < 1
 
 # %% tags=["gradient-figure"] alt="Gradient norm at the first kernel of ten stages, on a log scale. Dotted, with batch norm: both lines fall from the input upwards and the main loss lies above the heads everywhere. Solid, without: the main loss falls towards the input, and the heads lie about ten times above it from 4a down."
 _, axes = plt.subplots()
 ends = {}
-for kind, line in (("no norm", "-"), ("batch norm", ":")):
+for kind, name, line in (("plain", "no norm", "-"), ("normed", "batch norm", ":")):
     for row, source, last in ((0, "main", 10), (1, "heads", 7)):
         values = gradients[kind][row, :last]
         axes.plot(range(last), values, line, color=workbench.COLOURS[1 - row])
-        ends[f"{source}, {kind}"] = (9, values[-1].item())
+        ends[f"{source}, {name}"] = (9, values[-1].item())
 axes.set(ylabel="gradient norm", yscale="log", xticks=range(10), xticklabels=["conv1", *TABLE_1])
 axes.tick_params(axis="x", labelrotation=90)
 workbench.label_ends(axes, ends, [workbench.COLOURS[i] for i in (1, 0, 1, 0)])
@@ -623,7 +651,7 @@ def imagenet_network() -> GoogLeNet:
 
 # %% tags=["maps"] alt="Four rows of four feature maps of a portrait photograph, a row for each branch of a module: in the 1x1 row the picture is recognisable, partly as a negative; in the 3x3 row outlines stand bright on black; in the 5x5 row outlines and softer patches; in the pool row blocky light and dark patches."
 if workbench.PROFILE == "full":
-    eye, picture = imagenet_network(), (workbench.photograph() - 0.5) / 0.5
+    eye, picture = imagenet_network(), workbench.photograph() * 2 - 1  # as torchvision's is fed
 else:
     eye, picture = networks["no heads", 0], workbench.photograph(112, 112).mean(1, keepdim=True)
     picture = (picture - mean) / std
@@ -634,7 +662,8 @@ for branch in eye.stages.inception3a.branches:
     found = workbench.predict(branch, x)[0]
     maps += list(found[found.flatten(1).std(1).argsort(descending=True)[:4]])  # that vary most
 workbench.image_grid(maps, columns=4, scale=1.1)
-for title, cell in zip(("1×1", "3×3", "5×5", "pool"), plt.gcf().axes[::4]):
+third = "5×5" if workbench.PROFILE == "sample" else "3×3, the third"
+for title, cell in zip(("1×1", "3×3", third, "pool"), plt.gcf().axes[::4]):
     cell.set_title(title, loc="left", fontsize=11)
 
 # %% [markdown]
@@ -643,7 +672,8 @@ for title, cell in zip(("1×1", "3×3", "5×5", "pool"), plt.gcf().axes[::4]):
 # - Six numbers a module and one class give the published network and torchvision's; with copied weights all three
 #   outputs equal torchvision's.
 # - Without the 1x1 reductions the same outputs cost almost three times the multiply-adds.
-# - In this budget, with batch norm, the auxiliary heads do not help on digits.
+# - In this budget, with batch norm, no effect of the auxiliary heads shows on digits: the seeds differ more.
+# - Without batch norm the heads send more gradient to the first kernel where the initial weights let the signal fade.
 
 # %% [markdown]
 # ## Solutions
@@ -672,6 +702,7 @@ with torch.device("meta"):
     changed, x = googlenet(block=TwoSmall, heads=()), torch.empty(1, 3, 224, 224)
 size = window(TwoSmall(192, TABLE_1["3a"]).branches[2], 192)
 assert size == 5
+assert count_parameters(changed) > main
 record("twosmall.parameters", count_parameters(changed))
 record("twosmall.gmacs", count_macs(changed, x) / 1e9)
 row = f"{size}×{size}", count_parameters(changed), f"{count_macs(changed, x) / 1e9:.3f}"
@@ -681,13 +712,11 @@ table([row], ("window", "parameters", "G MACs"))
 workbench.seed(0)
 network = xavier(digit_network(form=PLAIN)).to(device)
 history = train(network, train_part)
-assert workbench.PROFILE == "full" or history["validation"][-1] < 0.5
-record("plain.loss", main_loss(network, train_part))
-record("plain.validation", history["validation"][-1])
-table(
-    [(f"{main_loss(network, train_part):.2f}", f"{history['validation'][-1]:.1%}")],
-    ("training loss, main output", "validation"),
-)
+loss, validated = main_loss(network, train_part), history["validation"][-1]
+assert workbench.PROFILE == "full" or (loss > 2 and validated < 0.3)
+record("plain.loss", loss)
+record("plain.validation", validated)
+table([(f"{loss:.2f}", f"{validated:.1%}")], ("training loss, main output", "validation"))
 
 
 # %% tags=["solution-4"]

@@ -160,8 +160,8 @@ workbench.draw(network, x)
 # %% [markdown]
 # ## Where the parameters and where the memory are
 #
-# For each part of VGG-16: its parameters, its MACs, and the outputs of its convolutions and linear layers, which
-# training has to keep for the backward pass.
+# For each part of VGG-16: its parameters, its MACs, and the outputs of its convolutions and linear layers. Training
+# keeps as many values behind the ReLUs for the backward pass.
 
 
 # %% tags=["costs"]
@@ -425,6 +425,10 @@ workbench.label_ends(axes, ends)
 rows, final, tested = [], {}, {}
 record("epochs", EPOCHS)
 record("steps", EPOCHS * math.ceil(IMAGES / BATCH))
+record("batch", BATCH)
+record("rate", RATE)
+library = torchvision.models.VGG16_Weights.IMAGENET1K_V1.meta["_metrics"]["ImageNet-1K"]
+record("library.top1", library["acc@1"])
 for name, key in zip(DIGITS, ("pair", "five", "three")):
     final[key] = [losses[name, number][-1] for number in SEEDS]
     tested[key] = [workbench.evaluate(networks[name, number], test) for number in SEEDS]
@@ -433,12 +437,11 @@ for name, key in zip(DIGITS, ("pair", "five", "three")):
     record_spread(f"{key}.loss", final[key])
     record_spread(f"{key}.test", tested[key])
     rows.append((name, parameters, spread(final[key], ".3f"), spread(tested[key], ".1%")))
-if workbench.PROFILE == "sample":  # what the chapter says: here the pair is not ahead
-    middle = {key: sum(values) / len(values) for key, values in final.items()}
-    assert middle["pair"] > max(middle["five"], middle["three"])
-    assert abs(sum(tested["pair"]) - sum(tested["five"])) / 3 < max(tested["five"]) - min(
-        tested["five"]
-    )
+assert count_parameters(networks["two 3×3", 0]) > count_parameters(networks["one 5×5", 0])
+if workbench.PROFILE == "sample":  # what the chapter says: no order in accuracy, pairs behind 5x5
+    means = [sum(values) / len(values) for values in tested.values()]
+    assert max(means) - min(means) < min(max(v) - min(v) for v in tested.values())
+    assert max(final["five"]) < min(final["pair"]) < max(final["three"])
 table(rows, ("each stage", "parameters", "training loss", "test accuracy"))
 
 # %% [markdown]
@@ -446,15 +449,16 @@ table(rows, ("each stage", "parameters", "training loss", "test accuracy"))
 #
 # The convolutions take any size, so a photograph can go through the network that has only seen digits.
 
-# %% tags=["maps"] alt="Three rows of six feature maps of a portrait photograph, from the three stages of the network trained on digits. The face and cap can be made out in the first row and get coarser below."
+# %% tags=["maps"] alt="Three rows of four feature maps of a portrait photograph, from the three stages of the network trained on digits. The face and cap can be made out in the first row and get coarser below."
 photograph = (workbench.photograph().mean(1, keepdim=True) - mean) / std
 maps, sides = [], []
 for i in (1, 2, 3):
     found = workbench.predict(networks["two 3×3", 0][:i], photograph)[0]
-    maps += list(found[found.flatten(1).std(1).argsort(descending=True)[:6]])  # that vary most
+    most = found[found.flatten(1).std(1).argsort(descending=True)[:4]]  # that vary most
+    maps += [m.clamp(max=m.quantile(0.98).item()) for m in most]
     sides.append(found.shape[-1])
-workbench.image_grid(maps, columns=6)
-for i, cell in enumerate(plt.gcf().axes[::6]):
+workbench.image_grid(maps, columns=4, scale=1.1)
+for i, cell in enumerate(plt.gcf().axes[::4]):
     cell.set_title(f"stage {i + 1}, {sides[i]}×{sides[i]}", loc="left", fontsize=11)
 
 # %% [markdown]
@@ -462,7 +466,7 @@ for i, cell in enumerate(plt.gcf().axes[::6]):
 #
 # - One table of kernel sizes gives configurations A to E; with the same weights the outputs equal torchvision's.
 # - The parameters are in the classifier, the values to keep are in the first stages, the work is in between.
-# - On digits, in a small budget, a pair of 3x3 layers is not ahead of one 5x5 layer: depth has to be trained.
+# - On digits, in a small budget, a pair of 3x3 layers is not ahead of one 5x5 layer.
 # - The gradient of one unit covers 1 + 2n pixels after n layers of 3x3, and 27 C² weights reach as far as 49 C².
 
 # %% [markdown]
@@ -476,6 +480,8 @@ for name, kernels in KERNELS.items():
         for size in sizes:
             total, c_in = total + size * size * c_in * c_out + c_out, c_out
     counts[name] = total + 25088 * 4096 + 4096 * 4096 + 4096 * 1000 + 4096 + 4096 + 1000
+with torch.device("meta"):
+    assert all(count_parameters(vgg(KERNELS[name])) == count for name, count in counts.items())
 record("c.by.hand", counts["C"])
 table(counts.items(), ("configuration", "parameters by hand"))
 
@@ -492,7 +498,7 @@ record_spread("pair.validation", plain)
 rows = [("without", spread(final["pair"], ".3f"), spread(plain, ".1%"))]
 rows.append(("with", spread(final["norm"], ".3f"), spread(tested["norm"], ".1%")))
 if workbench.PROFILE == "sample":
-    assert sum(final["norm"]) > sum(final["pair"])
+    assert min(final["norm"]) > max(final["pair"])
 table(rows, ("batch norm", "training loss", "validation accuracy"))
 
 # %% tags=["solution-3"]

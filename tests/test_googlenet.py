@@ -75,7 +75,7 @@ def test_the_published_form_costs_what_a_sum_over_the_columns_of_table_1_gives()
     assert parameters == 6_998_552
 
 
-def test_the_network_has_the_channels_of_table_1_and_21_convolutional_layers_in_depth():
+def test_the_network_has_the_channels_of_table_1_and_its_depth_of_22_layers():
     network = on_meta(net.googlenet)
     found = {}
     for name, stage in network.stages.named_children():
@@ -83,7 +83,8 @@ def test_the_network_has_the_channels_of_table_1_and_21_convolutional_layers_in_
             convs = [m for m in stage.modules() if isinstance(m, nn.Conv2d)]
             found[name[-2:]] = (convs[0].in_channels, *(m.out_channels for m in convs))
     assert found == TABLE_1
-    assert 3 + 2 * len(found) + 1 == 22  # the paper's depth: stem, two a module, linear layer
+    call = workbench.trace(network, torch.empty(1, 3, 224, 224, device="meta"))
+    assert call.parts[-1].depth + 1 == 22  # layers in front of the classifier, and its own
 
 
 def test_heads_have_the_parameters_that_section_5_describes():
@@ -193,7 +194,7 @@ def test_any_batch_and_map_size_goes_through(name, batch, height, width):
     sides = []
     for side in (height, width):
         side = (side + 1) // 2  # the first convolution
-        for _ in range(4):  # poolings, rounded up
+        for _ in range(4):  # poolings of 3 at stride 2, the last window may reach over the edge
             side = side // 2
         sides.append(side)
     assert network.stages(x).shape == (batch, 1024, *sides)
@@ -265,13 +266,27 @@ def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss(heads):
     assert losses[-1] < losses[0] / 10
 
 
-def test_without_batch_norm_the_heads_give_the_first_kernel_most_of_its_gradient():
+def test_without_batch_norm_the_heads_send_more_gradient_where_the_signal_fades():
     torch.manual_seed(0)
     x, y = torch.randn(64, 1, 16, 16), torch.randint(10, (64,))
-    main, heads = net.stage_gradients(net.xavier(net.digit_network(form=net.PLAIN)), x, y)
-    assert len(main) == 10
-    assert heads[0] > 2 * main[0]
-    assert not heads[7:].any()
+    ratios = []
+    for gain in (1, 2):  # 1 / inputs halves the mean square at each ReLU, 2 / inputs keeps it
+        network = net.xavier(net.digit_network(form=net.PLAIN), gain)
+        main, heads = net.stage_gradients(network, x, y)
+        assert len(main) == 10
+        assert not heads[7:].any()
+        ratios.append((heads[0] / main[0]).item())
+    assert ratios[0] > 2 * max(1, ratios[1])
+
+
+@pytest.mark.parametrize("gain", [1, 2])
+def test_initial_weights_have_the_variance_of_gain_over_inputs_and_no_bias(gain):
+    torch.manual_seed(0)
+    network = net.xavier(net.digit_network(form=net.PLAIN), gain)
+    for weight in (network.heads["inception4a"][3].weight, network.classifier[-1].weight):
+        expected = (gain / weight.shape[1]) ** 0.5
+        torch.testing.assert_close(weight.std().item(), expected, rtol=0.05, atol=0)
+    assert not any(p.any() for name, p in network.named_parameters() if name.endswith("bias"))
 
 
 @pytest.mark.parametrize("name", FORMS)

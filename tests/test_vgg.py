@@ -153,17 +153,23 @@ def test_the_field_of_a_configuration_is_that_of_the_formula(name, field):
 
 def test_three_3x3_have_27_and_one_7x7_has_49_weights_per_squared_channel():
     C = 16
-    stack = [nn.Conv2d(C, C, 3, bias=False) for _ in range(3)]
-    assert sum(map(workbench.count_parameters, stack)) == 27 * C**2
-    assert workbench.count_parameters(nn.Conv2d(C, C, 7, bias=False)) == 49 * C**2
+    for kernels, squares in (((3, 3, 3), 27), ((7,), 49)):
+        weights = [p.numel() for p in vgg.stage(C, C, kernels).parameters() if p.ndim > 1]
+        assert sum(weights) == squares * C**2
 
 
-def test_linear_3x3_layers_in_a_row_are_one_larger_kernel():
+def test_three_linear_3x3_layers_form_a_7x7_kernel_and_only_some_of_them():
     torch.manual_seed(0)
-    first, second = torch.randn(1, 1, 3, 3).double(), torch.randn(1, 1, 3, 3).double()
-    x = torch.randn(1, 1, 12, 9).double()
-    one = F.conv2d(first, second.flip(2, 3), padding=2)  # 5x5
-    torch.testing.assert_close(F.conv2d(F.conv2d(x, first), second), F.conv2d(x, one))
+
+    def one(kernels):  # what they amount to, 7x7
+        second, third = kernels[1:].flip(3, 4)
+        return F.conv2d(F.conv2d(kernels[0], second, padding=2), third, padding=2)
+
+    kernels, x = torch.randn(3, 1, 1, 3, 3).double(), torch.randn(1, 1, 12, 9).double()
+    in_a_row = F.conv2d(F.conv2d(F.conv2d(x, kernels[0]), kernels[1]), kernels[2])
+    torch.testing.assert_close(in_a_row, F.conv2d(x, one(kernels)))
+    directions = torch.autograd.functional.jacobian(one, kernels).reshape(49, 27)
+    assert torch.linalg.matrix_rank(directions) == 25  # of 49: 27 weights, two scales are shared
 
 
 def test_costs_of_the_parts_add_up_to_those_of_the_network():
@@ -176,6 +182,24 @@ def test_costs_of_the_parts_add_up_to_those_of_the_network():
     assert sums[2] == macs_of(network)
     maps = 2 * 64 * 224**2 + 2 * 128 * 112**2 + 3 * (256 * 56**2 + 512 * 28**2 + 512 * 14**2)
     assert sums[1] == maps + 4096 + 4096 + 1000
+
+
+def test_training_keeps_the_values_behind_the_relus_and_those_of_the_pools():
+    network, kept = on_meta(vgg.vgg16), {}
+    weights = {p.untyped_storage()._cdata for p in network.parameters()}
+
+    def keep(t):
+        if t.is_floating_point() and t.untyped_storage()._cdata not in weights:
+            kept[t.untyped_storage()._cdata] = t
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        y = network(torch.empty(1, 3, 224, 224, device="meta"))
+    maps = 2 * 64 * 224**2 + 2 * 128 * 112**2 + 3 * (256 * 56**2 + 512 * 28**2 + 512 * 14**2)
+    pools = 64 * 112**2 + 128 * 56**2 + 256 * 28**2 + 512 * (14**2 + 7**2)
+    found = sum(t.numel() for t in kept.values())
+    assert y.grad_fn is not None
+    assert maps + pools < found < 1.02 * (maps + pools)  # the rest: image, dropout, linear layers
 
 
 def test_dense_scores_are_those_of_the_classifier_on_every_window_of_the_map():
@@ -236,11 +260,6 @@ def test_the_digit_networks_with_equal_fields_have_18_and_25_weights_per_squared
         assert sum(weights) == squares * 32**2
     fields = [vgg.field_formula((vgg.DIGITS[n],) * 3, True) for n in ("two 3×3", "one 5×5")]
     assert fields[0] == fields[1]
-
-
-def test_torchvision_gives_the_accuracy_the_recipe_table_quotes():
-    weights = torchvision.models.VGG16_Weights.IMAGENET1K_V1
-    assert weights.meta["_metrics"]["ImageNet-1K"]["acc@1"] == pytest.approx(71.592)
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "vgg16_c"])
