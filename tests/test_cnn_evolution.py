@@ -1,0 +1,289 @@
+"""The kinds of convolution, and MobileNet, of notebooks/cnn_evolution.py."""
+
+import pytest
+import torch
+import torchvision
+from timm.models.efficientnet import mobilenetv1_100
+from torch import nn
+from torch.nn import functional as F
+from torchvision.models.shufflenetv2 import channel_shuffle
+
+import workbench
+from loader import definitions
+
+net = definitions("cnn_evolution")
+
+KINDS = list(net.KINDS)
+
+
+def on_meta(build, *arguments):
+    with torch.device("meta"):
+        return build(*arguments)
+
+
+def randomised(c_in, c_out, name):
+    torch.manual_seed(0)
+    return net.KINDS[name](c_in, c_out)
+
+
+# Weights for 8 channels in and 16 out, summed by hand; MACs are these times the pixels.
+WEIGHTS = {
+    "standard": 9 * 8 * 16,
+    "spatially separable": 3 * 8 * 16 + 3 * 16 * 16,
+    "grouped": 4 * (9 * 2 * 4),
+    "shuffled": 4 * (9 * 2 * 4),
+    "depthwise separable": 9 * 8 + 8 * 16,
+    "pointwise": 8 * 16,
+    "depthwise": 9 * 16,
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_kind_costs_what_a_sum_by_hand_gives(name):
+    layer = on_meta(net.KINDS[name], 8, 16)
+    assert workbench.count_parameters(layer) == WEIGHTS[name]
+    macs = workbench.count_macs(layer, torch.empty(1, 8, 7, 5, device="meta"))
+    assert macs == WEIGHTS[name] * 35
+
+
+@pytest.mark.parametrize(("size", "groups"), [((3, 3), 1), ((5, 1), 1), ((3, 3), 4), ((1, 7), 8)])
+def test_the_formula_gives_the_counted_cost(size, groups):
+    layer = on_meta(net.conv, 16, 24, size, groups)
+    macs = workbench.count_macs(layer, torch.empty(1, 16, 9, 11, device="meta"))
+    assert net.cost(16, 24, size, groups, 9, 11) == macs
+
+
+@pytest.mark.parametrize(("c_in", "c_out"), [(32, 64), (64, 64), (128, 24)])
+def test_the_separable_pair_costs_one_over_n_plus_one_over_nine(c_in, c_out):
+    x = torch.empty(1, c_in, 8, 8, device="meta")
+    pair, full = (on_meta(net.KINDS[k], c_in, c_out) for k in ("depthwise separable", "standard"))
+    share = workbench.count_macs(pair, x) / workbench.count_macs(full, x)
+    assert share == pytest.approx(1 / c_out + 1 / 9)
+
+
+def test_values_moved_are_input_weights_and_output_of_each_convolution():
+    pair = on_meta(net.depthwise_separable, 4, 6)
+    moved = net.values_moved(pair, torch.empty(1, 4, 5, 5, device="meta"))
+    assert moved == (100 + 36 + 100) + (100 + 24 + 150)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 7, 12), (3, 9, 4)])
+def test_each_kind_keeps_any_map_and_equals_its_dense_kernel(name, batch, height, width):
+    layer, x = randomised(8, 16, name), torch.randn(batch, 8, height, width)
+    kernel = net.dense_kernel(layer, 8)
+    assert kernel.shape == (16, 8, 3, 3)
+    torch.testing.assert_close(layer(x), F.conv2d(x, kernel, padding=1), rtol=1e-5, atol=1e-5)
+
+
+def test_the_dense_kernel_of_a_convolution_is_its_weight():
+    layer = net.conv(3, 5)
+    torch.testing.assert_close(net.dense_kernel(layer, 3), layer.weight.detach())
+
+
+@pytest.mark.parametrize(("groups", "size"), [(1, 3), (2, 3), (3, 1), (6, 5)])
+def test_a_grouped_convolution_is_separate_ones_on_slices_and_one_block_diagonal(groups, size):
+    torch.manual_seed(0)
+    layer, x = net.conv(6, 12, size, groups), torch.randn(2, 6, 8, 7)
+    weights = layer.weight.chunk(groups)
+    slices = [F.conv2d(a, w, padding=size // 2) for a, w in zip(x.chunk(groups, 1), weights)]
+    torch.testing.assert_close(layer(x), torch.cat(slices, 1), rtol=1e-5, atol=1e-5)
+    dense = net.with_kernel(net.block_diagonal(layer.weight, groups))
+    torch.testing.assert_close(layer(x), dense(x), rtol=1e-5, atol=1e-5)
+
+
+def test_the_written_kernels_are_those_the_layers_answer_with():
+    column, row = randomised(8, 16, "spatially separable")
+    written = net.spatial_product(column.weight, row.weight)
+    torch.testing.assert_close(net.dense_kernel(nn.Sequential(column, row), 8), written)
+    space, channels = randomised(8, 16, "depthwise separable")
+    written = net.separable_product(space.weight, channels.weight)
+    torch.testing.assert_close(net.dense_kernel(nn.Sequential(space, channels), 8), written)
+
+
+def test_kernels_have_the_ranks_that_the_text_says():
+    torch.manual_seed(0)
+    pair = nn.Sequential(net.conv(4, 1, (3, 1)), net.conv(1, 5, (1, 3)))
+    assert (torch.linalg.matrix_rank(net.dense_kernel(pair, 4)) == 1).all()
+    patterns = net.dense_kernel(net.depthwise_separable(4, 5), 4).transpose(0, 1).flatten(2)
+    assert (torch.linalg.matrix_rank(patterns) == 1).all()
+    assert (torch.linalg.matrix_rank(net.dense_kernel(net.standard(4, 5), 4)) == 3).all()
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(8, 4), (12, 3), (6, 6), (6, 1)])
+def test_shuffle_is_that_of_two_libraries_a_permutation_and_undone_by_the_other_number(
+    channels, groups
+):
+    x, shuffle = torch.randn(2, channels, 3, 5), net.Shuffle(groups)
+    exact = {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(shuffle(x), channel_shuffle(x, groups), **exact)
+    torch.testing.assert_close(shuffle(x), nn.ChannelShuffle(groups)(x), **exact)
+    torch.testing.assert_close(shuffle(x), x[:, net.shuffle_order(channels, groups)], **exact)
+    torch.testing.assert_close(net.Shuffle(channels // groups)(shuffle(x)), x, **exact)
+
+
+def test_a_shuffle_deals_channels_out_like_cards():
+    x = torch.arange(6.0).view(1, 6, 1, 1)
+    assert net.Shuffle(2)(x).flatten().tolist() == [0, 3, 1, 4, 2, 5]
+    with pytest.raises(AssertionError, match="divide"):
+        net.Shuffle(4)(x)
+
+
+def test_without_a_shuffle_another_group_is_never_heard_and_with_it_all_are():
+    torch.manual_seed(0)
+    closed = nn.Sequential(*(net.grouped(16, 16) for _ in range(4)))
+    opened = nn.Sequential(*(net.shuffled(16, 16) for _ in range(2)))
+    blocks = torch.block_diag(*[torch.ones(4, 4)] * 4).bool()
+    assert torch.equal(net.reach(closed, 16), blocks)
+    assert net.reach(opened, 16).all()
+    x = torch.randn(1, 16, 5, 5, requires_grad=True)
+    (gradient,) = torch.autograd.grad(closed(x)[:, :4].sum(), x)
+    assert gradient[:, :4].any()
+    assert not gradient[:, 4:].any()
+
+
+def test_with_more_groups_than_channels_in_each_two_shuffled_layers_are_not_enough():
+    torch.manual_seed(0)
+    layers = [net.shuffled(32, 32, 16) for _ in range(5)]  # groups of two channels
+    heard = [int(net.reach(nn.Sequential(*layers[:n]), 32)[0].sum()) for n in range(1, 6)]
+    assert heard == [2, 4, 8, 16, 32]
+
+
+@pytest.mark.parametrize("side", [7, 8])
+def test_terms_are_exact_when_all_nine_are_kept_and_better_the_more(side):
+    torch.manual_seed(0)
+    layer, x = net.standard(6, 16), torch.randn(2, 6, side, 5)
+    errors = [(net.separable_terms(layer, r)(x) - layer(x)).norm().item() for r in (1, 3, 6, 9)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-4 * layer(x).norm().item()
+
+
+def test_one_term_gives_back_a_kernel_that_is_separable():
+    torch.manual_seed(0)
+    pair, x = net.depthwise_separable(6, 16), torch.randn(2, 6, 7, 5)
+    dense = net.with_kernel(net.dense_kernel(pair, 6))
+    torch.testing.assert_close(net.separable_terms(dense, 1)(x), pair(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_factorised_network_of_nine_terms_has_the_outputs_of_the_whole():
+    torch.manual_seed(0)
+    network = net.small(net.standard).eval()
+    split, x = net.factorised(network, 9).eval(), torch.randn(3, 3, 16, 16)
+    assert len([m for m in split.modules() if isinstance(m, nn.Conv2d)]) == 1 + 2 * 4
+    torch.testing.assert_close(split(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+def test_mobilenet_has_the_parameters_and_macs_of_the_paper_and_of_timm():
+    """Howard et al. 2017, table 4: 569 million and 4.2 million."""
+    network, x = on_meta(net.mobilenet), torch.empty(1, 3, 224, 224, device="meta")
+    library = on_meta(mobilenetv1_100)
+    assert workbench.count_parameters(network) == 4_231_976
+    assert workbench.count_parameters(network) == workbench.count_parameters(library)
+    assert workbench.count_macs(network, x) == workbench.count_macs(library, x)
+    assert round(workbench.count_macs(network, x) / 1e6) == 569
+
+
+def test_the_twin_of_standard_kernels_has_the_parameters_and_macs_of_the_paper():
+    """Howard et al. 2017, table 4: 4866 million, without the linear layer, and 29.3 million."""
+    twin, x = on_meta(net.mobilenet, net.full_block), torch.empty(1, 3, 224, 224, device="meta")
+    assert round(workbench.count_parameters(twin) / 1e6, 1) == 29.3
+    assert round((workbench.count_macs(twin, x) - 1024 * 1000) / 1e6) == 4866
+
+
+def test_shares_of_mobilenet_are_those_of_table_2_of_its_paper():
+    network, x = on_meta(net.mobilenet), torch.empty(1, 3, 224, 224, device="meta")
+    weights, macs = net.costs_by_kind(network, x)
+    assert 100 * macs["1×1"] / macs.total() == pytest.approx(94.86, abs=0.006)
+    assert 100 * macs["depthwise"] / macs.total() == pytest.approx(3.06, abs=0.006)
+    assert 100 * weights["1×1"] / weights.total() == pytest.approx(74.59, abs=0.006)
+    assert 100 * weights["linear"] / weights.total() == pytest.approx(24.33, abs=0.006)
+    assert 100 * weights["depthwise"] / weights.total() == pytest.approx(1.06, abs=0.006)
+    assert 100 * weights["3×3"] / weights.total() == pytest.approx(0.02, abs=0.006)
+    printed = 94.86 + 3.06 + 1.19 + 0.18  # the paper's column; the first layer has what is missing
+    assert 100 * macs["3×3"] / macs.total() == pytest.approx(100 - printed + 1.19, abs=0.02)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (75, 97)])
+def test_mobilenet_equals_timm_with_copied_weights(height, width):
+    torch.manual_seed(0)
+    reference, network = net.randomise_norms(mobilenetv1_100()), net.mobilenet()
+    workbench.transplant(reference, network)
+    workbench.same_outputs(network, reference, torch.randn(3, 3, height, width))
+
+
+@pytest.mark.parametrize("builder", list(net.NINE))
+def test_the_nine_cost_what_torchvision_publishes(builder):
+    network, x = net.built(builder)
+    meta = torchvision.models.get_model_weights(builder).DEFAULT.meta
+    macs = workbench.count_macs(network, x)
+    assert round(macs / 1e9, 3) == meta["_ops"]
+    assert sum(net.costs_by_kind(network, x)[1].values()) == macs
+    heads = 3_326_696 if builder == "inception_v3" else 0  # its published count has the extra head
+    assert workbench.count_parameters(network) + heads == meta["num_params"]
+
+
+def test_layers_are_sorted_into_kinds():
+    found = [
+        net.kind_of(layer)
+        for layer in (
+            nn.Linear(2, 2),
+            net.conv(4, 4, 7),
+            net.conv(4, 4),
+            net.conv(4, 4, (1, 7)),
+            net.conv(4, 4, 1),
+            net.conv(4, 4, 3, 2),
+            net.conv(4, 4, 3, 4),
+        )
+    ]
+    assert found == list(net.ORDER)
+
+
+def test_the_map_goes_forward_in_time_and_has_every_network_that_is_counted():
+    assert list(net.MAP) == sorted(net.MAP)
+    entries = [entry for year in net.MAP.values() for entry in year]
+    assert {lane for lane, _, _ in entries} == set(range(len(net.LANES)))
+    shown = {name for _, name, _ in entries}
+    counted = {name.removesuffix("-16").removesuffix("-121") for name, _ in net.NINE.values()}
+    assert {name.removesuffix("-50") for name in counted} | {"MobileNet"} <= shown
+    assert {name.strip("()") for name in shown} == {n for n in shown if "(" not in n}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss(name):
+    torch.manual_seed(0)
+    network = net.small(net.KINDS[name])
+    x, y = torch.randn(20, 3, 16, 16), torch.arange(20) % 10
+    optimizer = torch.optim.Adam(network.parameters(), 0.02)
+    losses = []
+    for _ in range(80):
+        loss = F.cross_entropy(network(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 10
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_small_networks_of_one_seed_share_their_stem_and_run_on_the_meta_device(name):
+    stems = []
+    for kind in (net.KINDS[name], net.standard):
+        torch.manual_seed(0)
+        stems.append(net.small(kind)[0].weight)
+    torch.testing.assert_close(*stems, rtol=0, atol=0)
+    network = on_meta(net.small, net.KINDS[name])
+    network(torch.empty(2, 3, 18, 13, device="meta")).sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+@pytest.mark.parametrize("block", [net.separable_block, net.full_block])
+def test_mobilenet_runs_forward_and_backward_on_the_meta_device(block):
+    network = on_meta(net.mobilenet, block)
+    out = network(torch.empty(2, 3, 97, 64, device="meta"))
+    assert out.shape == (2, 1000)
+    out.sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+def test_a_forward_pass_takes_time():
+    assert 0 < net.seconds(net.conv(2, 2), torch.randn(1, 2, 8, 8), times=3) < 1
