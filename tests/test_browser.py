@@ -469,10 +469,10 @@ def test_search_opens_loads_its_index_and_finds_while_one_types(visit):
 
 
 QUERIES = {
-    "residuals": "chapters/resnet",  # by its stem
+    "degradations": "chapters/resnet",  # by its stem
     "shortcuts of identity": "chapters/resnet",
     "ResidualBlock": "chapters/resnet",
-    "same_outputs": "chapters/lenet",
+    "map_criterion": "chapters/lenet",
     "TableConv": "chapters/lenet",
     "subsampling digits": "chapters/lenet",
     "LeCun": "chapters/lenet",
