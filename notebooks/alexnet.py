@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import workbench
-from workbench import count_macs, count_parameters, device, record, table
+from workbench import count_macs, count_parameters, device, record, record_spread, spread, table
 
 # %% [markdown]
 # ## Local response normalisation
@@ -69,9 +69,7 @@ workbench.seed(0)
 x = 30 * torch.randn(2, 48, 9, 7)  # large enough for the sum to matter
 theirs = F.local_response_norm(x, size=5, alpha=5 * 1e-4, beta=0.75, k=2)
 unscaled = F.local_response_norm(x, size=5, alpha=1e-4, beta=0.75, k=2)
-deviations = [
-    ((response_norm(x) - y).abs().max() / y.abs().max()).item() for y in (theirs, unscaled)
-]
+deviations = [workbench.deviation(response_norm(x), y) for y in (theirs, unscaled)]
 assert deviations[0] < 1e-6 < deviations[1]
 record("norm.deviation", deviations[0])
 record("norm.unscaled", deviations[1])
@@ -569,27 +567,12 @@ table(rows, ("units", "pixels", "rate: mean training error", "of three epochs", 
 
 
 # %% tags=["speed"]
-def spread(values: list[float], form: str) -> str:
-    """Mean, and the smallest and largest of the seeds."""
-    middle = sum(values) / len(values)
-    return f"{middle:{form}} ({min(values):{form}} to {max(values):{form}})"
-
-
-def record_spread(name: str, values: list[float]) -> None:
-    record(name, sum(values) / len(values))
-    record(f"{name}.least", min(values))
-    record(f"{name}.most", max(values))
-
-
 def draw_speed(axes, runs: dict[str, Tensor], title: str) -> None:
     """Mean over the seeds of the training error, a band from the smallest to the largest."""
     ends = {}
     for (kind, errors), colour in zip(runs.items(), workbench.COLOURS):
         epochs = range(1, errors.shape[1] + 1)
-        axes.plot(epochs, errors.mean(0), color=colour)
-        band = {"color": colour, "alpha": 0.15, "linewidth": 0}
-        axes.fill_between(epochs, errors.amin(0), errors.amax(0), **band)
-        ends[kind] = (epochs[-1], errors.mean(0)[-1].item())
+        ends[kind] = workbench.seed_band(axes, epochs, errors, colour)
     axes.hlines(0.25, 1, errors.shape[1], color=workbench.QUIET, linestyle=":")
     axes.set(title=f"pixels: {title}", xlabel="epoch", ylabel="training error", ylim=(0, 1))
     workbench.label_ends(axes, ends)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 import workbench
 from timm.models.efficientnet import mobilenetv1_100 as timm_mobilenet
-from workbench import count_macs, count_parameters, device, record, table
+from workbench import count_macs, count_parameters, device, record, record_spread, table
 
 # %% [markdown]
 # ## The kinds
@@ -411,22 +411,9 @@ with torch.device("meta"):
 workbench.draw(network, x)
 
 
-# %% tags=["randomise"]
-@torch.no_grad()
-def randomise_norms(network: nn.Module) -> nn.Module:
-    """Give every batch norm random statistics, scale and shift, so that none hides a mistake."""
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.running_mean.normal_(0, 0.1)
-            layer.running_var.uniform_(0.5, 1.5)
-            layer.weight.uniform_(0.5, 1.5)
-            layer.bias.normal_(0, 0.1)
-    return network
-
-
 # %% tags=["mobilenet-equal"]
 workbench.seed(0)
-reference, network = randomise_norms(timm_mobilenet()), mobilenet()
+reference, network = workbench.randomise_norms(timm_mobilenet()), mobilenet()
 workbench.transplant(reference, network)
 deviation = workbench.same_outputs(network, reference, torch.randn(2, 3, 75, 97))
 record("mobilenet.deviation", deviation)
@@ -659,13 +646,6 @@ table([(name, f"{right:.1%}") for name, right in colour.items()], ("data", "righ
 
 
 # %% tags=["spread"]
-def record_scores(name: str, values: list[float]) -> None:
-    """Keep the mean, the least and the most of three seeds."""
-    for key, value in (("mean", sum(values) / len(values)), ("least", min(values))):
-        record(f"{name}.{key}", value)
-    record(f"{name}.most", max(values))
-
-
 def spread(values: list[float]) -> str:
     least, most = 100 * min(values), 100 * max(values)
     return f"{sum(values) / len(values):.1%} ({least:.1f}–{most:.1f})"
@@ -677,7 +657,7 @@ for task, data in tasks.items():
     for name, kind in KINDS.items():
         networks[task, name] = trained(kind, data.train)
         scores[task, name] = [workbench.evaluate(n, data.test) for n in networks[task, name]]
-        record_scores(f"{task}.{name.replace(' ', '-')}", scores[task, name])
+        record_spread(f"{task}.{name.replace(' ', '-')}", scores[task, name])
 
 # %% tags=["result"]
 rows, x = [], torch.empty(1, 3, 16, 16, device="meta")
@@ -759,7 +739,7 @@ record("wide.kmacs", count_macs(network, x) / 1e3)
 record("wide.parameters", count_parameters(network))
 found, test = trained(depthwise_separable, tasks["digits"].train, wide), tasks["digits"].test
 scores["digits", "wide"] = [workbench.evaluate(n, test) for n in found]
-record_scores("wide", scores["digits", "wide"])
+record_spread("wide", scores["digits", "wide"])
 names = "depthwise separable", "wide", "standard"
 table([(name, spread(scores["digits", name])) for name in names], ("network", "digits"))
 
@@ -794,7 +774,7 @@ x, dense, rows = torch.zeros(1, 3, 16, 16, device=device), networks["digits", "s
 for r in (1, 2, 3, 4, 6, 9):
     split = [factorised(n, r) for n in dense]
     scores["digits", r] = [workbench.evaluate(n, test) for n in split]
-    record_scores(f"terms{r}", scores["digits", r])
+    record_spread(f"terms{r}", scores["digits", r])
     rows.append((r, f"{count_macs(split[0], x) / 1e3:.0f}", spread(scores["digits", r])))
 macs = f"{count_macs(dense[0], x) / 1e3:.0f}"
 rows.append(("dense", macs, spread(scores["digits", "standard"])))

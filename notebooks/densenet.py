@@ -36,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import BasicBlock
 
 import workbench
-from workbench import count_macs, count_parameters, device, record, table
+from workbench import count_macs, count_parameters, device, record, record_spread, spread, table
 
 # %% [markdown]
 # ## A layer that reads all earlier ones
@@ -270,24 +270,11 @@ table(rows, ("network", "k", "L", "parameters", "table 2"))
 # A fresh batch norm hides mistakes, so the references get random statistics, scales and shifts first.
 
 
-# %% tags=["randomise"]
-@torch.no_grad()
-def randomise_norms(network: nn.Module) -> nn.Module:
-    """Give every batch norm random statistics, scale and shift."""
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.running_mean.normal_(0, 0.1)
-            layer.running_var.uniform_(0.5, 1.5)
-            layer.weight.uniform_(0.5, 1.5)
-            layer.bias.normal_(0, 0.1)
-    return network
-
-
 # %% tags=["equal"]
 rows, deviations = [], []
 for build in cost:
     workbench.seed(0)
-    reference = randomise_norms(getattr(torchvision.models, build.__name__)())
+    reference = workbench.randomise_norms(getattr(torchvision.models, build.__name__)())
     network = build()
     workbench.transplant(reference, network)
     deviations.append(workbench.same_outputs(network, reference, torch.randn(2, 3, 40, 40)))
@@ -445,7 +432,7 @@ def gradients(network: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
 def furthest(ours, theirs) -> float:
     """The largest difference of two lists of tensors, relative to the largest value of each."""
     pairs = zip(ours, theirs, strict=True)
-    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
+    return max(workbench.deviation(a, b) for a, b in pairs)
 
 
 # %% tags=["same-gradients"]
@@ -549,28 +536,13 @@ def train(network: nn.Module, part, epochs: int = EPOCHS, rate: float = 0.1) -> 
     return workbench.fit(network, part, epochs, optimizer, batch=BATCH, schedule=schedule)["loss"]
 
 
-def spread(values: list[float], form: str) -> str:
-    """Mean, and the smallest and largest of the seeds."""
-    middle = sum(values) / len(values)
-    return f"{middle:{form}} ({min(values):{form}} to {max(values):{form}})"
-
-
-def record_spread(name: str, values: list[float]) -> None:
-    record(name, sum(values) / len(values))
-    record(f"{name}.least", min(values))
-    record(f"{name}.most", max(values))
-
-
 def draw_runs(losses: dict[tuple[str, int], list[float]]) -> None:
     """Mean over the seeds of each network's loss per epoch, a band from the smallest to the largest."""
     _, axes = plt.subplots()
     epochs, ends = range(1, EPOCHS + 1), {}
     for name, colour in zip(NETWORKS, workbench.COLOURS):
         runs = torch.tensor([losses[name, number] for number in SEEDS])
-        axes.plot(epochs, runs.mean(0), color=colour)
-        band = {"color": colour, "alpha": 0.15, "linewidth": 0}
-        axes.fill_between(epochs, runs.amin(0), runs.amax(0), **band)
-        ends[name] = (EPOCHS, runs.mean(0)[-1].item())
+        ends[name] = workbench.seed_band(axes, epochs, runs, colour)
     axes.set(xlabel="epoch", ylabel="training loss", ylim=(0, None), xticks=epochs)
     workbench.label_ends(axes, ends)
 

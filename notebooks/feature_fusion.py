@@ -28,7 +28,7 @@ from torch.nn import functional as F
 import workbench
 from timm.layers.cbam import CbamModule
 from timm.models.resnet import resnet50, seresnet50
-from workbench import count_macs, count_parameters, device, record, table
+from workbench import count_macs, count_parameters, device, record, record_spread, spread, table
 
 # %% [markdown]
 # ## Weights of a map
@@ -393,7 +393,7 @@ layers, x = [nn.Conv2d(16, 16, 3, padding=1) for _ in range(4)], torch.randn(2, 
 with torch.no_grad():
     parts = dense_chain(densely(layers), x).unflatten(1, (5, 16))  # (B, 5, 16, H, W)
     expected = residual_chain(layers, x)
-    chain_deviation = ((parts.sum(1) - expected).abs().max() / expected.abs().max()).item()
+    chain_deviation = workbench.deviation(parts.sum(1), expected)
 assert chain_deviation < 1e-5
 record("chain.deviation", chain_deviation)
 costs = [sum(p.weight.numel() for p in chain) for chain in (layers, densely(layers))]
@@ -407,25 +407,12 @@ table(zip(("skip", "dense"), costs), ("four layers of 16 channels", "weights"))
 # are compared with loops over pixels.
 
 
-# %% tags=["references"]
-@torch.no_grad()
-def randomise_norms(network: nn.Module) -> nn.Module:
-    """Give every batch norm random statistics, scale and shift."""
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.running_mean.normal_(0, 0.1)
-            layer.running_var.uniform_(0.5, 1.5)
-            layer.weight.uniform_(0.5, 1.5)
-            layer.bias.normal_(0, 0.1)
-    return network
-
-
 # %% tags=["equal"]
 workbench.seed(0)
 x, y = torch.randn(2, 3, 64, 9, 7, dtype=torch.float64)
 pairs = {
     "torchvision": (SqueezeExcitation(64), torchvision.ops.SqueezeExcitation(64, 4)),
-    "timm": (cbam(64), randomise_norms(CbamModule(64))),
+    "timm": (cbam(64), workbench.randomise_norms(CbamModule(64))),
 }
 rows = []
 for name, (ours, theirs) in pairs.items():
@@ -439,7 +426,7 @@ products, compact = summed_outer_products(x, y), CompactBilinear(64, 100)
 by_loop = {"Bilinear": (Bilinear()(x, y), products.flatten(1))}
 by_loop["CompactBilinear"] = compact(x, y), sketch_by_hand(products, compact)
 for name, (found, expected) in by_loop.items():
-    deviation = ((found - expected).abs().max() / expected.abs().max()).item()
+    deviation = workbench.deviation(found, expected)
     assert deviation < 1e-10  # in double precision
     record(f"{name}.deviation", deviation)
     rows.append((name, "a loop", f"{deviation:.1e}"))
@@ -618,18 +605,6 @@ def train(network: nn.Module, part, epochs: int = EPOCHS, rate: float = 0.1) -> 
     return history["loss"][-1]
 
 
-def spread(values: list[float], form: str) -> str:
-    """Mean, and the smallest and largest of the seeds."""
-    middle = sum(values) / len(values)
-    return f"{middle:{form}} ({min(values):{form}} to {max(values):{form}})"
-
-
-def record_spread(name: str, values: list[float]) -> None:
-    record(name, sum(values) / len(values))
-    record(f"{name}.least", min(values))
-    record(f"{name}.most", max(values))
-
-
 def key(name: str) -> str:
     """The first word, under which results are recorded, with "alone" where it matters."""
     return name.replace(" alone", ".alone").partition(",")[0].replace(" ", ".")
@@ -793,7 +768,7 @@ def merged(a: nn.Sequential, b: nn.Sequential, joint: nn.Sequential) -> nn.Seque
 
 # %% tags=["late-is-early"]
 workbench.seed(0)
-two, x = randomise_norms(late()), torch.randn(2, 3, 33, 27)
+two, x = workbench.randomise_norms(late()), torch.randn(2, 3, 33, 27)
 one = merged(two.luminance, two.colour, classifier(3, 22))
 late_deviation = workbench.same_outputs(one, two, x)
 record("late.deviation", late_deviation)

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import workbench
-from workbench import count_macs, count_parameters, device, record, table
+from workbench import count_macs, count_parameters, device, record, record_spread, spread, table
 
 # %% [markdown]
 # ## One row of table 1
@@ -369,19 +369,7 @@ table(rows, columns)  # weights for each output channel
 # module alone makes both networks return their heads, with dropout off and batch norm in evaluation mode.
 
 
-# %% tags=["randomise"]
-@torch.no_grad()
-def randomise_norms(network: nn.Module) -> nn.Module:
-    """Give every batch norm random statistics, scale and shift."""
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.running_mean.normal_(0, 0.1)
-            layer.running_var.uniform_(0.5, 1.5)
-            layer.weight.uniform_(0.5, 1.5)
-            layer.bias.normal_(0, 0.1)
-    return network
-
-
+# %% tags=["with-heads"]
 class WithHeads(nn.Module):
     """All outputs of a network in one tensor: main, 4a, 4d; everything inside in evaluation mode."""
 
@@ -401,7 +389,7 @@ class WithHeads(nn.Module):
 workbench.seed(0)
 reference = torchvision.models.googlenet(init_weights=False, aux_logits=True)
 network = googlenet(TORCHVISION)
-workbench.transplant(randomise_norms(reference), network)
+workbench.transplant(workbench.randomise_norms(reference), network)
 x = torch.randn(2, 3, 96, 96)
 pairs = {"main, evaluation": (network, reference)}
 pairs["main, 4a, 4d"] = (WithHeads(network), WithHeads(reference, (0, 2, 1)))
@@ -447,7 +435,7 @@ def window(branch: nn.Module, c_in: int) -> int:
 block, x = Inception(192, TABLE_1["3a"]), torch.randn(2, 192, 14, 14)
 with torch.no_grad():
     expected = four_branches(block, x)
-    deviation = ((block(x) - expected).abs().max() / expected.abs().max()).item()
+    deviation = workbench.deviation(block(x), expected)
     windows = [
         [window(b, 192) for b in Inception(192, TABLE_1["3a"], form).branches]
         for form in (PUBLISHED, TORCHVISION)
@@ -506,12 +494,6 @@ def train(network: nn.Module, part, epochs: int = EPOCHS, rate: float = RATE) ->
     return workbench.fit(network, part, epochs, optimizer, **how)
 
 
-def spread(values: list[float], form: str = ".1%") -> str:
-    """Mean, and the smallest and largest of the seeds."""
-    middle = sum(values) / len(values)
-    return f"{middle:{form}} ({min(values):{form}} to {max(values):{form}})"
-
-
 @torch.no_grad()
 def main_loss(network: nn.Module, part) -> float:
     """Cross entropy of the main output alone, in evaluation mode."""
@@ -524,18 +506,9 @@ def draw_runs(runs: dict[tuple[str, int], list[float]]) -> None:
     epochs, ends = range(1, EPOCHS + 1), {}
     for name, colour in zip(NETWORKS, workbench.COLOURS):
         values = 100 * torch.tensor([runs[name, number] for number in SEEDS])
-        band = {"color": colour, "alpha": 0.15, "linewidth": 0}
-        axes.plot(epochs, values.mean(0), color=colour)
-        axes.fill_between(epochs, values.amin(0), values.amax(0), **band)
-        ends[name] = (EPOCHS, values.mean(0)[-1].item())
+        ends[name] = workbench.seed_band(axes, epochs, values, colour)
     axes.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 100), xticks=epochs)
     workbench.label_ends(axes, ends)
-
-
-def record_spread(name: str, values: list[float]) -> None:
-    record(name, sum(values) / len(values))
-    record(f"{name}.least", min(values))
-    record(f"{name}.most", max(values))
 
 
 # %% tags=["curve"] alt="Validation accuracy over five epochs, mean of three seeds with a band from the smallest to the largest, for the network with two auxiliary heads and the one without. The two lines lie close together and their bands overlap all the way, from a tenth to more than four fifths."
@@ -555,7 +528,7 @@ for name in NETWORKS:
     losses = [main_loss(network, train_part) for network in those]
     for key, values in {"test": tested[name], "loss": losses}.items():
         record_spread(f"{name.replace(' ', '-')}.{key}", values)
-    rows.append((name, spread(losses, ".2f"), spread(tested[name])))
+    rows.append((name, spread(losses, ".2f"), spread(tested[name], ".1%")))
 if workbench.PROFILE == "sample":  # what the chapter says: the seeds differ more than the means
     means = [sum(values) / len(values) for values in tested.values()]
     assert abs(means[0] - means[1]) < min(max(v) - min(v) for v in tested.values())

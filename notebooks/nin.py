@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import workbench
-from workbench import count_macs, count_parameters, device, record, table
+from workbench import count_macs, count_parameters, device, record, record_spread, spread, table
 
 # %% [markdown]
 # ## The idea
@@ -404,23 +404,12 @@ def train(network: nn.Module, part, epochs: int = EPOCHS) -> list[float]:
 
 
 # %% tags=["spread"]
-def record_spread(name: str, values: list[float]) -> str:
-    """Record mean, smallest and largest of the seeds, and return them as percentages."""
-    middle, least, most = sum(values) / len(values), min(values), max(values)
-    for end, value in (("", middle), (".least", least), (".most", most)):
-        record(name.replace(" ", "_") + end, value)
-    return f"{middle:.1%} ({least:.1%} to {most:.1%})"
-
-
 def draw_runs(axes, x, runs: dict[tuple[str, int], list[float]]) -> None:
     """Mean over the seeds for each head, a band from the smallest to the largest."""
     ends = {}
     for name, (_, colour) in HEADS.items():
         values = torch.tensor([runs[name, number] for number in SEEDS])
-        axes.plot(x, values.mean(0), color=colour)
-        band = {"color": colour, "alpha": 0.15, "linewidth": 0}
-        axes.fill_between(x, values.amin(0), values.amax(0), **band)
-        ends[name] = (x[-1], values.mean(0)[-1].item())
+        ends[name] = workbench.seed_band(axes, x, values, colour)
     workbench.label_ends(axes, ends, [colour for _, colour in HEADS.values()])
 
 
@@ -442,8 +431,9 @@ for name in HEADS:
     runs = [networks[name, number] for number in SEEDS]
     fitted = [workbench.evaluate(network, train_part) for network in runs]
     tested[name] = [workbench.evaluate(network, test) for network in runs]
-    seen = record_spread(f"{name}.train", fitted)
-    rows.append((name, seen, record_spread(f"{name}.test", tested[name])))
+    record_spread(f"{name.replace(' ', '_')}.train", fitted)
+    record_spread(f"{name.replace(' ', '_')}.test", tested[name])
+    rows.append((name, spread(fitted, ".1%"), spread(tested[name], ".1%")))
     assert workbench.PROFILE == "full" or min(fitted) > 0.9
 if workbench.PROFILE == "sample":  # what the chapter says: no lead for the average here
     others = max(sum(tested["connected"]), sum(tested["with dropout"])) / len(SEEDS)
@@ -475,7 +465,8 @@ shifted = {
 rows, far = [], {}
 for name in HEADS:
     far[name] = [(shifted[name, n][0] + shifted[name, n][-1]) / 2 for n in SEEDS]
-    rows.append((name, record_spread(f"{name}.moved", far[name])))
+    record_spread(f"{name.replace(' ', '_')}.moved", far[name])
+    rows.append((name, spread(far[name], ".1%")))
 others = max(sum(far["connected"]), sum(far["with dropout"])) / len(SEEDS)
 assert workbench.PROFILE == "full" or sum(far["average"]) / len(SEEDS) > others + 0.1
 table(rows, ("head", "accuracy, moved by 3 pixels"))
@@ -509,7 +500,7 @@ x, labels = pairs(test)
 network = networks["average", 0]
 maps, logits = workbench.predict(network[:-1], x), workbench.predict(network, x)
 shares = maps / maps[0, 0].numel()  # what each place adds to the output
-deviation = (shares.sum((2, 3)) - logits).abs().max() / logits.abs().max()
+deviation = workbench.deviation(shares.sum((2, 3)), logits)
 assert deviation < 1e-5
 record("sums.deviation", deviation)
 tuple(maps.shape)
@@ -617,7 +608,7 @@ with torch.no_grad():
     x = torch.randn(2, 3, 96, 96)
     features = nn.Sequential(*list(network.children())[:-2])(x)
     logits = class_activation(features, network.fc.weight).mean((2, 3)) + network.fc.bias
-    deviation = ((logits - network(x)).abs().max() / logits.abs().max()).item()
+    deviation = workbench.deviation(network(x), logits)
 assert deviation < 1e-5
 record("zhou.deviation", deviation)
 deviation

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 import workbench
 from timm.models.resnet import resnet50d as timm_resnet50d
-from workbench import count_macs, count_parameters, device, record, table
+from workbench import count_macs, count_parameters, device, record, record_spread, spread, table
 
 # %% [markdown]
 # ## The block
@@ -382,26 +382,13 @@ workbench.draw(network, x)
 # that changed places. We give the references random ones before their weights are copied into ours.
 
 
-# %% tags=["randomise"]
-@torch.no_grad()
-def randomise_norms(network: nn.Module) -> nn.Module:
-    """Give every batch norm random statistics, scale and shift."""
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.running_mean.normal_(0, 0.1)
-            layer.running_var.uniform_(0.5, 1.5)
-            layer.weight.uniform_(0.5, 1.5)
-            layer.bias.normal_(0, 0.1)
-    return network
-
-
 # %% tags=["equal"]
 references = {resnet18: torchvision.models.resnet18, resnet50: torchvision.models.resnet50}
 references[resnet50d] = timm_resnet50d
 rows, deviations = [], []
 for ours, theirs in references.items():
     workbench.seed(0)
-    reference, network = randomise_norms(theirs()), ours()
+    reference, network = workbench.randomise_norms(theirs()), ours()
     workbench.transplant(reference, network)
     x = torch.randn(2, 3, 40, 40)
     deviations.append(workbench.same_outputs(network, reference, x))
@@ -521,28 +508,14 @@ def fresh(name: str, number: int) -> nn.Module:
     return digit_network(depth, shortcut).to(device)
 
 
-def spread(values: list[float], form: str) -> str:
-    """Mean, and the smallest and largest of the seeds."""
-    middle = sum(values) / len(values)
-    return f"{middle:{form}} ({min(values):{form}} to {max(values):{form}})"
-
-
-def record_spread(name: str, values: list[float]) -> None:
-    record(name, sum(values) / len(values))
-    record(f"{name}.least", min(values))
-    record(f"{name}.most", max(values))
-
-
 def draw_runs(losses: dict[tuple[str, int], list[float]]) -> None:
     """Mean over the seeds of each network's loss per epoch, a band from the smallest to the largest."""
     _, axes = plt.subplots()
     epochs, ends = range(1, EPOCHS + 1), {}
     for name, (depth, _, colour) in NETWORKS.items():
         runs = torch.tensor([losses[name, number] for number in SEEDS])
-        axes.plot(epochs, runs.mean(0), "--" if depth == 14 else "-", color=colour)
-        band = {"color": colour, "alpha": 0.15, "linewidth": 0}
-        axes.fill_between(epochs, runs.amin(0), runs.amax(0), **band)
-        ends[name] = (EPOCHS, runs.mean(0)[-1].item())
+        line = "--" if depth == 14 else "-"
+        ends[name] = workbench.seed_band(axes, epochs, runs, colour, line)
     axes.set(xlabel="epoch", ylabel="training loss", ylim=(0, None), xticks=epochs)
     workbench.label_ends(axes, ends, [colour for _, _, colour in NETWORKS.values()])
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import workbench
-from workbench import count_macs, count_parameters, device, record, table
+from workbench import count_macs, count_parameters, device, record, record_spread, spread, table
 
 # %% [markdown]
 # ## Three forms of one branch
@@ -171,32 +171,15 @@ def as_paths(branch: nn.Sequential) -> tuple[SummedPaths, ConcatenatedPaths]:
     return a.to(first.weight.device), b.to(first.weight.device)
 
 
-# %% tags=["randomise"]
-@torch.no_grad()
-def randomise_norms(network: nn.Module) -> nn.Module:
-    """Give every batch norm random statistics, scale and shift, so that none hides a mistake."""
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.running_mean.normal_(0, 0.1)
-            layer.running_var.uniform_(0.5, 1.5)
-            layer.weight.uniform_(0.5, 1.5)
-            layer.bias.normal_(0, 0.1)
-    return network
-
-
-def largest_difference(a: Tensor, b: Tensor) -> float:
-    """Relative to the largest value of b."""
-    return ((a - b).abs().max() / b.abs().max()).item()
-
-
 # %% tags=["forms-equal"]
 workbench.seed(0)
-c, x, rows, worst = randomise_norms(grouped(256, 256, 32, 4)), torch.randn(4, 256, 14, 14), [], {}
+c, x = workbench.randomise_norms(grouped(256, 256, 32, 4)), torch.randn(4, 256, 14, 14)
+rows, worst = [], {}
 for dtype in (torch.float32, torch.float64):
     for mode in ("evaluation", "training"):
         forms = [form.to(dtype).train(mode == "training") for form in (*as_paths(c), c)]
         a, b, y = (form(x.to(dtype)) for form in forms)
-        found = largest_difference(a, y), largest_difference(b, y)
+        found = workbench.deviation(a, y), workbench.deviation(b, y)
         worst[dtype] = max(worst.get(dtype, 0), *found)
         rows.append((str(dtype)[6:], mode, *(f"{d:.1e}" for d in found)))
     assert worst[dtype] < 20 * torch.finfo(dtype).eps
@@ -345,7 +328,7 @@ references[resnext101] = torchvision.models.resnext101_32x8d
 rows, deviations = [], []
 for ours, theirs in references.items():
     workbench.seed(0)
-    reference, network = randomise_norms(theirs()), ours()
+    reference, network = workbench.randomise_norms(theirs()), ours()
     workbench.transplant(reference, network)
     deviations.append(workbench.same_outputs(network, reference, torch.randn(2, 3, 40, 40)))
     rows.append((theirs.__name__, f"{deviations[-1]:.1e}"))
@@ -451,29 +434,14 @@ def fresh(cardinality: int, number: int, form=grouped) -> nn.Module:
     return digit_network(cardinality, form).to(device)
 
 
-def spread(values: list[float], form: str) -> str:
-    """Mean, and the smallest and largest of the seeds."""
-    middle = sum(values) / len(values)
-    return f"{middle:{form}} ({min(values):{form}} to {max(values):{form}})"
-
-
-def record_spread(name: str, values: list[float]) -> None:
-    record(name, sum(values) / len(values))
-    record(f"{name}.least", min(values))
-    record(f"{name}.most", max(values))
-
-
 def draw_runs(losses: dict[tuple[int, int], list[float]]) -> None:
     """Mean over the seeds of each network's loss per epoch, a band from the smallest to the largest."""
     _, axes = plt.subplots()
     epochs, ends = range(1, EPOCHS + 1), {}
     for cardinality, colour in zip(CARDINALITIES, workbench.COLOURS):
         runs = torch.tensor([losses[cardinality, number] for number in SEEDS])
-        axes.plot(epochs, runs.mean(0), color=colour)
-        band = {"color": colour, "alpha": 0.15, "linewidth": 0}
-        axes.fill_between(epochs, runs.amin(0), runs.amax(0), **band)
         name = f"{cardinality}x{equal_width(cardinality, 128)}d"
-        ends[name] = (EPOCHS, runs.mean(0)[-1].item())
+        ends[name] = workbench.seed_band(axes, epochs, runs, colour)
     axes.set(xlabel="epoch", ylabel="training loss", ylim=(0, None), xticks=epochs)
     workbench.label_ends(axes, ends)
 
@@ -552,9 +520,9 @@ paths = sum(b(torch.relu(a(x))) for a, b in zip(first, second))
 weight, bias = torch.cat([a.weight for a in first]), torch.cat([a.bias for a in first])
 middle = torch.relu(F.conv2d(x, weight, bias, padding=1))  # 32 channels, no groups
 wide = F.conv2d(middle, torch.cat([b.weight for b in second], dim=1), padding=1)
-record("two.deviation", largest_difference(paths, wide))
-assert largest_difference(paths, wide) < 1e-5
-largest_difference(paths, wide)
+record("two.deviation", workbench.deviation(paths, wide))
+assert workbench.deviation(paths, wide) < 1e-5
+workbench.deviation(paths, wide)
 
 
 # %% tags=["solution-2"]

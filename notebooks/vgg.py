@@ -28,7 +28,7 @@ import torchvision
 from torch import Tensor, nn
 
 import workbench
-from workbench import count_macs, count_parameters, device, record, table
+from workbench import count_macs, count_parameters, device, record, record_spread, spread, table
 
 # %% [markdown]
 # ## From the layer to the network
@@ -396,17 +396,6 @@ def train(kernels, number: int, layer=conv_relu) -> tuple[nn.Module, list[float]
     return network, workbench.fit(network, train_part, EPOCHS, optimizer, batch=BATCH)["loss"]
 
 
-def spread(values: list[float], form: str) -> str:
-    """Mean, and the smallest and largest of the seeds."""
-    return f"{sum(values) / len(values):{form}} ({min(values):{form}} to {max(values):{form}})"
-
-
-def record_spread(name: str, values: list[float]) -> None:
-    record(name, sum(values) / len(values))
-    record(f"{name}.least", min(values))
-    record(f"{name}.most", max(values))
-
-
 # %% tags=["curve"] alt="Training loss over eight epochs for three networks, mean of three seeds with a band from the smallest to the largest. All fall steeply, then flatten; the pair of 3x3 layers is above the other two all along."
 networks, losses, ends = {}, {}, {}
 _, axes = plt.subplots()
@@ -414,10 +403,7 @@ for colour, (name, kernels) in zip(workbench.COLOURS, DIGITS.items()):
     for number in SEEDS:
         networks[name, number], losses[name, number] = train(kernels, number)
     runs = torch.tensor([losses[name, number] for number in SEEDS])
-    axes.plot(range(1, EPOCHS + 1), runs.mean(0), color=colour)
-    band = {"color": colour, "alpha": 0.15, "linewidth": 0}
-    axes.fill_between(range(1, EPOCHS + 1), runs.amin(0), runs.amax(0), **band)
-    ends[name] = (EPOCHS, runs.mean(0)[-1].item())
+    ends[name] = workbench.seed_band(axes, range(1, EPOCHS + 1), runs, colour)
 axes.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
 workbench.label_ends(axes, ends)
 

@@ -68,6 +68,18 @@ def record(name: str, value) -> None:
     display({RESULT: {"name": name, "value": value}}, raw=True)
 
 
+def record_spread(name: str, values) -> None:
+    """Keep the mean of several seeds under a name, the ends under name.least and name.most."""
+    record(name, sum(values) / len(values))
+    record(f"{name}.least", min(values))
+    record(f"{name}.most", max(values))
+
+
+def spread(values, form: str) -> str:
+    """The mean of several seeds, and the smallest and largest of them, in words for a table."""
+    return f"{sum(values) / len(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
 # ---- data ----------------------------------------------------------------------------------------
 
 
@@ -175,10 +187,7 @@ def patches(size: int = 32) -> Data:
         package_file("sklearn", f"datasets/images/{name}", sha) for name, sha in SKLEARN_PHOTOGRAPHS
     ]
     sources.append("patches of ten photographs from the packages scikit-image and scikit-learn")
-    pictures = []
-    for file in files:
-        with Image.open(file) as picture:
-            pictures.append(torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1))
+    pictures = [read_picture(file) for file in files]
     rng = np.random.default_rng(2012)
     parts = []
     for start, stop, n in ((0.0, 0.6, 300), (0.6, 0.7, 50), (0.7, 1.0, 100)):
@@ -187,6 +196,12 @@ def patches(size: int = 32) -> Data:
         y = torch.arange(len(pictures)).repeat_interleave(n)
         parts.append((x[order].float().div(255), y[order]))
     return as_data(parts, [file.stem for file in files], size, channels=3)
+
+
+def read_picture(file) -> Tensor:
+    """A PNG or JPEG file, given by path or open, as colours 0..255 (3, H, W)."""
+    with Image.open(file) as picture:
+        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
 
 
 def cut(picture: Tensor, start: float, stop: float, rng: np.random.Generator) -> Tensor:
@@ -247,8 +262,7 @@ def photograph(height: int = 224, width: int = 224) -> Tensor:
 
     sources.append("grace_hopper.jpg from the package matplotlib")
     with get_sample_data("grace_hopper.jpg") as file:
-        picture = torch.from_numpy(plt.imread(file, format="jpg").copy())
-    x = picture.permute(2, 0, 1).unsqueeze(0).float().div(255)
+        x = read_picture(file).unsqueeze(0).float().div(255)
     side = min(x.shape[-2:])
     return F.interpolate(
         x[..., :side, :side], size=(height, width), mode="bilinear", antialias=True
@@ -358,6 +372,26 @@ def transplant(source: nn.Module, target: nn.Module) -> None:
 
 
 @torch.no_grad()
+def randomise_norms(model: nn.Module) -> nn.Module:
+    """Give every batch norm random statistics, scale and shift; return the model.
+
+    Fresh ones have 0 and 1 for them, which hides a wrong epsilon or two layers that changed places.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_(0, 0.1)
+            layer.running_var.uniform_(0.5, 1.5)
+            layer.weight.uniform_(0.5, 1.5)
+            layer.bias.normal_(0, 0.1)
+    return model
+
+
+def deviation(found: Tensor, expected: Tensor) -> float:
+    """Largest difference of two tensors, relative to the largest value of the second."""
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+@torch.no_grad()
 def same_outputs(a: nn.Module, b: nn.Module, x: Tensor, tolerance: float = 1e-5) -> float:
     """Largest difference of two models' outputs on x in evaluation mode, relative to their scale.
 
@@ -367,9 +401,9 @@ def same_outputs(a: nn.Module, b: nn.Module, x: Tensor, tolerance: float = 1e-5)
     first, second = a.eval()(x), b.eval()(x)
     a.train(modes[0]), b.train(modes[1])
     assert first.shape == second.shape, f"{tuple(first.shape)} against {tuple(second.shape)}"
-    deviation = ((first - second).abs().max() / second.abs().max()).item()
-    assert deviation <= tolerance, f"outputs differ by {deviation:.1e}, allowed {tolerance:.0e}"
-    return deviation
+    found = deviation(first, second)
+    assert found <= tolerance, f"outputs differ by {found:.1e}, allowed {tolerance:.0e}"
+    return found
 
 
 # ---- tables and pictures -------------------------------------------------------------------------
@@ -459,6 +493,16 @@ def curves(lines: dict[str, list[float]], x_label: str, y_label: str, log: bool 
         axes.plot(range(1, len(values) + 1), values)
     axes.set(xlabel=x_label, ylabel=y_label, yscale="log" if log else "linear")
     label_ends(axes, {name: (len(values), values[-1]) for name, values in lines.items()})
+
+
+def seed_band(axes, x, runs: Tensor, colour: str, line: str = "-") -> tuple[float, float]:
+    """Draw the mean over the seeds of (seeds, points), in a band from the smallest to the largest.
+
+    Returns the last point of the mean, for `label_ends`.
+    """
+    axes.plot(x, runs.mean(0), line, color=colour)
+    axes.fill_between(x, runs.amin(0), runs.amax(0), color=colour, alpha=0.15, linewidth=0)
+    return x[-1], runs.mean(0)[-1].item()
 
 
 def image_grid(pictures, titles=None, columns: int = 8, scale: float = 0.75, **how) -> None:

@@ -35,3 +35,13 @@ def definitions(stem: str, folder: Path = NOTEBOOKS) -> SimpleNamespace:
     namespace = {"__name__": f"notebook_{stem}"}
     exec(compile(tree, str(file), "exec"), namespace)
     return SimpleNamespace(**namespace)
+
+
+def without_dropout(network):
+    """The same network with nothing dropped while it is trained: what is dropped is not fitted."""
+    from torch import nn  # most who load this file need no network
+
+    for layer in network.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+    return network

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import workbench
-from loader import definitions
+from loader import definitions, without_dropout
 
 alexnet = definitions("alexnet")
 
@@ -275,14 +275,7 @@ def test_maps_that_are_not_square_go_through_the_convolutions():
 
 def fits(network, x, y, rate, steps):
     optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=0.9)
-    losses = []
-    network.eval()  # without dropout, which keeps the loss up
-    for _ in range(steps):
-        loss = F.cross_entropy(network(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = workbench.fit(without_dropout(network), (x, y), steps, optimizer)["loss"]
     return losses[-1] < losses[0] / 10
 
 

@@ -206,7 +206,7 @@ def test_shares_of_mobilenet_are_those_of_table_2_of_its_paper():
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (75, 97)])
 def test_mobilenet_equals_timm_with_copied_weights(height, width):
     torch.manual_seed(0)
-    reference, network = net.randomise_norms(mobilenetv1_100()), net.mobilenet()
+    reference, network = workbench.randomise_norms(mobilenetv1_100()), net.mobilenet()
     workbench.transplant(reference, network)
     workbench.same_outputs(network, reference, torch.randn(3, 3, height, width))
 
@@ -254,13 +254,7 @@ def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss(name):
     network = net.small(net.KINDS[name])
     x, y = torch.randn(20, 3, 16, 16), torch.arange(20) % 10
     optimizer = torch.optim.Adam(network.parameters(), 0.02)
-    losses = []
-    for _ in range(80):
-        loss = F.cross_entropy(network(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = workbench.fit(network, (x, y), 80, optimizer)["loss"]
     assert losses[-1] < losses[0] / 10
 
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 import torchvision
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
 import workbench
@@ -91,7 +90,7 @@ def test_depths_that_do_not_fit_are_refused():
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_outputs_equal_torchvision_with_copied_weights(name):
     torch.manual_seed(0)
-    reference = densenet.randomise_norms(getattr(torchvision.models, name)())
+    reference = workbench.randomise_norms(getattr(torchvision.models, name)())
     network = getattr(densenet, name)()
     workbench.transplant(reference, network)
     workbench.same_outputs(network, reference, torch.randn(2, 3, 75, 97))
@@ -257,13 +256,7 @@ def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss(layer):
     network = densenet.densenet(6, (2, 2, 2), 12, densenet.cifar_stem, layer, num_classes=10)
     x, y = torch.randn(20, 3, 12, 12), torch.arange(20) % 10
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
-    losses = []
-    for _ in range(30):
-        loss = F.cross_entropy(network(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = workbench.fit(network, (x, y), 30, optimizer)["loss"]
     assert losses[-1] < losses[0] / 10
 
 

@@ -67,7 +67,7 @@ def test_squeeze_and_excitation_equals_torchvision(channels):
 @pytest.mark.parametrize("channels", [32, 64, 96])
 def test_cbam_equals_timm(channels):
     torch.manual_seed(0)
-    ours, theirs = ff.cbam(channels), ff.randomise_norms(CbamModule(channels))
+    ours, theirs = ff.cbam(channels), workbench.randomise_norms(CbamModule(channels))
     workbench.transplant(theirs, ours)
     workbench.same_outputs(ours, theirs, two_maps(channels)[0])
 
@@ -211,7 +211,7 @@ def test_a_residual_chain_is_a_dense_one_with_repeated_kernels(n):
 
 def test_late_fusion_is_early_fusion_with_zeros_between_the_inputs():
     torch.manual_seed(0)
-    two = ff.randomise_norms(ff.late(4))
+    two = workbench.randomise_norms(ff.late(4))
     one = ff.merged(two.luminance, two.colour, ff.classifier(3, 8))
     workbench.same_outputs(one, two, torch.randn(2, 3, 33, 27))
     assert not one[0][0].weight[:4, 1:].any()
@@ -267,13 +267,7 @@ def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss(name):
     network = ff.network_with(name)
     x, y = torch.randn(20, 3, 32, 32), torch.arange(20) % 10
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(40):
-        loss = F.cross_entropy(network(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = workbench.fit(network, (x, y), 40, optimizer)["loss"]
     assert losses[-1] < losses[0] / 10
 
 

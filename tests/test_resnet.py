@@ -5,7 +5,6 @@ import timm
 import torch
 import torchvision
 from torch import nn
-from torch.nn import functional as F
 
 import workbench
 from loader import definitions
@@ -92,7 +91,7 @@ def test_the_strides_of_v1_5_cost_three_more_quarters_of_three_convolutions():
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "wide_resnet50", "resnet50d"])
 def test_outputs_equal_the_library_with_copied_weights(name):
     torch.manual_seed(0)
-    reference, network = resnet.randomise_norms(library(name)), getattr(resnet, name)()
+    reference, network = workbench.randomise_norms(library(name)), getattr(resnet, name)()
     workbench.transplant(reference, network)
     x = torch.randn(2, 3, 75, 97)
     with torch.no_grad():
@@ -102,7 +101,7 @@ def test_outputs_equal_the_library_with_copied_weights(name):
 
 def test_original_strides_equal_torchvision_with_its_strides_moved():
     torch.manual_seed(0)
-    reference = resnet.randomise_norms(torchvision.models.resnet50())
+    reference = workbench.randomise_norms(torchvision.models.resnet50())
     for module in reference.modules():
         if isinstance(module, torchvision.models.resnet.Bottleneck):
             module.conv1.stride, module.conv2.stride = module.conv2.stride, module.conv1.stride
@@ -240,13 +239,7 @@ def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss(block):
     network = resnet.resnet(block, (1, 1, 1), resnet.digit_stem, (8, 16, 32), num_classes=10)
     x, y = torch.randn(20, 1, 28, 28), torch.arange(20) % 10
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
-    losses = []
-    for _ in range(30):
-        loss = F.cross_entropy(network(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = workbench.fit(network, (x, y), 30, optimizer)["loss"]
     assert losses[-1] < losses[0] / 10
 
 

@@ -118,7 +118,7 @@ def test_the_cifar_networks_have_the_parameters_of_table_7_cut_to_one_decimal(
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_outputs_equal_torchvision_with_copied_weights(name):
     torch.manual_seed(0)
-    reference = resnext.randomise_norms(getattr(torchvision.models, TORCHVISION[name])())
+    reference = workbench.randomise_norms(getattr(torchvision.models, TORCHVISION[name])())
     network = getattr(resnext, name)()
     workbench.transplant(reference, network)
     x = torch.randn(3, 3, 75, 97)
@@ -128,7 +128,7 @@ def test_outputs_equal_torchvision_with_copied_weights(name):
 
 def three_forms(stride=1, dtype=torch.float64):
     torch.manual_seed(0)
-    c = resnext.randomise_norms(resnext.grouped(24, 40, 5, 3, stride))
+    c = workbench.randomise_norms(resnext.grouped(24, 40, 5, 3, stride))
     return [form.to(dtype) for form in (*resnext.as_paths(c), c)]
 
 
@@ -183,7 +183,7 @@ def test_a_grouped_convolution_is_a_full_one_with_zeros_between_the_groups():
 
 def test_one_path_is_the_bottleneck_of_resnet():
     torch.manual_seed(0)
-    reference = resnext.randomise_norms(torchvision.models.resnet50())
+    reference = workbench.randomise_norms(torchvision.models.resnet50())
     network = resnext.resnext50(1, 64)
     workbench.transplant(reference, network)
     workbench.same_outputs(network, reference, torch.randn(2, 3, 64, 64))
@@ -199,7 +199,7 @@ def test_a_zero_branch_leaves_relu_of_the_input():
 
 def test_leaving_out_a_path_is_the_sum_without_its_term():
     torch.manual_seed(0)
-    network = resnext.randomise_norms(resnext.digit_network(4)).eval()
+    network = workbench.randomise_norms(resnext.digit_network(4)).eval()
     whole, _ = resnext.as_paths(network.stage1[1].branch)
     cut = resnext.without_path(network, 1, 1, 2)
     del whole.paths[2]
@@ -215,13 +215,7 @@ def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss(form):
     network = resnext.digit_network(4, getattr(resnext, form))
     x, y = torch.randn(20, 1, 20, 20), torch.arange(20) % 10
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
-    losses = []
-    for _ in range(30):
-        loss = F.cross_entropy(network(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = workbench.fit(network, (x, y), 30, optimizer)["loss"]
     assert losses[-1] < losses[0] / 10
 
 

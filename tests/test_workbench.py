@@ -374,3 +374,33 @@ def test_the_photograph_is_an_image_of_the_size_asked_for():
     x = workbench.photograph(64, 48)
     assert x.shape == (1, 3, 64, 48)
     assert 0 <= x.min() < 0.2 and 0.8 < x.max() <= 1
+
+
+def test_the_values_of_seeds_are_kept_and_written_with_their_ends(monkeypatch):
+    kept = {}
+    monkeypatch.setattr(workbench, "record", kept.__setitem__)
+    workbench.record_spread("a", [0.5, 0.25, 0.75])
+    assert kept == {"a": 0.5, "a.least": 0.25, "a.most": 0.75}
+    assert workbench.spread([0.5, 0.25, 0.75], ".0%") == "50% (25% to 75%)"
+
+
+def test_a_band_of_seeds_reaches_from_the_smallest_to_the_largest():
+    _, axes = plt.subplots()
+    runs = torch.tensor([[4.0, 2.0], [0.0, 1.0]])
+    assert workbench.seed_band(axes, range(1, 3), runs, "k", "--") == (2, 1.5)
+    assert axes.lines[0].get_ydata().tolist() == [2.0, 1.5]
+    corners = axes.collections[0].get_paths()[0].vertices.tolist()
+    assert {(1, 0), (1, 4), (2, 1), (2, 2)} <= set(map(tuple, corners))
+    plt.close()
+
+
+def test_random_norms_leave_no_value_of_a_fresh_one():
+    norm = workbench.randomise_norms(nn.Sequential(nn.Conv2d(1, 8, 1), nn.BatchNorm2d(8)))[1]
+    fresh = nn.BatchNorm2d(8).state_dict()
+    for name in ("running_mean", "running_var", "weight", "bias"):
+        assert (norm.state_dict()[name] != fresh[name]).all(), name
+    assert norm.running_var.min() > 0
+
+
+def test_a_deviation_is_relative_to_the_largest_expected_value():
+    assert workbench.deviation(torch.tensor([1.0, 5.0]), torch.tensor([2.0, -4.0])) == 2.25
