@@ -86,9 +86,15 @@ def serve(link: socket.socket) -> None:
     finally:
         for pid, status in children.items():
             if status is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)
+                end(pid)
                 os.waitpid(pid, 0)  # so that its CPU seconds count as the build's
+
+
+def end(pid: int) -> None:
+    """Kill a kernel and what it has started, also one that has no process group of its own yet."""
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError):
+            kill(pid, signal.SIGKILL)
 
 
 def answer(stream, message: dict) -> None:

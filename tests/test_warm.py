@@ -142,6 +142,22 @@ server.process.wait()
     assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.parametrize("own_group", [True, False])
+def test_a_kernel_is_ended_before_and_after_it_has_a_group_of_its_own(own_group):
+    script = "sleep 60 & echo $!; wait" if own_group else "echo 0; exec sleep 60"
+    command = ["sh", "-c", script]
+    kernel = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=own_group)
+    started = int(kernel.stdout.readline())
+    warm.end(kernel.pid)
+    assert kernel.wait(5) == -signal.SIGKILL
+    kernel.stdout.close()
+    if own_group:  # what it had started ends too
+        gone, alive = psutil.wait_procs(
+            [psutil.Process(started)] if psutil.pid_exists(started) else [], 5
+        )
+        assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+
+
 def test_warm_kernels_can_be_switched_off(monkeypatch):
     monkeypatch.setitem(os.environ, "WARM", "0")
     assert not warm.possible()
