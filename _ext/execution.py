@@ -6,251 +6,213 @@ In conf.py::
     nb_custom_formats = {".py": "execution.read"}
 
 When Sphinx has found its documents, each notebook (a document ending in ``.py``) is looked up in
-the store under its key; those without a result are run. All of them are, even if some fail; the
-failures are listed at the end, with file, line, cell and exception, and the exit status is 1, on
-each build until they are mended. Failed runs are not stored.
+the store under its key; those without a result are run (see ``engine.session``). All of them are,
+even if some fail; the failures are listed at the end, with file, line, cell and exception, and the
+exit status is 1, on each build until they are mended. Failed runs are not stored.
 
 Options (the Makefile's variable in brackets): ``notebooks_store``, a folder, relative to the sources;
-``notebooks_only`` [NB], stems separated by commas: no other notebook is run; ``notebooks_force``
-[FORCE], run although a result is there; ``notebooks_jobs`` [JOBS], kernels at once, by default one
-for each core, or for each GPU; ``notebooks_warm`` [WARM], 0 for kernels that are not forked from a
-warm process; ``notebooks_cluster`` [CLUSTER], address of a Dask scheduler; ``notebooks_memory``
-[MEM], GiB for a kernel; ``notebooks_cell_limit`` and ``notebooks_limit``, seconds for a cell and for
-a notebook. A notebook's header may set its own limits (see ``runner.Limits``).
+``notebooks_profile`` [PROFILE]; ``notebooks_only`` [NB], stems separated by commas: no other notebook
+is run; ``notebooks_force`` [FORCE], 1: run although a result is there; ``notebooks_jobs`` [JOBS],
+kernels at once, by default one for each core, or for each GPU; ``notebooks_warm`` [WARM], 0 for
+kernels that are not forked from a warm process; ``notebooks_cluster`` [CLUSTER], address of a Dask
+scheduler; ``notebooks_memory`` [MEM], GiB for a kernel; ``notebooks_cell_limit`` and
+``notebooks_limit``, seconds for a cell and for a notebook. A notebook's header may set its own limits.
 """
 
 import os
+import re
 import shutil
-import signal
-import sys
-import threading
-import time
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+from docutils import nodes
 from nbformat import NotebookNode
 from sphinx.application import Sphinx
+from sphinx.domains import Domain
 from sphinx.environment import BuildEnvironment
-from sphinx.environment.collectors import EnvironmentCollector
-from sphinx.errors import ExtensionError
+from sphinx.errors import ConfigError, ExtensionError
 from sphinx.util import logging
 
-import warm
-from pool import Refused, open_pool
-from runner import Job, Limits, Outcome
-from store import Store, accelerators, merge, parse
+from engine import warm
+from engine.cluster import Refused
+from engine.runner import Limits
+from engine.session import Options, Session, Unknown, merge
 
 LOG = logging.getLogger(__name__)
+MARKUP = re.compile(r"([\\`*_{}\[\]()<>#+.!|$~^&:@=-])")
 
 
-class Session:
-    """The runs of one build: which result belongs to which notebook."""
+class Notebooks(Domain):
+    """What the environment keeps of the notebooks that have been read.
 
-    def __init__(self, app: Sphinx):
-        config = app.config
-        self.store = Store(Path(app.srcdir, config.notebooks_store), config.notebooks_profile)
-        try:
-            memory = float(config.notebooks_memory)
-        except ValueError as error:
-            raise ExtensionError(f"MEM: {config.notebooks_memory!r} is no number of GiB") from error
-        self.limits = Limits(config.notebooks_cell_limit, config.notebooks_limit, memory)
-        self.cluster, self.warm = config.notebooks_cluster, config.notebooks_warm
-        # A store that is not there yet has no result: all will be run, so the process that warm
-        # kernels come from may import torch while another one is asked for the device.
-        self.cores, self.jobs = os.cpu_count() or 1, config.notebooks_jobs
-        early = self.warm and not self.cluster and not self.store.folder.exists()
-        threads = max(1, self.cores // (self.jobs or self.cores))
-        self.server = warm.Server(threads) if early else None
-        device, count = accelerators(self.store.folder)
-        self.gpus = count if device == "cuda" else 0
-        self.only = {s.strip() for s in config.notebooks_only.split(",") if s.strip()}
-        self.force = config.notebooks_force
-        self.books: dict[str, dict] = {}  # key -> what the run recorded and ran on
-        self.unstored: dict[str, NotebookNode] = {}  # key -> run that failed, or an earlier one
-        self.keys: dict[str, str] = {}  # docname -> key
-        self.key_of_text: dict[str, str] = {}  # text of a notebook -> key
-        self.origins: dict[str, str] = {}  # docname -> "run" or "from the store"
-        self.modules: set[str] = set()  # what the notebooks to run import
-        self.failures: list[Outcome] = []
+    ``runs``: {docname: {"state", "results", "failed", "book", "origin"}}.
+    """
 
-    def notebooks(self, env: BuildEnvironment) -> dict[str, Path]:
-        paths = {doc: Path(env.doc2path(doc)) for doc in sorted(env.found_docs)}
-        return {doc: path for doc, path in paths.items() if path.suffix == ".py"}
+    name = "notebook"
+    label = "notebooks"
+    initial_data = {"runs": {}}
+    data_version = 1
 
-    def prepare(self, env: BuildEnvironment) -> None:
-        """Find each notebook's result and run those that have none."""
-        found = self.notebooks(env)
-        unknown = self.only - {path.stem for path in found.values()}
-        if unknown:
-            known = ", ".join(sorted(path.stem for path in found.values()))
-            raise ExtensionError(
-                f"no notebook named {', '.join(sorted(unknown))}; there are: {known}"
-            )
-        jobs = []
-        for docname, path in found.items():
-            text = path.read_text(encoding="utf-8")
-            nb = parse(text)
-            key = self.keys[docname] = self.key_of_text[text] = self.store.key(nb, path.parent)
-            asked = not self.only or path.stem in self.only
-            self.origins[docname] = "from the store"
-            if not (self.force and asked) and self.stored(key):
-                self.store.touch(key)
-            elif asked:
-                jobs.append(self.job(docname, path, nb))
-                self.modules |= self.store.modules(nb, path.parent)
-            else:
-                self.keep_last(key, path)
-        if jobs:
-            self.execute(jobs)
+    def clear_doc(self, docname: str) -> None:
+        self.data["runs"].pop(docname, None)
 
-    def job(self, docname: str, path: Path, nb: NotebookNode) -> Job:
-        try:
-            limits = Limits.of(nb, self.limits)
-        except ValueError as error:
-            raise ExtensionError(f"{path}: {error}") from error
-        return Job(
-            docname,
-            str(path),
-            nbformat.writes(nb),
-            modules=self.store.local_modules(nb, path.parent),
-            folder="" if self.cluster else str(path.parent),
-            limits=limits,
-            profile=self.store.profile,
-            threads=max(1, self.cores // self.workers()),
-        )
+    def merge_domaindata(self, docnames, otherdata) -> None:
+        self.data["runs"].update({d: v for d, v in otherdata["runs"].items() if d in docnames})
 
-    def workers(self) -> int:
-        """Kernels at once: as asked, else one for each GPU, else one for each core."""
-        return self.jobs or self.gpus or self.cores
-
-    def stored(self, key: str) -> bool:
-        """Whether the store has this run; only what is known about it stays in memory."""
-        run = self.store.load(key)
-        if run is not None:
-            self.books[key] = run.metadata["book"]
-        elif self.store.path(key).exists():
-            LOG.warning("%s cannot be read; the notebook is run again", self.store.path(key))
-        return run is not None
-
-    def result(self, key: str | None) -> NotebookNode | None:
-        """The executed notebook for a key, whether it is whole or not."""
-        return self.unstored.get(key) or self.store.load(key)
-
-    def keep_last(self, key: str, path: Path) -> None:
-        """A stale notebook that is not asked for shows what its last run left."""
-        last = self.store.load(self.store.last(path.stem).get("key"))
-        self.unstored[key] = last or nbformat.v4.new_notebook()
-        self.books[key] = self.unstored[key].metadata.get("book", {})
-        what = "its page shows an earlier run" if last else "its page shows no outputs"
-        LOG.warning("%s has changed since its last run and is not asked for: %s", path.name, what)
-
-    def execute(self, jobs: list[Job]) -> None:
-        """Run the jobs, slowest first, and keep each result as it comes."""
-        LOG.info("%d of %d notebooks to run", len(jobs), len(self.keys))
-        jobs.sort(key=lambda job: -self.store.last(job.stem).get("seconds", 0))
-        here = self.store.surroundings(self.modules)
-        workers = self.workers()
-        if self.warm and not self.cluster and not self.server:
-            self.server = warm.Server(jobs[0].threads)
-        pool = open_pool(workers, self.gpus, self.server, self.cluster, here)
-        try:
-            with terminated_as_interrupted(), pool as run:
-                for worker in run.refused:
-                    LOG.warning("not used: %s", worker, type="execution", subtype="worker")
-                futures = {run.submit(job): job for job in jobs}
-                for n, future in enumerate(self.finished(futures), 1):
-                    self.keep(future.result(), f"[{n}/{len(jobs)}]")
-        except Refused as error:
-            raise ExtensionError(str(error)) from error
-
-    def finished(self, futures: dict[Future, Job]):
-        """Futures as they finish; on a terminal, with a line that says what is running."""
-        pending, started = set(futures), {}
-        while pending:
-            done, pending = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
-            if done and sys.stdout.isatty():
-                print("\x1b[K", end="", flush=True)
-            yield from done
-            if sys.stdout.isatty():
-                now = time.monotonic()
-                running = [f for f in pending if f.running()]
-                for future in running:
-                    started.setdefault(future, now)
-                names = [f"{futures[f].stem} {now - started[f]:.0f} s" for f in running]
-                line = f"running: {', '.join(names)}; waiting: {len(pending) - len(running)}"
-                print(f"\r\x1b[K{line[:99]}\r", end="", flush=True)
-
-    def keep(self, outcome: Outcome, count: str) -> None:
-        """Take the result of a finished run into the build and, if it is whole, into the store."""
-        job, nb = outcome.job, nbformat.reads(outcome.notebook, as_version=4)
-        key = self.keys[job.docname]
-        self.books[key], self.origins[job.docname] = nb.metadata.get("book", {}), "run"
-        state = "FAILED after " if outcome.error else ""
-        LOG.info("%s %s %s%.1f s", count, job.stem, state, outcome.seconds)
-        if outcome.error:
-            self.failures.append(outcome)
-            self.unstored[key] = nb
-        else:
-            self.store.save(key, job.stem, nb, outcome.seconds)
-
-    def failed(self, docname: str) -> bool:
-        return any(outcome.job.docname == docname for outcome in self.failures)
-
-    def state(self, docname: str) -> str:
-        """Changes whenever the page of a notebook has to be read again for its outputs."""
-        key = self.keys[docname]
-        if self.failed(docname):
-            return "failed"
-        return f"{key} {self.books[key].get('finished', 'not run')}"
+    def resolve_any_xref(self, *args, **kwargs) -> list:
+        return []  # nothing here can be referred to
 
 
-@contextmanager
-def terminated_as_interrupted():
-    """While notebooks run, SIGTERM ends them as Ctrl-C does: kernels stop, what finished is kept."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def kept(env: BuildEnvironment) -> dict[str, dict]:
+    """The runs of the notebooks that have been read, by docname: see ``Notebooks``."""
+    return env.domains["notebook"].data["runs"]
 
-    def interrupt(number, frame):
-        raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+def options(app: Sphinx) -> Options:
+    """The options as the engine takes them. Raises ConfigError, naming what the user has typed."""
+    config = app.config
+    if config.notebooks_profile not in ("sample", "full"):
+        raise ConfigError(f"PROFILE: {config.notebooks_profile!r}: there are sample and full")
+    return Options(
+        store=Path(app.srcdir, config.notebooks_store),
+        profile=config.notebooks_profile,
+        only=frozenset(s.strip() for s in config.notebooks_only.split(",") if s.strip()),
+        force=switch("FORCE", config.notebooks_force, False),
+        jobs=int(number("JOBS", config.notebooks_jobs, whole=True)),
+        warm=switch("WARM", config.notebooks_warm, warm.possible()) and warm.KEPT,
+        cluster=config.notebooks_cluster,
+        limits=Limits(
+            number("notebooks_cell_limit", config.notebooks_cell_limit),
+            number("notebooks_limit", config.notebooks_limit),
+            number("MEM", config.notebooks_memory),
+        ),
+    )
+
+
+def number(name: str, value: object, whole: bool = False) -> float:
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        found = int(str(value) or 0) if whole else float(str(value) or 0)
+    except ValueError:
+        found = -1
+    if not 0 <= found < float("inf"):
+        kind = "a whole number" if whole else "a number"
+        raise ConfigError(f"{name}: {value!r}: {kind} from 0 is needed")
+    return found
 
 
-session: Session | None = None
+def switch(name: str, value: object, default: bool) -> bool:
+    if str(value) not in ("", "0", "1", "True", "False"):
+        raise ConfigError(f"{name}: {value!r}: 1 or 0 is needed")
+    return default if value == "" else str(value) in ("1", "True")
+
+
+class Execution:
+    """The session of one build, joined to the events of its application."""
+
+    session: Session
+
+    def prepare(self, app: Sphinx, env: BuildEnvironment, added, changed: set, removed) -> set:
+        """Run what is stale; pages whose outputs are not those of the last build are read again."""
+        self.session = Session(options(app), LOG)
+        paths = {doc: Path(env.doc2path(doc)) for doc in sorted(env.found_docs)}
+        try:
+            self.session.prepare({d: p for d, p in paths.items() if p.suffix == ".py"})
+        except (Unknown, Refused, RuntimeError) as error:
+            raise ExtensionError(str(error)) from error
+        before, runs = kept(env), self.session.runs
+        for doc in before.keys() & runs.keys():
+            before[doc]["origin"] = runs[doc].origin  # also where the page is not read again
+        new = {
+            doc
+            for doc in before.keys() & runs.keys()
+            if before[doc]["failed"] or before[doc]["state"] != runs[doc].state
+        }
+        changed |= new  # for the handlers after this one: chapters that embed these notebooks
+        return new
+
+    def skip_deleted(self, app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
+        """A notebook that went while others ran is a failure already, not a crash of Sphinx."""
+        gone = [doc for doc in docnames if doc in self.session.runs]
+        for doc in [doc for doc in gone if not Path(env.doc2path(doc)).is_file()]:
+            docnames.remove(doc)
+            LOG.error("%s was deleted while the build ran", env.doc2path(doc))
+
+    def source(self, app: Sphinx, docname: str, source: list[str]) -> None:
+        """Hand MyST-NB the notebook with the outputs of its run and a foot, as JSON.
+
+        The text that was run is what the page shows, whatever has become of the file since.
+        """
+        run = self.session.runs.get(docname)
+        if run is None:
+            return
+        nb, done = nbformat.from_dict(run.notebook.nb), self.session.outputs(docname)
+        if not done.cells and not run.failure and run.origin != "not run":
+            text = (
+                "the outputs of this notebook went from the store while the build ran: build again"
+            )
+            LOG.warning(text, location=docname, type="execution")
+        nb.metadata = NotebookNode(
+            kernelspec=nb.metadata.get(
+                "kernelspec", {"name": "python3", "display_name": "Python 3"}
+            ),
+            language_info={"name": "python", "pygments_lexer": "ipython3"},
+            source_map=nb.metadata.get("source_map"),
+            mystnb={"execution_mode": "off"},
+        )
+        merge(nb, done)
+        if "versions" in run.book:
+            nb.cells.append(nbformat.v4.new_markdown_cell(foot(run.book)))
+            if nb.metadata["source_map"]:
+                nb.metadata["source_map"].append(len(run.notebook.text.splitlines()) - 1)
+        source[0] = nbformat.writes(nb)
+
+    def note(self, app: Sphinx, doctree: nodes.document) -> None:
+        """Keep a notebook's recorded values and the state of its outputs in the environment."""
+        docname = app.env.current_document.docname
+        run = self.session.runs.get(docname)
+        if run is None:
+            return
+        kept(app.env)[docname] = {
+            "state": run.state,
+            "results": run.book.get("results", {}),
+            "failed": run.failure is not None,
+            "book": {name: value for name, value in run.book.items() if name != "results"},
+            "origin": run.origin,
+        }
+        # the chapter is what readers find; the notebook's page is reached from it
+        app.env.metadata[docname].update(orphan=True, nosearch=True)
+        for admonition in doctree.findall(nodes.admonition):
+            if "run" in admonition["classes"]:
+                for text in admonition.findall(nodes.TextElement):
+                    text["translatable"] = False  # time and date would change each catalogue
+
+    def report(self, app: Sphinx, exception: Exception | None) -> None:
+        """List what failed, on the screen and in <output>/reports/, and let the build fail."""
+        folder = Path(app.outdir, "reports")
+        shutil.rmtree(folder, ignore_errors=True)
+        session = getattr(self, "session", None)
+        if session is None or not session.failures:
+            return
+        parts = [f"{len(session.failures)} of {len(session.runs)} notebooks failed:"]
+        for run in session.failures:
+            outcome, path = run.failure, run.notebook.path
+            cell = f" cell {outcome.cell}:" if outcome.cell else ""
+            lines = [f"{path}:{outcome.line}:{cell} {outcome.error}"]
+            lines += [f"    {frame}" for frame in outcome.frames]
+            folder.mkdir(parents=True, exist_ok=True)
+            Path(folder, f"{path.stem}.txt").write_text("\n".join(lines) + "\n", "utf-8")
+            parts += lines
+        LOG.error("\n".join(parts))
+        app.statuscode = 1
 
 
 def read(text: str) -> NotebookNode:
-    """Reader for ``nb_custom_formats``: the notebook with the outputs of its run and a foot.
-
-    A text that no session has prepared is left to MyST-NB, which runs it itself.
-    """
-    nb = parse(text)
-    run_of = session.result(session.key_of_text.get(text)) if session else None
-    nb.metadata = NotebookNode(
-        kernelspec=nb.metadata.get("kernelspec", {"name": "python3", "display_name": "Python 3"}),
-        language_info={"name": "python", "pygments_lexer": "ipython3"},
-        source_map=nb.metadata.get("source_map"),
-        mystnb={"execution_mode": "force" if run_of is None else "off"},
-    )
-    if run_of is None:
-        return nb
-    merge(nb, run_of)
-    if "book" in run_of.metadata:
-        nb.cells.append(nbformat.v4.new_markdown_cell(foot(run_of.metadata["book"])))
-        if nb.metadata["source_map"]:
-            nb.metadata["source_map"].append(len(text.splitlines()) - 1)
-    return nb
+    """Reader for ``nb_custom_formats``: of what ``Execution.source`` has put in place of the text."""
+    return nbformat.reads(text, as_version=4)
 
 
 def foot(book: dict) -> str:
-    """What the notebook ran on, as the last cell of its page."""
+    """What the notebook ran on, as the last cell of its page. Values are text, never markup."""
     used = ", ".join(f"{name} {version}" for name, version in book["versions"].items())
     peak = f", peak memory {book['peak'] / 2**20:,.0f} MiB" if book.get("peak") else ""
     rows = {
@@ -261,100 +223,28 @@ def foot(book: dict) -> str:
         "Versions": used,
         "Date": book["date"],
     }
-    lines = "\n".join(f"- {name}: {value}" for name, value in rows.items())
+    plain = {name: MARKUP.sub(r"\\\1", " ".join(value.split())) for name, value in rows.items()}
+    lines = "\n".join(f"- {name}: {value}" for name, value in plain.items())
     return f"```{{admonition}} What this page ran on\n:class: run\n\n{lines}\n```"
 
 
-class Results(EnvironmentCollector):
-    """Keep each notebook's recorded values and the state of its outputs in the environment."""
-
-    def clear_doc(self, app: Sphinx, env: BuildEnvironment, docname: str) -> None:
-        kept(env).pop(docname, None)
-
-    def merge_other(self, app, env, docnames, other) -> None:
-        kept(env).update({d: v for d, v in kept(other).items() if d in docnames})
-
-    def process_doc(self, app: Sphinx, doctree) -> None:
-        docname = app.env.docname
-        if session is None or docname not in session.keys:
-            return
-        book = session.books[session.keys[docname]]
-        kept(app.env)[docname] = {
-            "state": session.state(docname),
-            "results": book.get("results", {}),
-            "failed": session.failed(docname),
-            "book": {name: value for name, value in book.items() if name != "results"},
-            "origin": session.origins[docname],
-        }
-        # the chapter is what readers find; the notebook's page is reached from it
-        app.env.metadata[docname].update(orphan=True, nosearch=True)
-
-
-def kept(env: BuildEnvironment) -> dict[str, dict]:
-    """{docname: {"state", "results", "failed", "book"}} of the notebooks that have been read."""
-    if not hasattr(env, "book_notebooks"):
-        env.book_notebooks = {}
-    return env.book_notebooks
-
-
-def prepare(app: Sphinx, env: BuildEnvironment, added: set, changed: set, removed: set) -> set:
-    """Run what is stale; pages whose outputs are not those of the last build are read again."""
-    global session
-    session = Session(app)
-    try:
-        session.prepare(env)
-    finally:
-        if session.server:
-            session.server.close()
-    before = kept(env)
-    for doc in before.keys() & session.origins.keys():
-        before[doc]["origin"] = session.origins[doc]  # also where the page is not read again
-    new = {
-        doc
-        for doc in session.keys
-        if doc in before and (before[doc]["failed"] or before[doc]["state"] != session.state(doc))
-    }
-    changed |= new  # for the handlers after this one: chapters that embed these notebooks
-    return new
-
-
-def report(app: Sphinx, exception: Exception | None) -> None:
-    """List what failed, on the screen and in <output>/reports/, and let the build fail."""
-    if session is None:
-        return
-    folder = Path(app.outdir, "reports")
-    shutil.rmtree(folder, ignore_errors=True)
-    if not session.failures:
-        return
-    parts = [f"{len(session.failures)} of {len(session.keys)} notebooks failed:"]
-    for outcome in sorted(session.failures, key=lambda o: o.job.docname):
-        lines = [f"{outcome.job.path}:{outcome.line}: cell {outcome.cell}: {outcome.error}"]
-        lines += [f"    {frame}" for frame in outcome.frames]
-        folder.mkdir(parents=True, exist_ok=True)
-        Path(folder, f"{outcome.job.stem}.txt").write_text("\n".join(lines) + "\n", "utf-8")
-        parts += lines
-    LOG.error("\n".join(parts))
-    app.statuscode = 1
-
-
 def setup(app: Sphinx) -> dict:
-    profile = os.environ.get("PROFILE", "sample")
     app.add_config_value("notebooks_store", ".store", "")
-    app.add_config_value("notebooks_profile", profile, "")
-    app.add_config_value("notebooks_only", "", "")
-    app.add_config_value("notebooks_force", False, "", bool)
-    app.add_config_value("notebooks_jobs", 0, "", int)
-    app.add_config_value("notebooks_warm", warm.possible(), "", bool)
-    app.add_config_value("notebooks_cluster", "", "", str)
-    app.add_config_value("notebooks_memory", "0", "", str)
-    app.add_config_value("notebooks_cell_limit", 300, "", int)
-    app.add_config_value("notebooks_limit", 900, "", int)
-    app.add_env_collector(Results)
-    app.connect("env-get-outdated", prepare, priority=100)
-    app.connect("build-finished", report)
+    app.add_config_value("notebooks_profile", os.environ.get("PROFILE") or "sample", "", str)
+    for name in ("only", "force", "jobs", "warm", "cluster", "memory"):
+        app.add_config_value(f"notebooks_{name}", "", "", (str, int, float, bool))
+    app.add_config_value("notebooks_cell_limit", 300, "", (int, float, str))
+    app.add_config_value("notebooks_limit", 900, "", (int, float, str))
+    app.add_domain(Notebooks)
+    execution = Execution()
+    app.connect("env-get-outdated", execution.prepare, priority=100)
+    app.connect("env-before-read-docs", execution.skip_deleted)
+    app.connect("source-read", execution.source)
+    app.connect("doctree-read", execution.note)
+    app.connect("build-finished", execution.report)
     return {
-        "version": "1",
-        "env_version": 1,
+        "version": "2",
+        "env_version": 2,
         "parallel_read_safe": True,
         "parallel_write_safe": True,
     }

@@ -26,7 +26,18 @@ from nbformat import NotebookNode
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
-from store import code_cells, imported, parse, providers
+from engine import surroundings
+from engine.notebook import code_cells, parse
+from engine.notebook import imported as names_in
+
+
+def imported(source):
+    return {name[0] for name in names_in(source)}
+
+
+def providers(module):
+    return surroundings.providers([module])[module]
+
 
 SHARED = "workbench"
 COLAB = "https://colab.research.google.com/github"

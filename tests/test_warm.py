@@ -1,19 +1,19 @@
 """Forked kernels behave as plain ones and end with the build."""
 
 import os
-import signal
 import subprocess
 import sys
+import threading
 import time
 
 import nbformat
 import psutil
 import pytest
 
-import warm
+from engine import warm
+from engine.notebook import code_cells, parse, read
+from engine.runner import Job, Limits, run
 from loader import NOTEBOOKS, ROOT
-from runner import Job, Limits, run
-from store import code_cells, parse
 
 pytestmark = [
     pytest.mark.skipif(not warm.possible(), reason="kernels are forked on Linux only"),
@@ -29,10 +29,8 @@ def server():
     assert server.process.returncode == 0
 
 
-def job(tmp_path, text: str, **limits: float) -> Job:
-    path = tmp_path / "n.py"
-    path.write_text(text)
-    return Job("n", str(path), nbformat.writes(parse(text)), {}, str(tmp_path), Limits(**limits))
+def job(text: str, **limits: float) -> Job:
+    return Job("n", "n.py", nbformat.writes(parse(text)), limits=Limits(**limits))
 
 
 def outputs(outcome) -> list:
@@ -48,13 +46,13 @@ def test_the_server_has_one_thread_and_no_accelerator(server):
         assert "/dev/nvidia" not in lines.read()
 
 
-def test_a_forked_kernel_gives_the_outputs_of_a_plain_one(server, tmp_path):
+def test_a_forked_kernel_gives_the_outputs_of_a_plain_one(server):
     text = """# %%
 import os, sys
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
-print(os.getcwd(), sys.path[-1], sys.argv[0].rpartition("/")[2], __name__)
+print(sys.path[-1], os.listdir(), sys.argv[0].rpartition("/")[2], __name__)
 
 # %%
 torch.manual_seed(0)
@@ -72,9 +70,9 @@ import warnings
 warnings.warn("seen")
 
 # %%
-!echo from the shell
+get_ipython().system('echo from the shell')
 """
-    plain, forked = run(job(tmp_path, text)), run(job(tmp_path, text), prepare=server.use)
+    plain, forked = run(job(text)), run(job(text), server=server)
     first, second = outputs(plain), outputs(forked)
     assert any("image/png" in o.get("data", {}) for o in first[2])
     for a, b in zip(first, second):
@@ -85,77 +83,95 @@ warnings.warn("seen")
 
 
 def test_the_real_notebook_gives_the_same_outputs_forked(server):
-    path = NOTEBOOKS / "lenet.py"
-    text = path.read_text(encoding="utf-8")
-    short = text[: text.index("# ## Training")].rpartition("# %%")[0]  # all but the training
-    nb = nbformat.writes(parse(short))
-    one = Job("lenet", str(path), nb, {}, str(NOTEBOOKS))
-    assert outputs(run(one)) == outputs(run(one, prepare=server.use))
+    notebook = read(NOTEBOOKS / "lenet.py")
+    short = notebook.text[: notebook.text.index("# ## Training")].rpartition("# %%")[0]
+    one = Job("lenet", "lenet.py", nbformat.writes(parse(short)), notebook.files)
+    assert outputs(run(one)) == outputs(run(one, server=server))
 
 
-def test_a_forked_kernel_reports_how_it_ended(server, tmp_path):
-    killed = run(
-        job(tmp_path, "# %%\nimport os, signal; os.kill(os.getpid(), 9)\n"), prepare=server.use
-    )
+def test_a_forked_kernel_reports_how_it_ended(server):
+    killed = run(job("# %%\nimport os, signal; os.kill(os.getpid(), 9)\n"), server=server)
     assert "killed from outside" in killed.error
-    ended = run(job(tmp_path, "# %%\nimport os; os._exit(7)\n"), prepare=server.use)
+    ended = run(job("# %%\nimport os; os._exit(7)\n"), server=server)
     assert ended.error == "the kernel ended by itself (exit status 7)"
 
 
-def test_a_forked_kernel_can_be_interrupted(server, tmp_path):
+def test_a_forked_kernel_can_be_interrupted(server):
     text = "# %%\nimport time\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('interrupted')\n"
     begin = time.monotonic()
-    outcome = run(job(tmp_path, text, cell=2), prepare=server.use)
+    outcome = run(job(text, cell=2), server=server)
     assert outcome.error == "the cell ran longer than 2 s"
     assert time.monotonic() - begin < 20
 
 
-def test_two_forked_kernels_draw_different_random_numbers(server, tmp_path):
+def test_two_forked_kernels_draw_different_random_numbers(server):
     text = "# %%\nimport random, numpy, torch\nrandom.random(), numpy.random.rand(), torch.rand(()).item()\n"
-    seen = [
-        outputs(run(job(tmp_path, text), prepare=server.use))[0][0]["data"]["text/plain"]
-        for _ in range(2)
-    ]
+    seen = [outputs(run(job(text), server=server))[0][0]["data"]["text/plain"] for _ in range(2)]
     one, two = (eval(text) for text in seen)
     assert all(a != b for a, b in zip(one, two))
 
 
-def test_kernels_end_when_the_build_is_killed(tmp_path):
+def test_kernels_and_what_they_started_end_when_the_build_is_killed(tmp_path):
     """SIGKILL to the process that asked: the server sees the link close and ends what it forked."""
     code = f"""
-import os, sys
+import sys, threading
 sys.path.insert(0, {str(ROOT / "_ext")!r})
-import warm
-server = warm.Server(1)
-file = {str(tmp_path / "connection.json")!r}
-pid = server.ask(op="fork", arguments=["-f", file], cwd={str(tmp_path)!r}, env=dict(os.environ))["pid"]
-print(server.process.pid, pid, flush=True)
-server.process.wait()
+import nbformat
+from engine import warm
+from engine.notebook import parse
+from engine.runner import Job, run
+text = "# %%\\nimport os, subprocess, time\\n"
+text += "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\\n"
+text += "open({str(tmp_path / "pids")!r}, 'w').write(f'{{os.getpid()}} {{os.getppid()}} {{child.pid}}\\\\n')\\n"
+text += "time.sleep(600)\\n"
+server = warm.Server(1) if sys.argv[1] == "warm" else None
+run(Job("n", "n.py", nbformat.writes(parse(text))), server=server)
 """
-    build = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    pids = [int(n) for n in build.stdout.readline().split()]
-    assert all(psutil.pid_exists(pid) for pid in pids)
-    build.send_signal(signal.SIGKILL)
-    build.wait()
-    build.stdout.close()
-    gone, alive = psutil.wait_procs([psutil.Process(p) for p in pids if psutil.pid_exists(p)], 15)
-    assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+    for kind in ("warm", "plain"):
+        build = subprocess.Popen([sys.executable, "-c", code, kind])
+        pids = tmp_path / "pids"
+        wait_for(lambda: pids.exists() and pids.read_text().endswith("\n"))  # noqa: B023
+        found = [psutil.Process(int(n)) for n in pids.read_text().split()]
+        pids.unlink()
+        build.kill()
+        build.wait()
+        gone, alive = psutil.wait_procs(found, 15)
+        assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE], kind
 
 
-@pytest.mark.parametrize("own_group", [True, False])
-def test_a_kernel_is_ended_before_and_after_it_has_a_group_of_its_own(own_group):
-    script = "sleep 60 & echo $!; wait" if own_group else "echo 0; exec sleep 60"
-    command = ["sh", "-c", script]
-    kernel = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=own_group)
-    started = int(kernel.stdout.readline())
-    warm.end(kernel.pid)
-    assert kernel.wait(5) == -signal.SIGKILL
-    kernel.stdout.close()
-    if own_group:  # what it had started ends too
-        gone, alive = psutil.wait_procs(
-            [psutil.Process(started)] if psutil.pid_exists(started) else [], 5
-        )
-        assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+def wait_for(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def test_a_run_whose_server_is_killed_is_started_again_without_one_at_once(tmp_path):
+    server = warm.Server(1)
+    text = f"# %%\nimport os, time\nopen({str(tmp_path)!r} + '/' + str(os.getpid()), 'w')\n"
+    text += f"if len(os.listdir({str(tmp_path)!r})) == 1: time.sleep(600)\nprint('done')\n"
+    killer = threading.Thread(
+        target=lambda: (wait_for(lambda: os.listdir(tmp_path)), server.process.kill())
+    )
+    killer.start()
+    begin = time.monotonic()
+    assert outputs(run(job(text), server=server))[0][0].text == "done\n"
+    assert time.monotonic() - begin < 30
+    killer.join()
+    first, second = sorted(os.listdir(tmp_path))  # the first kernel went with its server
+    assert not any(psutil.pid_exists(int(pid)) for pid in (first, second))
+    begin = time.monotonic()
+    assert outputs(run(job("# %%\nprint('again')\n"), server=server))[0][0].text == "again\n"
+    assert time.monotonic() - begin < 20
+    server.close()
+
+
+def test_a_server_that_still_imports_is_ended_at_once():
+    server = warm.Server(1)
+    begin = time.monotonic()
+    server.close()
+    assert time.monotonic() - begin < 3
+    assert server.process.returncode is not None
 
 
 def test_warm_kernels_can_be_switched_off(monkeypatch):

@@ -54,7 +54,7 @@ class Run:
     key: str
     origin: str = "from the store"  # or "run", "an earlier run", "not run"
     book: dict = field(default_factory=dict)  # what it recorded and what it ran on
-    kept: NotebookNode | None = None  # its outputs, where the store does not have them
+    kept: NotebookNode | None = None  # its outputs, unless they are those in the store
     failure: Outcome | None = None
 
     @property
@@ -214,13 +214,13 @@ class Session:
         """Take the result of a finished run into the build and, if it is whole, into the store."""
         run = self.runs[outcome.job.docname]
         nb = nbformat.reads(outcome.notebook, as_version=4)
-        run.book, run.origin, run.failure = nb.metadata.get("book", {}), "run", None
+        run.book, run.origin, run.kept = nb.metadata.get("book", {}), "run", nb
         state = "FAILED after " if outcome.error else ""
         self.log.info("%s %s %s%.1f s", count, outcome.job.stem, state, outcome.seconds)
         if outcome.error:
-            run.failure, run.kept = outcome, nb
-        elif not self.store.save(run.key, outcome.job.stem, nb, outcome.seconds):
-            run.kept = nb
+            run.failure = outcome
+        else:
+            self.store.save(run.key, outcome.job.stem, nb, outcome.seconds)
 
     @property
     def failures(self) -> list[Run]:
