@@ -2,13 +2,20 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import nbformat
+import psutil
 import pytest
 
+from engine.cluster import Cluster, here_and_there
+from engine.notebook import parse
+from engine.runner import Job
 from sites import build, page, ran, write_site
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
@@ -35,8 +42,9 @@ class Dask:
         self.processes.append(process)
         return process
 
-    def worker(self, *options: str) -> subprocess.Popen:
-        limits = ["--nthreads", "1", "--no-dashboard", "--memory-limit", "0", "--no-nanny"]
+    def worker(self, *options: str, nanny: bool = False) -> subprocess.Popen:
+        limits = ["--nthreads", "1", "--no-dashboard", "--memory-limit", "0"]
+        limits += ["--nanny" if nanny else "--no-nanny"]
         process = self.start("worker", self.address, "--host", "127.0.0.1", *limits, *options)
         wait_for(lambda: "Registered to" in self.log(-1))
         return process
@@ -46,7 +54,10 @@ class Dask:
 
     def stop(self) -> None:
         for process in reversed(self.processes):
-            process.kill()
+            below = psutil.Process(process.pid).children(recursive=True)
+            for one in [process, *below]:
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
             process.wait()
 
 
@@ -142,3 +153,108 @@ def test_an_address_without_a_scheduler_is_a_clear_error(tmp_path):
     result = build(folder, "-D", "notebooks_cluster=tcp://127.0.0.1:9")
     assert result.returncode != 0
     assert "no Dask scheduler answers at tcp://127.0.0.1:9" in result.stderr
+
+
+# ---- workers that come, go and hang ----------------------------------------------------------------
+
+
+def job(name: str, code: str) -> Job:
+    return Job(name, f"{name}.py", nbformat.writes(parse(f"# %%\n{code}\n")))
+
+
+@pytest.fixture(scope="module")
+def here() -> dict:
+    return here_and_there(["numpy"])
+
+
+def test_a_scheduler_without_workers_is_waited_for_and_late_workers_are_used(dask, here):
+    """As with SLURM, where jobs queue: the first worker comes when the jobs are there already."""
+    with Cluster(dask.address, here, patience=60) as pool:
+        futures = [pool.submit(job(f"n{i}", f"print({i})")) for i in range(2)]
+        time.sleep(8)
+        assert not any(future.done() for future in futures)
+        dask.worker()
+        assert [future.result(60).error for future in futures] == ["", ""]
+
+
+def test_without_any_worker_the_wait_has_an_end(dask, here):
+    with Cluster(dask.address, here, patience=3) as pool:
+        outcome = pool.submit(job("n", "1")).result(30)
+    assert f"no worker of {dask.address} that can be used for 3 s" in outcome.error
+
+
+def test_a_worker_that_its_nanny_starts_again_is_used(dask, here):
+    dask.worker(nanny=True)
+    (nanny,) = [psutil.Process(p.pid) for p in dask.processes[1:]]
+    with Cluster(dask.address, here, patience=60) as pool:
+        assert pool.submit(job("a", "1")).result(60).error == ""
+        for child in nanny.children(recursive=True):
+            if "spawn_main" in " ".join(child.cmdline()):
+                child.kill()
+        assert pool.submit(job("b", "1")).result(60).error == ""
+
+
+def test_when_all_workers_have_died_the_wait_has_an_end(dask, here, tmp_path):
+    worker = dask.worker()
+    with Cluster(dask.address, here, patience=4) as pool:
+        future = pool.submit(
+            job("n", f"open({str(tmp_path / 'on')!r}, 'w')\nimport time; time.sleep(99)")
+        )
+        wait_for((tmp_path / "on").exists)
+        worker.kill()
+        assert "no worker of" in future.result(40).error
+
+
+def test_a_notebook_that_kills_each_worker_is_given_up_after_three(dask, here, tmp_path):
+    code = f"""import os, psutil
+open({str(tmp_path / "tries")!r}, "a").write("x")
+for process in psutil.Process().parents():
+    if any("dask_worker" in word for word in process.cmdline()):
+        process.kill()
+        break"""
+    for _ in range(4):
+        dask.worker()
+    with Cluster(dask.address, here, patience=30) as pool:
+        outcome = pool.submit(job("n", code)).result(90)
+    assert "each worker that ran it died" in outcome.error
+    assert 1 <= len((tmp_path / "tries").read_text()) <= 3
+
+
+def test_a_worker_that_is_frozen_does_not_hold_the_build(dask, here, tmp_path):
+    first = dask.worker()
+    with Cluster(dask.address, here, patience=5, frozen=3) as pool:
+        future = pool.submit(
+            job("n", f"open({str(tmp_path / 'on')!r}, 'w')\nimport time; time.sleep(30)")
+        )
+        wait_for((tmp_path / "on").exists)
+        psutil.Process(first.pid).suspend()
+        assert future.result(60).error
+
+
+def test_a_scheduler_that_dies_is_named(dask, here, tmp_path):
+    dask.worker()
+    with Cluster(dask.address, here, patience=60) as pool:
+        future = pool.submit(
+            job("n", f"open({str(tmp_path / 'on')!r}, 'w')\nimport time; time.sleep(99)")
+        )
+        wait_for((tmp_path / "on").exists)
+        dask.processes[0].kill()
+        assert f"the Dask scheduler at {dask.address} is gone" in future.result(60).error
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_kernels_on_the_workers_end_with_the_build(dask, tmp_path, number):
+    dask.worker()
+    folder = book(tmp_path / "book", 600)
+    options = ["-n", "-W", "-D", f"notebooks_cluster={dask.address}", str(folder)]
+    command = [sys.executable, "-m", "sphinx", *options, str(folder / "_build" / "html")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    worker = psutil.Process(dask.processes[1].pid)
+
+    def kernels():
+        return [p for p in worker.children(recursive=True) if "ipykernel_launcher" in p.cmdline()]
+
+    wait_for(kernels)
+    process.send_signal(number)
+    assert process.wait(30) != 0
+    wait_for(lambda: not kernels(), 45)

@@ -1,14 +1,21 @@
-"""The key, the store, the runner and what a failing notebook does to a build."""
+"""Builds of a small book: what is run, what is shown, and what a faulty notebook does to it."""
 
+import importlib.metadata
 import json
+import logging
 import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
-import nbformat
 import pytest
 
-from runner import Job, Limits, run
-from sites import build, page, ran, write_site
-from store import Store, parse
+from engine.session import Options, Session
+from engine.surroundings import Memo, accelerators, ask_torch, providers
+from sites import CONF, build, page, ran, write_site
 
 INDEX = "Book\n====\n\n.. toctree::\n\n   chapters/a\n   chapters/b\n"
 CHAPTER = "{0}\n=\n\nValue :result:`value`.\n"
@@ -37,14 +44,11 @@ def book(tmp_path):
             "notebooks/b.py": notebook("helper.record('value', 'second')\nprint('hello from b')"),
             "notebooks/helper.py": RECORD,
         },
-        conf=open_conf(),
+        conf=CONF.replace(
+            '"notebooks/workbench.py"',
+            '"notebooks/helper.py", "notebooks/deep.py", "notebooks/workbench.py"',
+        ),
     )
-
-
-def open_conf() -> str:
-    from sites import CONF
-
-    return CONF.replace('"notebooks/workbench.py"', '"notebooks/helper.py"')
 
 
 def edit(path, old, new):
@@ -136,7 +140,7 @@ def test_a_damaged_entry_of_the_store_is_run_again_with_a_warning(book):
     entry = book / ".store" / f"{last['key']}.ipynb"
     entry.write_text(entry.read_text()[:100])
     again = build(book)
-    assert "cannot be read; the notebook is run again" in again.stderr
+    assert "cannot be read and is not used" in again.stderr
     assert ran(again) == ["a"]
     assert build(book).returncode == 0
 
@@ -159,79 +163,262 @@ def test_warnings_in_a_notebook_name_the_true_line(book):
     assert f"notebooks/a.py:{line}: WARNING: Unknown interpreted text role" in result.stderr
 
 
-def job(tmp_path, code: str, **limits: float) -> Job:
-    path = tmp_path / "n.py"
-    path.write_text(f"# %%\n{code}\n")
-    nb = nbformat.writes(parse(path.read_text()))
-    return Job("n", str(path), nb, {}, str(tmp_path), Limits(**limits))
+# ---- right results, whatever the input -------------------------------------------------------------
 
 
-def test_a_kernel_that_dies_is_an_outcome_not_a_crash(tmp_path):
-    outcome = run(job(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"))
-    assert "the kernel was killed from outside" in outcome.error
-    assert (outcome.cell, outcome.line) == (1, 1)
+def test_a_comment_that_looks_like_a_magic_is_not_run_and_hides_no_import(book):
+    path = book / "notebooks" / "b.py"
+    path.write_text(path.read_text() + "# why?\n# !touch /no/such/place\n# %matplotlib inline\n")
+    assert build(book).stderr == ""
+    assert "# why?" in page(book, "notebooks/b").text
+    edit(book / "notebooks" / "helper.py", '"value": value', '"value": value.upper()')
+    assert sorted(ran(build(book))) == ["a", "b"]
 
 
-def test_a_cell_that_takes_too_long_is_called_so(tmp_path):
-    outcome = run(job(tmp_path, "import time; time.sleep(30)", cell=1))
-    assert outcome.error == "the cell ran longer than 1 s"
-
-
-def test_an_expected_exception_and_a_skipped_cell_are_no_failure(tmp_path):
-    code = '1 / 0\n\n# %% tags=["skip-execution"]\nnever()\n'
-    path = tmp_path / "n.py"
-    path.write_text(f'# %% tags=["raises-exception"]\n{code}')
-    nb = nbformat.writes(parse(path.read_text()))
-    outcome = run(Job("n", str(path), nb, {}, str(tmp_path)))
-    assert outcome.error == ""
-
-
-def test_recorded_values_leave_the_outputs(tmp_path):
-    outcome = run(job(tmp_path, RECORD + "record('x', 3)\nprint('seen')"))
-    nb = nbformat.reads(outcome.notebook, as_version=4)
-    assert nb.metadata["book"]["results"] == {"x": 3}
-    assert [o.output_type for o in nb.cells[0].outputs] == ["stream"]
+def test_an_edit_of_an_import_of_an_import_runs_the_notebook(book):
+    helper = book / "notebooks" / "helper.py"
+    helper.write_text("import deep\n" + helper.read_text())
+    (book / "notebooks" / "deep.py").write_text("WORD = 'deep'\n")
+    edit(book / "notebooks" / "b.py", "'second'", "helper.deep.WORD")
+    assert build(book).returncode == 0
+    assert "Value deep." in page(book, "chapters/b").text
+    edit(book / "notebooks" / "deep.py", "deep", "deeper")
+    assert sorted(ran(build(book))) == ["a", "b"]
+    assert "Value deeper." in page(book, "chapters/b").text
 
 
 @pytest.mark.parametrize(
-    ("change", "same"),
+    ("damage", "line", "said"),
     [
-        (lambda nb: nb.cells[0].metadata.update(tags=["hide-input"], alt="seen"), True),
-        (lambda nb: nb.cells.append(nbformat.v4.new_markdown_cell("text")), True),
-        (lambda nb: nb.cells[0].metadata.update(tags=["raises-exception"]), False),
-        (lambda nb: nb.cells[0].update(source="x = 2"), False),
-        (lambda nb: nb.metadata.update(kernelspec={"name": "other"}), False),
+        (lambda text: text.encode() + b"# \xe9\n", 19, "not UTF-8"),
+        (lambda text: text.replace("# %%\nhelper", "# %% tags='it'\nhelper").encode(), 16, "tags="),
+        (lambda text: text.replace("# %%\nhelper", "# %% alt=5\nhelper").encode(), 16, "alt=5"),
+        (lambda text: text.encode() + b"x = = 1\n", 19, "not Python"),
+        (
+            lambda text: text.replace("# jupyter", "# limits:\n#   cell: 1\n# jupyter").encode(),
+            1,
+            "limits",
+        ),
     ],
-    ids=["display tag and alt text", "paragraph", "execution tag", "code", "kernel"],
+    ids=["encoding", "tags", "alt", "syntax", "limits outside of jupyter"],
 )
-def test_the_key_changes_with_what_can_change_the_outputs(tmp_path, change, same):
-    store = Store(tmp_path / "store", "sample")
-    nb = parse("# %%\nx = 1\n")
-    before = store.key(nb, tmp_path)
-    change(nb)
-    assert (store.key(nb, tmp_path) == before) is same
+def test_a_faulty_notebook_is_one_line_and_the_others_are_built(book, damage, line, said):
+    path = book / "notebooks" / "b.py"
+    good = path.read_text()
+    path.write_bytes(damage(good))
+    for _ in range(2):
+        result = build(book)
+        assert result.returncode != 0
+        (fault,) = [row for row in result.stderr.splitlines() if "b.py:" in row and said in row]
+        assert f"notebooks/b.py:{line}:" in fault
+        assert "Traceback" not in result.stderr and "has occurred" not in result.stderr
+        assert "Value first." in page(book, "chapters/a").text
+    path.write_text(good)
+    mended = build(book)
+    assert (mended.returncode, mended.stderr) == (0, "")
 
 
-def test_the_key_covers_local_modules_versions_device_and_profile(tmp_path, monkeypatch):
-    store = Store(tmp_path / "store", "sample")
-    nb = parse("# %%\nimport helper, numpy\n")
+def test_a_byte_order_mark_is_no_code(book):
+    path = book / "notebooks" / "b.py"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    result = build(book)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "jupyter" not in page(book, "notebooks/b").text
+
+
+WAIT = """
+import pathlib, time
+pathlib.Path({folder!r}, "runs").open("a").write("x")
+while not pathlib.Path({folder!r}, "go").exists():
+    time.sleep(0.05)
+"""
+
+
+def while_it_runs(book, change, *options: str):
+    """A build of the book during whose run of b something changes; its result and times b ran."""
+    path = book / "notebooks" / "b.py"
+    path.write_text(path.read_text() + WAIT.format(folder=str(book)))
+    found = []
+    builder = threading.Thread(target=lambda: found.append(build(book, *options)))
+    builder.start()
+    while not (book / "runs").exists():
+        assert builder.is_alive(), found[0].stderr
+        time.sleep(0.05)
+    change()
+    (book / "go").touch()
+    builder.join()
+    return found[0], len((book / "runs").read_text())
+
+
+def test_a_helper_that_is_edited_meanwhile_is_not_stored_as_what_ran(book):
+    helper = book / "notebooks" / "helper.py"
+    good = helper.read_text()
+    result, runs = while_it_runs(book, lambda: helper.write_text(good + "# edited\n"))
+    assert (result.returncode, runs) == (0, 1)
+    assert sorted(ran(build(book))) == ["a", "b"]
+    helper.write_text(good)
+    assert ran(build(book)) == []
+
+
+def test_a_notebook_that_is_edited_meanwhile_shows_what_ran_and_runs_in_the_next_build(book):
+    path = book / "notebooks" / "b.py"
+    result, runs = while_it_runs(book, lambda: edit(path, "'second'", "'edited'"))
+    assert (result.returncode, runs) == (0, 1)
+    assert "Value second." in page(book, "chapters/b").text
+    assert "'edited'" not in page(book, "notebooks/b").text
+    assert ran(build(book)) == ["b"]
+    assert "Value edited." in page(book, "chapters/b").text
+
+
+def test_a_store_that_is_deleted_meanwhile_runs_nothing_twice(book):
+    result, runs = while_it_runs(book, lambda: shutil.rmtree(book / ".store"))
+    assert (result.returncode, runs) == (0, 1)
+    assert "Value second." in page(book, "chapters/b").text
+
+
+def test_a_notebook_that_is_deleted_meanwhile_is_named_in_one_line(book):
+    path = book / "notebooks" / "b.py"
+    result, _ = while_it_runs(book, path.unlink)
+    assert result.returncode != 0
+    assert "b.py was deleted while the build ran" in result.stderr
+    assert "Traceback" not in result.stderr and "has occurred" not in result.stderr
+    assert "Value first." in page(book, "chapters/a").text
+
+
+@pytest.mark.parametrize(
+    "content", ['{"x": 1}', "[]", "{}", '{"cells": [], "metadata": {"book": {}}}']
+)
+def test_an_entry_that_is_not_ours_is_replaced_and_the_build_after_is_silent(book, content):
+    build(book)
+    last = json.loads((book / ".store" / "a.last").read_text())
+    (book / ".store" / f"{last['key']}.ipynb").write_text(content)
+    again = build(book)
+    assert "is not used" in again.stderr and "Traceback" not in again.stderr
+    assert ran(again) == ["a"]
+    after = build(book)
+    assert (after.returncode, after.stderr, ran(after)) == (0, "", [])
+    assert "Value first." in page(book, "chapters/a").text
+
+
+def test_a_store_that_cannot_be_written_is_named_and_the_results_are_shown(book):
+    (book / ".store").write_text("a file is in the way")
+    result = build(book)
+    assert result.returncode != 0
+    assert result.stderr.count("cannot be written") == 1
+    assert str(book / ".store") in result.stderr
+    assert sorted(ran(result)) == ["a", "b"]
+    assert "Value second." in page(book, "chapters/b").text
+
+
+def test_a_text_of_the_notebook_is_no_markup_in_its_foot(book):
+    (book / "notebooks" / "workbench.py").write_text(
+        "sources = ['<b>bold</b> *x* [l](http://a.b) `c`']\n"
+    )
+    path = book / "notebooks" / "b.py"
+    path.write_text(path.read_text() + "import workbench\n")
+    result = build(book)
+    assert (result.returncode, result.stderr) == (0, "")
+    foot = page(book, "notebooks/b").select_one(".admonition.run")
+    assert "<b>bold</b> *x* [l](http://a.b) `c`" in foot.text
+    assert not foot.select("b, em, code, a")
+
+
+def test_time_and_date_of_the_foot_are_not_in_the_catalogues(book):
+    result = build(book, "-b", "gettext")
+    assert (result.returncode, result.stderr) == (0, "")
+    catalogue = (book / "_build" / "html" / "notebooks.pot").read_text()
+    assert "Some text." in catalogue
+    assert (
+        "Device" not in catalogue
+        and time.strftime("%Y-%m-%d") not in catalogue.partition("Some")[2]
+    )
+
+
+def test_two_builds_in_one_process_do_not_share_a_session(tmp_path):
+    """Two books whose notebooks have the same name and text beside different helpers."""
+    for word in ("one", "two"):
+        files = {
+            "index.rst": "Book\n====\n\n.. toctree::\n\n   chapters/a\n",
+            "chapters/a.rst": CHAPTER.format("A"),
+            "notebooks/a.py": notebook("helper.record('value', helper.WORD)"),
+            "notebooks/helper.py": RECORD + f"WORD = {word!r}\n",
+        }
+        conf = CONF.replace('"notebooks/workbench.py"', '"notebooks/helper.py"')
+        write_site(tmp_path / word, files, conf)
+    code = """
+import sys
+from sphinx.application import Sphinx
+apps = [Sphinx(f, f, f + "/_build/html", f + "/_build/d", "html", freshenv=True) for f in sys.argv[1:]]
+for app in apps:
+    app.build()
+sys.exit(max(app.statuscode for app in apps))
+"""
+    folders = [str(tmp_path / word) for word in ("one", "two")]
+    result = subprocess.run([sys.executable, "-c", code, *folders], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "Value one." in page(tmp_path / "one", "chapters/a").text
+    assert "Value two." in page(tmp_path / "two", "chapters/a").text
+
+
+# ---- the key ---------------------------------------------------------------------------------------
+
+
+def key(folder: Path, profile: str = "sample", device: str = "cpu") -> str:
+    session = Session(Options(folder / "store", profile), logging.getLogger())
+    session.device = device
+    (notebook,) = session.records({"n": folder / "n.py"}).values()
+    return session.key(notebook)
+
+
+def test_the_key_covers_modules_versions_device_and_profile(tmp_path, monkeypatch):
+    (tmp_path / "n.py").write_text("# %%\nimport helper, numpy\n")
     (tmp_path / "helper.py").write_text("x = 1\n")
-    keys = [store.key(nb, tmp_path), Store(tmp_path / "store", "full").key(nb, tmp_path)]
+    keys = [key(tmp_path), key(tmp_path, "full"), key(tmp_path, device="cuda")]
+    assert key(tmp_path) == keys[0]
     (tmp_path / "helper.py").write_text("x = 2\n")
-    keys.append(store.key(nb, tmp_path))
-    monkeypatch.setattr("store.accelerators", lambda folder: ("cuda", 1))
-    keys.append(store.key(nb, tmp_path))
-    monkeypatch.setattr("store.versions", lambda modules: {"numpy": "0"})
-    keys.append(store.key(nb, tmp_path))
+    keys.append(key(tmp_path))
+    monkeypatch.setattr("engine.session.versions", lambda modules, memo: {"numpy": "0"})
+    keys.append(key(tmp_path))
     assert len(set(keys)) == len(keys)
 
 
 def test_torch_is_asked_for_a_device_again_when_what_it_can_see_has_changed(tmp_path, monkeypatch):
-    store = Store(tmp_path / "store", "sample")
-    store.fingerprint(parse("# %%\n1\n"), tmp_path)
-    memo = tmp_path / "store" / "device.json"
-    kept = json.loads(memo.read_text())
-    memo.write_text(json.dumps({**kept, "device": "from the memo"}))
-    assert store.fingerprint(parse("# %%\n1\n"), tmp_path)["device"] == "from the memo"
+    asked = []
+    monkeypatch.setattr("engine.surroundings.ask_torch", lambda: asked.append(1) or ["cpu", 0])
+
+    def device():
+        return accelerators(Memo(tmp_path / "memo.json"))
+
+    assert [device(), device(), len(asked)] == [("cpu", 0), ("cpu", 0), 1]
     monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", "")
-    assert store.fingerprint(parse("# %%\n1\n"), tmp_path)["device"] == "cpu"
+    assert [device(), len(asked)] == [("cpu", 0), 2]
+
+
+def test_the_answer_for_the_device_is_found_among_what_else_is_printed(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text("print('hello from my site')\nprint('cuda 3')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert ask_torch()[0] != "cuda" or ask_torch()[1] != 3
+
+
+def test_torch_that_cannot_be_asked_is_said_in_words(tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text("raise OSError('libcudart is missing')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match="which device it sees: OSError: libcudart is missing"):
+        ask_torch()
+
+
+def test_which_package_provides_a_module_is_looked_up_once_and_again_after_an_install(
+    tmp_path, monkeypatch
+):
+    calls = []
+    real = importlib.metadata.packages_distributions
+    monkeypatch.setattr(
+        importlib.metadata, "packages_distributions", lambda: calls.append(1) or real()
+    )
+    for n, expected in ((0, 1), (1, 1)):
+        found = providers(["PIL", "numpy"], Memo(tmp_path / "memo.json"))
+        assert found == {"PIL": ["pillow"], "numpy": ["numpy"]}
+        assert len(calls) == expected, n
+    monkeypatch.syspath_prepend(tmp_path)  # as an installation does, it changes what there is
+    providers(["PIL"], Memo(tmp_path / "memo.json"))
+    assert len(calls) == 2

@@ -18,7 +18,6 @@ from .runner import Job, Limits, Outcome, run
 from .surroundings import ask_torch, differences, python, versions
 
 RESOURCE = "book"
-TRIES = 3  # a job whose worker dies is given to another, this often in all
 PACKAGE = __name__.rpartition(".")[0]
 
 
@@ -91,10 +90,11 @@ class Cluster:
     """Jobs for the workers of a scheduler, with the face of ``pool.Local``.
 
     here: versions, Python and device that a worker must share. patience: seconds without any worker
-    that can be used, while jobs wait, after which the build gives up. Raises Refused.
+    that can be used, while jobs wait, after which the build gives up. frozen: seconds after which a
+    worker that has not been heard of does not count. Raises Refused.
     """
 
-    def __init__(self, address: str, here: dict, patience: float = 300):
+    def __init__(self, address: str, here: dict, patience: float = 300, frozen: float = 60):
         try:
             import cloudpickle
             from distributed import Client
@@ -106,7 +106,8 @@ class Cluster:
         except (OSError, ValueError) as error:
             said = str(error) or type(error).__name__
             raise Refused(f"no Dask scheduler answers at {address}: {said}") from error
-        self.address, self.patience, self.notes = address, patience, []
+        self.address, self.patience, self.frozen = address, patience, frozen
+        self.notes: list[str] = []
         self.waiting: dict[Future, object] = {}
         self.lock, self.over = threading.Lock(), threading.Event()
         self.client.register_plugin(offer_class()(here), name="book")
@@ -184,7 +185,7 @@ class Cluster:
         info = self.client.scheduler_info(n_workers=-1)["workers"]
         now = time.time()
         return any(
-            w.get("resources", {}).get(RESOURCE) and now - w.get("last_seen", now) < 60
+            w.get("resources", {}).get(RESOURCE) and now - w.get("last_seen", now) < self.frozen
             for w in info.values()
         )
 
