@@ -213,7 +213,7 @@ def test_what_a_reader_has_under_a_modules_name_stops_the_first_cell_and_stays(t
     words = stopped(run(script(nb), folder))
     name = "beside" if make is own_package else "beside.py"
     assert f"its own {name}, but in {folder} there is another" in words
-    assert "Rename that one, or move the notebook" in words
+    assert "Rename that one or move the notebook" in words
     assert {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")} == before
 
 
@@ -395,9 +395,7 @@ def test_after_an_upgrade_of_what_the_kernel_holds_it_has_to_be_restarted(tmp_pa
     folder = empty(tmp_path)
     again = f"try:\n    exec({script(nb, 1)!r})\nexcept Exception as error:\n    print(error)\n"
     result = python.run("import madeup\n" + again + again, folder)
-    words = (
-        "this kernel still holds the older madeup: restart the kernel, then run this cell again."
-    )
+    words = "this kernel still holds the older madeup: restart the kernel and run this cell again."
     assert result.stdout.splitlines() == ["Installing made-up>=2.9,<4", words, words], result.stderr
     assert python.run(script(nb), folder).stdout == "3.1\n"
 
@@ -553,6 +551,10 @@ def test_nothing_is_made_or_written_again_when_nothing_has_changed(tmp_path, mon
     assert time.process_time() - start < 0.1
     assert times(target) == first
     assert not any("nb" in vars(record) for record in again)  # their cells were not read
+    monkeypatch.setattr("engine.export.CODE", "of another version")
+    assert export_all(again, target, "", memo) == []
+    assert all("nb" in vars(record) for record in again)
+    assert times(target) == first
 
 
 def test_each_thing_that_an_export_is_made_of_makes_it_again(tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 MARK = b"# Written by the first cell of a notebook; edits are lost when it runs again.\n"
 SPARE = "notebook-modules-"  # what the name of a temporary folder for modules begins with
-AGAIN = "restart the kernel, then run this cell again."
+AGAIN = "restart the kernel and run this cell again."
 
 
 class Stop(Exception):
@@ -73,8 +73,8 @@ def write_into(folder, files):
     if new and blocked:
         raise Stop(
             f"this notebook brings its own {' and '.join(sorted(blocked))}, but in {folder} there is "
-            f"another of that name, which is left as it is. Rename that one, or move the notebook "
-            f"into a folder of its own; then {AGAIN}"
+            f"another of that name, which is left as it is. Rename that one or move the notebook "
+            f"into a folder of its own, {AGAIN}"
         )
     for name in new:
         path = folder / name
@@ -104,7 +104,7 @@ def write_modules(files):
         except OSError:
             raise Stop(
                 f"the notebook's folder cannot be written ({error.strerror}), nor can a temporary "
-                f"one: move the notebook to where you can write; then {AGAIN}"
+                f"one: move the notebook to where you can write, {AGAIN}"
             ) from None
         if new:
             print(
@@ -140,7 +140,7 @@ def minimum(line):
 def installed(line):
     """The version of what a requirement names, None when it is not installed."""
     try:
-        return importlib.metadata.version(re.match(r"[\w.-]+", line)[0])
+        return importlib.metadata.version(re.match(r"[\w.-]+", line)[0]) or "0"  # half removed
     except importlib.metadata.PackageNotFoundError:
         return None
 
