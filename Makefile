@@ -43,7 +43,7 @@ lab: $(STAMPS)/lab ## JupyterLab on notebooks/; the .py files open as notebooks
 	JUPYTER_CONFIG_DIR=_build/jupyter $(PY) -m jupyter lab --ServerApp.root_dir=notebooks
 
 notebooks: $(STAMPS)/book ## the self-contained .ipynb files only, in _build/notebooks
-	$(PY) _ext/launch.py notebooks _build/notebooks
+	PYTHONPATH=_ext $(PY) -m engine.export notebooks _build/notebooks
 
 linkcheck: $(STAMPS)/book ## visit every link
 	$(SPHINX) -b linkcheck . _build/linkcheck

@@ -8,7 +8,7 @@
     runner         one notebook in a kernel of its own: a job in, an outcome out
     pool, cluster  where jobs run: on this machine, on the workers of a Dask scheduler
     session        one build: which run belongs to which notebook
-    export         a notebook as one file that needs nothing of this repository
+    export         a notebook as one file that needs nothing of this repository (first_cell, its start)
 
 Each module imports those above it, never one below.
 """
