@@ -35,6 +35,7 @@ from sphinx.util import logging
 
 from engine import warm
 from engine.cluster import Refused
+from engine.export import export_all
 from engine.runner import Limits
 from engine.session import Options, Session, Unknown, merge
 
@@ -135,6 +136,8 @@ class Execution:
         gone = [doc for doc in docnames if doc in self.session.runs]
         for doc in [doc for doc in gone if not Path(env.doc2path(doc)).is_file()]:
             docnames.remove(doc)
+            env.project.docnames.discard(doc)
+            env.clear_doc(doc)
             LOG.error("%s was deleted while the build ran", env.doc2path(doc))
 
     def source(self, app: Sphinx, docname: str, source: list[str]) -> None:
@@ -185,6 +188,16 @@ class Execution:
             if "run" in admonition["classes"]:
                 for text in admonition.findall(nodes.TextElement):
                     text["translatable"] = False  # time and date would change each catalogue
+
+    def export(self, app: Sphinx, exception: Exception | None) -> None:
+        """Write each notebook as a file of its own into the site (see ``engine.export``)."""
+        if exception is not None or app.builder.format != "html":
+            return
+        records = [run.notebook for run in self.session.runs.values()]
+        target, memo = Path(app.outdir, "notebooks"), Path(app.doctreedir, "exports.json")
+        for record, fault in export_all(records, target, app.config.html_baseurl, memo):
+            if fault is not record.fault:  # of that one, `report` tells
+                LOG.warning(fault.message, location=f"{record.path}:{fault.line}")
 
     def report(self, app: Sphinx, exception: Exception | None) -> None:
         """List what failed, on the screen and in <output>/reports/, and let the build fail."""
@@ -241,6 +254,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("env-before-read-docs", execution.skip_deleted)
     app.connect("source-read", execution.source)
     app.connect("doctree-read", execution.note)
+    app.connect("build-finished", execution.export)
     app.connect("build-finished", execution.report)
     return {
         "version": "2",

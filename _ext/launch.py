@@ -1,4 +1,4 @@
-"""Export each notebook as one self-contained file, and link to it from its pages.
+"""Links from a chapter and its notebook's page to the notebook's files.
 
 After an HTML build ``notebooks/`` of the output holds, beside each page ``<stem>.html``:
 
@@ -8,7 +8,7 @@ After an HTML build ``notebooks/`` of the output holds, beside each page ``<stem
 
 Chapters and notebook pages get buttons for them; the ``paper`` card shows the same links. The one
 setting, ``launch_repository`` ("owner/name"), defaults to GITHUB_REPOSITORY and to none: without it
-there is no Colab button rather than a wrong one. The files are made by ``engine.export``.
+there is no Colab button rather than a wrong one. The files are made by ``engine.export``, which ``execution`` calls.
 """
 
 import os
@@ -17,11 +17,6 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
-from sphinx.util import logging
-
-from engine.export import export_all, notebooks
-
-logger = logging.getLogger(__name__)
 
 COLAB = "https://colab.research.google.com/github"
 
@@ -107,15 +102,6 @@ def resolve(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         place.replace_self(line if line.children else [])
 
 
-def write_files(app: Sphinx, exception: Exception | None) -> None:
-    source = Path(app.srcdir, "notebooks")
-    if exception is None and app.builder.format == "html" and source.is_dir():
-        target, memo = Path(app.outdir, "notebooks"), Path(app.doctreedir, "exports.json")
-        for record, fault in export_all(notebooks(source), target, app.config.html_baseurl, memo):
-            if fault is not record.fault:  # of that one, running the notebooks has told
-                logger.warning(fault.message, location=f"{record.path}:{fault.line}")
-
-
 def setup(app: Sphinx) -> dict:
     app.add_config_value("launch_repository", os.environ.get("GITHUB_REPOSITORY", ""), "html")
     app.add_config_value("launch_branch", "gh-pages", "html")
@@ -123,7 +109,6 @@ def setup(app: Sphinx) -> dict:
     app.add_node(launch_buttons)
     app.connect("html-page-context", add_buttons, priority=502)  # the theme empties the row at 501
     app.connect("doctree-resolved", resolve)
-    app.connect("build-finished", write_files)
     return {
         "version": "1",
         "env_version": 1,

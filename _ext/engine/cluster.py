@@ -1,28 +1,34 @@
 """The workers of a Dask scheduler in place of this machine.
 
-What travels is the notebook with its local modules, and this package by value, so a worker needs the
-Python environment and no file of this repository. Each worker, also one that comes late or that its
-nanny has started again, compares itself with the building machine and offers the resource ``book``
-when it has the same versions, Python and device; jobs ask for that resource. A run whose task is
-cancelled, because the build was stopped or is gone, ends its kernel.
+What travels is the notebook with its local modules, and the files of this package under a name made
+of their content, so a worker needs the Python environment and no file of this repository. Each
+worker, also one that comes late or that its nanny has started again, compares itself with the
+building machine and offers the resource ``book`` when it has the same versions, Python and device;
+jobs ask for that resource. A run whose task is cancelled, because the build was stopped or is gone,
+ends its kernel.
 """
 
-import importlib
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
 
 from .runner import Job, Limits, Outcome, run
 from .surroundings import ask_torch, differences, python, versions
 
 RESOURCE = "book"
-PACKAGE = __name__.rpartition(".")[0]
+PLUGIN = "book"
 
 
 class Refused(Exception):
     """There is no scheduler, or none of its workers can stand in for this machine."""
+
+
+# ---- on the worker -------------------------------------------------------------------------------
 
 
 def here_and_there(modules: list[str]) -> dict:
@@ -30,41 +36,16 @@ def here_and_there(modules: list[str]) -> dict:
     return {"versions": versions(modules), "python": python(), "device": ask_torch()[0]}
 
 
-def offer_class() -> type:
-    """The plugin that workers run when they start. Dask is imported only when it is asked for."""
-    from distributed import WorkerPlugin
-
-    class Offer(WorkerPlugin):
-        """Compares a worker with the building machine; it offers itself where nothing differs."""
-
-        name = "book"
-
-        def __init__(self, here: dict):
-            self.here, self.different = here, None
-
-        async def setup(self, worker):
-            self.different = await worker.loop.run_in_executor(None, self.compare)
-            slots = 0 if self.different else worker.state.nthreads
-            await worker.set_resources(**{RESOURCE: slots})
-
-        def compare(self) -> list[str]:
-            try:
-                there = here_and_there(sorted(self.here["versions"]))
-            except RuntimeError as error:
-                return [str(error)]
-            return differences(self.here, there)
-
-    return Offer
-
-
-def answers(dask_worker) -> list[str] | None:
-    """In which facts this worker differs, or None while it does not know."""
-    plugin = dask_worker.plugins.get("book")
-    return plugin.different if plugin else None
+def compare(here: dict) -> list[str]:
+    """In which facts this machine differs from the building one."""
+    try:
+        return differences(here, here_and_there(sorted(here["versions"])))
+    except RuntimeError as error:
+        return [str(error)]
 
 
 def run_there(job: dict) -> dict:
-    """Run a job on a worker; it ends when its task is no longer wanted."""
+    """Run a job; it ends when its task is no longer wanted."""
     from distributed import get_worker
     from distributed.worker import thread_state
 
@@ -79,11 +60,67 @@ def run_there(job: dict) -> dict:
 
     threading.Thread(target=watch, daemon=True).start()
     try:
-        limits = Limits(**job.pop("limits"))
-        outcome = run(Job(**job, limits=limits), stop=stop)
+        limits = Limits(**job["limits"])
+        outcome = run(Job(**{**job, "limits": limits}), stop=stop)
     finally:
         over.set()
     return {name: value for name, value in vars(outcome).items() if name != "job"}
+
+
+# ---- what travels --------------------------------------------------------------------------------
+
+
+def shipped() -> Callable:
+    """A function that imports this module on a worker. It carries the files of the package.
+
+    Dask sends a named function by its name, which a worker cannot import, and a nested one by value:
+    what travels is nested here and below, and names nothing of this package.
+    """
+    files = {p.name: p.read_text("utf-8") for p in sorted(Path(__file__).parent.glob("*.py"))}
+    package = f"book_engine_{sha256(repr(files).encode()).hexdigest()[:16]}"
+
+    def load():
+        import atexit
+        import importlib
+        import shutil
+        import sys
+        import tempfile
+        from pathlib import Path
+
+        try:
+            return importlib.import_module(f"{package}.cluster")
+        except ModuleNotFoundError:
+            folder = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        Path(folder, package).mkdir()
+        for name, text in files.items():
+            Path(folder, package, name).write_text(text, encoding="utf-8")
+        sys.path.append(folder)
+        importlib.invalidate_caches()
+        return importlib.import_module(f"{package}.cluster")
+
+    return load
+
+
+def offer(load: Callable, here: dict, resource: str):
+    """The plugin that each worker runs when it starts or hears of it."""
+    from distributed import WorkerPlugin
+
+    class Offer(WorkerPlugin):
+        """Compares the worker with the building machine; it offers itself where nothing differs."""
+
+        different = None
+
+        async def setup(self, worker):
+            ask = worker.loop.run_in_executor
+            self.different = await ask(None, lambda: load().compare(here))
+            slots = 0 if self.different else worker.state.nthreads
+            await worker.set_resources(**{resource: slots})
+
+    return Offer()
+
+
+# ---- on the building machine ---------------------------------------------------------------------
 
 
 class Cluster:
@@ -96,11 +133,9 @@ class Cluster:
 
     def __init__(self, address: str, here: dict, patience: float = 300, frozen: float = 60):
         try:
-            import cloudpickle
             from distributed import Client
         except ImportError as error:
             raise Refused("CLUSTER needs Dask: pip install distributed") from error
-        cloudpickle.register_pickle_by_value(importlib.import_module(PACKAGE))
         try:
             self.client = Client(address, timeout="20s", set_as_default=False)
         except (OSError, ValueError) as error:
@@ -110,7 +145,8 @@ class Cluster:
         self.notes: list[str] = []
         self.waiting: dict[Future, object] = {}
         self.lock, self.over = threading.Lock(), threading.Event()
-        self.client.register_plugin(offer_class()(here), name="book")
+        self.load = shipped()
+        self.client.register_plugin(offer(self.load, here, RESOURCE), name=PLUGIN)
         self.check()
         self.watcher = threading.Thread(target=self.watch, daemon=True)
 
@@ -125,7 +161,7 @@ class Cluster:
         if self.watcher.is_alive():
             self.watcher.join(10)
         with suppress(Exception):
-            self.client.unregister_worker_plugin("book")
+            self.client.unregister_worker_plugin(PLUGIN)
         with suppress(Exception):
             self.client.close(timeout=5)
 
@@ -139,18 +175,21 @@ class Cluster:
 
     def differing(self) -> dict[str, list[str]]:
         """In what each worker differs; asked until all know, at most a minute."""
-        end = time.monotonic() + 60
+        plugin, end = PLUGIN, time.monotonic() + 60
         while True:
-            said = self.client.run(answers, on_error="ignore")
+            said = self.client.run(
+                lambda dask_worker: getattr(dask_worker.plugins.get(plugin), "different", None),
+                on_error="ignore",
+            )
             if all(found is not None for found in said.values()) or time.monotonic() > end:
                 return {name: found or [] for name, found in said.items() if found is not None}
             time.sleep(0.2)
 
     def submit(self, job: Job) -> Future:
+        load = self.load
         task = self.client.submit(
-            run_there, asdict(job), resources={RESOURCE: 1}, pure=False, retries=0,
-            allow_other_workers=False,
-        )  # fmt: skip
+            lambda job: load().run_there(job), asdict(job), resources={RESOURCE: 1}, pure=False
+        )
         future: Future = Future()
         future.set_running_or_notify_cancel()
         future.job = job
