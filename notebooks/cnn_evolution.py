@@ -450,8 +450,8 @@ def costs_by_kind(network: nn.Module, x: Tensor) -> tuple[Counter, Counter]:
 
     layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     handles = [layer.register_forward_hook(note) for layer in layers]
-    with torch.no_grad():
-        network.eval()(x)
+    with torch.no_grad(), workbench.evaluating(network):
+        network(x)
     for handle in handles:
         handle.remove()
     return weights, macs

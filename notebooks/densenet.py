@@ -292,7 +292,8 @@ with torch.no_grad():
     before = block(x)
     block[3].grow[2].weight.normal_()  # another fourth layer
     changed = (block(x) - before).abs().amax((0, 2, 3))
-assert torch.equal(before[:, :64], x) and not changed[:160].any() and changed[160:].all()
+assert torch.equal(before[:, :64], x)
+assert (changed[:160] == 0).all() and (changed[160:] > 0).all()
 rows = [
     ("input, layers 1 to 3", changed[:160].max().item()),
     ("layers 4 to 6", changed[160:].max().item()),
@@ -650,9 +651,10 @@ for number in SEEDS:
         if isinstance(before, nn.Conv2d):
             weights = before.weight.flatten(), after.weight.cpu().flatten()
             cosines.append(F.cosine_similarity(*weights, dim=0).item())
-assert min(cosines) > 0.85
-record("kernels.cosine", min(cosines))
-table([(f"{min(cosines):.3f}",)], ("smallest cosine of a 1x1 kernel with its start",))
+smallest = min(workbench.finite(cosines))
+assert smallest > 0.85
+record("kernels.cosine", smallest)
+table([(f"{smallest:.3f}",)], ("smallest cosine of a 1x1 kernel with its start",))
 
 # %% tags=["reading-run"]
 started = []
@@ -669,8 +671,8 @@ table([(spread(scores, ".1%"),)], ("test accuracy with the small start",))
 draw_reading(maps)
 
 # %% tags=["reading-numbers"]
-layers = maps[:, 1:6, 1:6]  # what layers read from layers, without input, transition and classifier
-layers = layers[~layers.isnan()]
+made, read = torch.triu_indices(5, 5) + 1  # without input, transition and classifier
+layers = maps[:, made, read]  # what layers read from layers
 record("reading.least", layers.min())
 record("reading.most", layers.max())
 record("reading.input", maps[1:, 0, 1:6].mean())  # from the transition before, in blocks 2 and 3

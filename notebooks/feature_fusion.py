@@ -315,7 +315,7 @@ class CountSketch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         B, _, H, W = x.shape
         signed = x * self.sign.view(-1, 1, 1)
-        slots = x.new_zeros(B, self.d, H, W)
+        slots = signed.new_zeros(B, self.d, H, W)  # not of x: autocast may have halved it
         return slots.index_add(1, self.slot, signed)  # (B, d, H, W)
 
 
