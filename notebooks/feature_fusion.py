@@ -826,7 +826,7 @@ PIXEL_WEIGHTS = {  # fusion, fine map, coarse map -> (B, 1, H, W)
     "CBAM": lambda fusion, a, b: fusion.gate[1].weights(fusion.gate[0](b)),
 }
 
-# %% tags=["maps"] alt="A portrait in colour and three grey squares. In those of ASFF and the attention gate the portrait is recognisable; that of CBAM is smooth, with a few light and dark patches."
+# %% tags=["maps"] alt="A portrait in colour and three grey squares. In those of ASFF and the attention gate the portrait is recognisable; that of CBAM is blurred, a dark figure on a light ground."
 photograph = workbench.photograph()
 x = ((luminance_and_colour(photograph) - mean) / std).to(device)
 maps, titles = [photograph[0].clamp(0, 1)], ["photograph\n"]
