@@ -385,11 +385,13 @@ class PaperSGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
+        loss = torch.enable_grad()(closure)() if closure else None
         for group in self.param_groups:
-            for w in group["params"]:
+            for w in (w for w in group["params"] if w.grad is not None):
                 v = self.state[w].setdefault("v", torch.zeros_like(w))
                 v.mul_(group["momentum"]).sub_(group["lr"] * (w.grad + group["decay"] * w))
                 w.add_(v)
+        return loss
 
 
 # %% tags=["update-steps"]
@@ -735,8 +737,9 @@ for number in SEEDS:
     shares = [colourfulness(half).mean().item() for half in halves]
     rows.append((number, *(f"{share:.2f}" for share in shares)))
     gaps.append(abs(shares[0] - shares[1]))
-record("colour.gap", max(gaps))
-assert workbench.PROFILE == "full" or max(gaps) < 0.15
+widest = max(workbench.finite(gaps))
+record("colour.gap", widest)
+assert workbench.PROFILE == "full" or widest < 0.15
 table(rows, ("seed", "colour in tower 1", "colour in tower 2"))
 
 # %% [markdown]

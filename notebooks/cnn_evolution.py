@@ -450,8 +450,8 @@ def costs_by_kind(network: nn.Module, x: Tensor) -> tuple[Counter, Counter]:
 
     layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     handles = [layer.register_forward_hook(note) for layer in layers]
-    with torch.no_grad():
-        network.eval()(x)
+    with torch.no_grad(), workbench.evaluating(network):
+        network(x)
     for handle in handles:
         handle.remove()
     return weights, macs
@@ -670,7 +670,7 @@ for name, kind in KINDS.items():
     rows.append((name, count_parameters(network), f"{macs / 1e3:.0f}", *found))
 table(rows, ("kind", "parameters", "k MACs", *tasks))
 
-# %% tags=["result-figure"] alt="Held-out accuracy of seven small networks in rows, from most to fewest multiply-accumulates, three dots per row and data set. On digits, standard and spatially separable lie at the right, then shuffled, grouped, depthwise separable and depthwise, and pointwise far to the left. On patches the dots of most kinds overlap, and pointwise, last on digits, lies far to the right."
+# %% tags=["result-figure"] alt="Held-out accuracy of seven small networks in rows, from most to fewest multiply-accumulates, three dots per row and data set. On digits, standard and spatially separable lie at the right, then shuffled, grouped, depthwise separable and depthwise, and pointwise far to the left. On patches the dots of most kinds overlap, and pointwise, last on digits, lies furthest to the right."
 _, axes = plt.subplots(figsize=(5, 4.2))
 for (task, name), values in scores.items():
     y, hue = list(KINDS).index(name), workbench.COLOURS[list(tasks).index(task)]

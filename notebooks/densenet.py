@@ -292,7 +292,8 @@ with torch.no_grad():
     before = block(x)
     block[3].grow[2].weight.normal_()  # another fourth layer
     changed = (block(x) - before).abs().amax((0, 2, 3))
-assert torch.equal(before[:, :64], x) and not changed[:160].any() and changed[160:].all()
+assert torch.equal(before[:, :64], x)
+assert (changed[:160] == 0).all() and (changed[160:] > 0).all()
 rows = [
     ("input, layers 1 to 3", changed[:160].max().item()),
     ("layers 4 to 6", changed[160:].max().item()),
@@ -547,7 +548,7 @@ def draw_runs(losses: dict[tuple[str, int], list[float]]) -> None:
     workbench.label_ends(axes, ends)
 
 
-# %% tags=["curve"] alt="Training loss over five epochs, mean of three seeds with a band from the smallest to the largest. The line of the DenseNet-BC is lowest all along; at the end that of the residual network of width 12 has all but met it, that of width 8 stays above, and the bands overlap."
+# %% tags=["curve"] alt="Training loss over five epochs, mean of three seeds with a band from the smallest to the largest. The line of the DenseNet-BC is lowest all along. The lines of the two residual networks lie close together above it, and their bands overlap."
 networks, losses = {}, {}
 for name, build in NETWORKS.items():
     for number in SEEDS:
@@ -570,9 +571,9 @@ table(rows, ("network", "training loss, last epoch", "test accuracy"))
 
 # %% tags=["gaps"]
 if workbench.PROFILE == "sample":  # what the chapter says of this budget
-    assert sum(tested["dense"]) > sum(tested["slim"])
-    assert min(tested["dense"]) < max(tested["wide"])  # the ranges overlap
-    assert min(tested["wide"]) < max(tested["dense"])
+    for other in ("slim", "wide"):
+        assert sum(tested["dense"]) > sum(tested[other])
+        assert min(tested["dense"]) < max(tested[other])  # the ranges overlap
 record("widest", 100 * max(max(values) - min(values) for values in tested.values()))
 record("gap.slim", 100 * (sum(tested["dense"]) - sum(tested["slim"])) / 3)
 record("gap.wide", 100 * (sum(tested["dense"]) - sum(tested["wide"])) / 3)
@@ -650,9 +651,10 @@ for number in SEEDS:
         if isinstance(before, nn.Conv2d):
             weights = before.weight.flatten(), after.weight.cpu().flatten()
             cosines.append(F.cosine_similarity(*weights, dim=0).item())
-assert min(cosines) > 0.85
-record("kernels.cosine", min(cosines))
-table([(f"{min(cosines):.3f}",)], ("smallest cosine of a 1x1 kernel with its start",))
+smallest = min(workbench.finite(cosines))
+assert smallest > 0.85
+record("kernels.cosine", smallest)
+table([(f"{smallest:.3f}",)], ("smallest cosine of a 1x1 kernel with its start",))
 
 # %% tags=["reading-run"]
 started = []
@@ -669,8 +671,8 @@ table([(spread(scores, ".1%"),)], ("test accuracy with the small start",))
 draw_reading(maps)
 
 # %% tags=["reading-numbers"]
-layers = maps[:, 1:6, 1:6]  # what layers read from layers, without input, transition and classifier
-layers = layers[~layers.isnan()]
+made, read = torch.triu_indices(5, 5) + 1  # without input, transition and classifier
+layers = maps[:, made, read]  # what layers read from layers
 record("reading.least", layers.min())
 record("reading.most", layers.max())
 record("reading.input", maps[1:, 0, 1:6].mean())  # from the transition before, in blocks 2 and 3
@@ -688,9 +690,9 @@ table([(f"{layers.min():.2f}", f"{layers.max():.2f}")], ("smallest", "largest"))
 #   copied weights the outputs do too.
 # - What a plain block keeps for the backward pass grows with the square of its depth, as counted by hand; with
 #   checkpointing it grows linearly. The gradients stay equal, the running statistics do not.
-# - On the patches the small DenseNet is ahead of a residual network of its parameters, which computes less than
-#   half; against one of its MACs, with twice the parameters, three seeds show no difference. It keeps several times
-#   the memory.
+# - On the patches three seeds do not tell the small DenseNet from a residual network of its parameters, which
+#   computes less than half, nor from one of its MACs, with twice the parameters; the means of the DenseNet are
+#   higher. It keeps several times the memory.
 # - Its layers read all earlier ones in nearly equal shares, and the input of a block more; on digits that last part
 #   is not so.
 

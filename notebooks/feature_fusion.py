@@ -315,7 +315,7 @@ class CountSketch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         B, _, H, W = x.shape
         signed = x * self.sign.view(-1, 1, 1)
-        slots = x.new_zeros(B, self.d, H, W)
+        slots = signed.new_zeros(B, self.d, H, W)  # not of x: autocast may have halved it
         return slots.index_add(1, self.slot, signed)  # (B, d, H, W)
 
 
@@ -826,7 +826,7 @@ PIXEL_WEIGHTS = {  # fusion, fine map, coarse map -> (B, 1, H, W)
     "CBAM": lambda fusion, a, b: fusion.gate[1].weights(fusion.gate[0](b)),
 }
 
-# %% tags=["maps"] alt="A portrait in colour and three grey squares. In those of ASFF and the attention gate the portrait is recognisable; that of CBAM is smooth, with a few light and dark patches."
+# %% tags=["maps"] alt="A portrait in colour and three grey squares. In those of ASFF and the attention gate the portrait is recognisable; that of CBAM is blurred, a dark figure on a light ground."
 photograph = workbench.photograph()
 x = ((luminance_and_colour(photograph) - mean) / std).to(device)
 maps, titles = [photograph[0].clamp(0, 1)], ["photograph\n"]

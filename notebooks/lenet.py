@@ -661,8 +661,8 @@ workbench.image_grid([*first, *state], columns=10, scale=0.5, vmin=-1.72, vmax=1
 
 # %% tags=["overlap"]
 def difference(before: Tensor, after: Tensor, step: int) -> float:
-    """Largest difference between maps moved right by `step` columns and others, where they overlap."""
-    return (before[..., : before.shape[-1] - step] - after[..., step:]).abs().max().item()
+    """Deviation of maps from others moved right by `step` columns, where they overlap."""
+    return workbench.deviation(after[..., step:], before[..., : before.shape[-1] - step])
 
 
 # %% tags=["idea-shift"] alt="Two rows of three pictures: a digit, one of its maps after C1 and after S2; below, the digit moved to the right, with the same two maps moved to the right."

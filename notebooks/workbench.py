@@ -5,19 +5,33 @@ from the site carries it in its first cell and writes it to disk, so nothing has
 but public packages. Two environment variables choose what a run uses:
 
 PROFILE     "sample" (default): real data that ships inside installed packages, no network.
-            "full": the complete data sets through torchvision, see ``images``.
+            "full": the complete data sets, see ``images``.
 DATA_ROOT   folder of the complete data sets (default ``data``); DATA_MIRROR is a base address
-            tried before the one torchvision knows.
+            tried before the original ones.
+
+A notebook may also be run as a plain script, ``python vgg.py``: tables are printed, and the figures
+are saved when it ends (``save_figures``).
 """
 
+import atexit
 import gzip
 import hashlib
+import html
+import http.client
 import importlib.util
+import io
 import math
+import numbers
 import os
+import pickle
 import random
+import sys
+import tarfile
+import time
+import urllib.request
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -25,11 +39,13 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import display
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -46,7 +62,8 @@ device = torch.accelerator.current_accelerator() if _accelerator else torch.devi
 torch.backends.cudnn.allow_tf32 = False  # equality tests need full float32
 torch.backends.cudnn.deterministic = True
 warnings.filterwarnings("ignore", "IProgress not found")  # timm imports tqdm.auto, no bar is shown
-sources: list[str] = []  # what data this run has read, for the foot of the page
+sources: list[str] = []  # what data this run has read, for the foot of the page; text, no markup
+recorded: set[str] = set()  # the names that `record` has been given
 DISTRIBUTIONS = {"skimage": "scikit-image", "sklearn": "scikit-learn"}  # where pip has other names
 
 
@@ -60,16 +77,36 @@ def seed(number: int = 0) -> None:
 def record(name: str, value) -> None:
     """Keep a value of this run under a name: the chapter's text quotes it from there.
 
-    value: a number, a string, a bool, or a tensor or array of one element.
+    value: a finite number, a string, a bool, or a tensor or array of one element. A second value
+    under one name is an error while the site is built, where every cell runs once and the first
+    would be lost; by hand a cell may run again as often as one likes.
     """
     value = value.item() if hasattr(value, "item") else value
     if not isinstance(value, (int, float, str)):
         raise TypeError(f"record({name!r}): a number or string is needed, not {type(value)}")
+    if not isinstance(value, str):
+        finite([value], f"record({name!r})")
+    if BUILDING and name in recorded:
+        raise ValueError(f"record({name!r}): this name has a value already, choose another one")
+    recorded.add(name)
     display({RESULT: {"name": name, "value": value}}, raw=True)
+
+
+def finite(values: Iterable[float], who: str = "finite") -> list[float]:
+    """The numbers as a list; ValueError, which begins with `who`, if one is NaN or infinite.
+
+    Ask for it in front of `max`, `min` and `sorted`: they pass over a NaN, max(0, nan) is 0.
+    """
+    values = list(values)
+    for value in values:
+        if not math.isfinite(value):
+            raise ValueError(f"{who}: a finite number is needed, not {value}")
+    return values
 
 
 def record_spread(name: str, values) -> None:
     """Keep the mean of several seeds under a name, the ends under name.least and name.most."""
+    values = finite(values, f"record_spread({name!r})")
     record(name, sum(values) / len(values))
     record(f"{name}.least", min(values))
     record(f"{name}.most", max(values))
@@ -77,6 +114,7 @@ def record_spread(name: str, values) -> None:
 
 def spread(values, form: str) -> str:
     """The mean of several seeds, and the smallest and largest of them, in words for a table."""
+    values = finite(values, "spread")
     return f"{sum(values) / len(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
@@ -173,7 +211,9 @@ def patches(size: int = 32) -> Data:
     """Colour patches of 32x32 pixels from ten photographs; the class is the photograph.
 
     Each photograph gives 300 patches to train on from the left 60 % of its width, 50 to choose by
-    from the next 10 % and 100 held out from the right 30 %; patches of two parts share no pixel.
+    from the next 10 % and 100 held out from the right 30 %; patches of two parts share no pixel,
+    and none is cut where there is nothing to see, such as the black border of `retina`, so that no
+    two parts share a picture either.
     The parts of one photograph differ more than those of a data set drawn at random, so held-out
     accuracy is lower than accuracy on the training part even without overfitting.
 
@@ -205,52 +245,174 @@ def read_picture(file) -> Tensor:
 
 
 def cut(picture: Tensor, start: float, stop: float, rng: np.random.Generator) -> Tensor:
-    """A patch (3, 32, 32) from anywhere between two fractions of the width of (3, H, W)."""
+    """A patch (3, 32, 32) from anywhere between two fractions of the width of (3, H, W).
+
+    A place where the colours deviate by less than one level of 256 is empty. Another one is drawn
+    then, by a generator of its own, so that no other patch depends on it.
+    """
     H, W = picture.shape[1:]
-    top = rng.integers(0, H - 32 + 1)
-    left = rng.integers(math.ceil(start * W), math.floor(stop * W) - 32 + 1)
-    return picture[:, top : top + 32, left : left + 32]
+    for attempt in range(1000):
+        top = rng.integers(0, H - 32 + 1)
+        left = rng.integers(math.ceil(start * W), math.floor(stop * W) - 32 + 1)
+        patch = picture[:, top : top + 32, left : left + 32]
+        if patch.double().std((1, 2)).mean() >= 1:
+            return patch
+        rng = np.random.default_rng([top, left]) if attempt == 0 else rng
+    raise ValueError(f"no patch with anything to see between {start:.0%} and {stop:.0%} of a width")
+
+
+# The complete data sets: archive and SHA-256, as torchvision's prototype of its data sets (MNIST,
+# Fashion-MNIST) and Keras (CIFAR) publish them.
+ARCHIVES = {
+    "MNIST": {
+        "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+        "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+    },
+    "FashionMNIST": {
+        "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+        "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+        "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+        "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+    },
+    "CIFAR10": {
+        "cifar-10-python.tar.gz": "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+    },
+    "CIFAR100": {
+        "cifar-100-python.tar.gz": "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+    },
+}
+STALL = 20  # seconds that a server may be silent
+SLOWEST = 10_000  # bytes a second, on average over STALL, below which a download is given up
 
 
 def images(name: str, size: int = 32, channels: int = 3) -> Data:
-    """A complete data set of torchvision: "MNIST", "FashionMNIST", "CIFAR10" or "CIFAR100".
+    """A complete data set: "MNIST", "FashionMNIST", "CIFAR10" or "CIFAR100".
 
-    The last 5,000 training images are the validation part. Archives are looked for in DATA_ROOT,
-    then fetched from DATA_MIRROR, then from where torchvision knows; torchvision checks their MD5.
-    Raises RuntimeError, saying what to place where, when none of that works, and in the sample
-    profile, which downloads nothing.
+    The last 5,000 training images are the validation part. The archives are looked for in DATA_ROOT
+    where torchvision puts them, and fetched there from DATA_MIRROR or the original addresses if
+    they are missing. They are read as they are, nothing is extracted: what has been verified is
+    what is read. Raises RuntimeError, saying what to place where, when none of that works, and in
+    the sample profile, which downloads nothing.
     """
     from torchvision import datasets
 
-    kind = getattr(datasets, name)
+    if name not in ARCHIVES:
+        raise ValueError(f"images({name!r}): there are {', '.join(ARCHIVES)}")
+    kind, mnist = getattr(datasets, name), "MNIST" in name
     root, mirror = os.environ.get("DATA_ROOT", "data"), os.environ.get("DATA_MIRROR")
+    folder = str(Path(root, name, "raw")) if mnist else root
     help_text = (
-        f"Place the files of {name} under {root!r} as torchvision lays them out, or set DATA_ROOT "
-        f"to the folder that has them, or DATA_MIRROR to an address that serves its archives."
+        f"Place {', '.join(ARCHIVES[name])} under {folder!r}, or set DATA_ROOT to a folder that has "
+        f"them as torchvision lays them out, or DATA_MIRROR to an address that serves them."
     )
     if PROFILE != "full":
         raise RuntimeError(
             f"{name} is not part of the sample profile; set PROFILE=full. {help_text}"
         )
-    if mirror and "MNIST" in name:
-        kind.mirrors = [mirror.rstrip("/") + "/", *kind.mirrors]
-    elif mirror:
-        kind.url = f"{mirror.rstrip('/')}/{kind.filename}"
+    archives = {}
     try:
-        sets = [kind(root, train=train, download=True) for train in (True, False)]
-    except Exception as error:
-        raise RuntimeError(f"{name} could not be read or fetched ({error}). {help_text}") from error
-    sources.append(f"{name} through torchvision.datasets")
-    parts = []
-    for part in sets:
-        x = torch.as_tensor(np.asarray(part.data)).float().div(255)
-        x = x.unsqueeze(1) if x.ndim == 3 else x.permute(0, 3, 1, 2)
-        parts.append((x, torch.as_tensor(part.targets)))
-    (x, y), test = parts
+        for file, sha256 in ARCHIVES[name].items():
+            place = f"{name}/raw/{file}" if mnist else file
+            addresses = [f"{base}{file}" for base in kind.mirrors] if mnist else [kind.url]
+            if mirror:  # one set alone, or a folder like DATA_ROOT
+                base = mirror.rstrip("/")
+                addresses = [f"{base}/{file}", f"{base}/{place}", *addresses]
+            archives[file] = fetch(Path(root, place), dict.fromkeys(addresses), sha256)
+    except (OSError, ValueError) as error:
+        raise RuntimeError(f"{name} could not be read or fetched: {error}. {help_text}") from error
+    sources.append(f"{name}, the complete data set")
+    (x, y), test, classes = read_mnist(archives, kind) if mnist else read_cifar(archives, kind)
     held = min(5000, len(y) // 10)
-    return as_data(
-        [(x[:-held], y[:-held]), (x[-held:], y[-held:]), test], sets[0].classes, size, channels
-    )
+    return as_data([(x[:-held], y[:-held]), (x[-held:], y[-held:]), test], classes, size, channels)
+
+
+def read_mnist(archives: dict[str, bytes], kind) -> tuple:
+    """Training part, test part and classes of the four files, in the order of ARCHIVES."""
+    raw = [gzip.decompress(data) for data in archives.values()]
+    parts = []
+    for pixels, labels in (raw[:2], raw[2:]):
+        x = np.frombuffer(pixels, np.uint8, offset=16).reshape(-1, 1, 28, 28)
+        y = np.frombuffer(labels, np.uint8, offset=8)
+        parts.append((torch.tensor(x).float().div(255), torch.tensor(y).long()))
+    return *parts, kind.classes
+
+
+def read_cifar(archives: dict[str, bytes], kind) -> tuple:
+    """Training part, test part and classes of the pickles in the one archive."""
+    (archive,) = archives.values()
+    files = {}
+    with tarfile.open(fileobj=io.BytesIO(archive)) as members:
+        for member in members:
+            if member.isfile():
+                data = members.extractfile(member).read()
+                files[Path(member.name).name] = pickle.loads(data, encoding="latin1")
+    parts = []
+    for names in (kind.train_list, kind.test_list):
+        batches = [files[file] for file, _ in names]
+        x = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
+        y = np.concatenate([batch.get("labels", batch.get("fine_labels")) for batch in batches])
+        parts.append((torch.tensor(x).float().div(255), torch.tensor(y).long()))
+    return *parts, files[kind.meta["filename"]][kind.meta["key"]]
+
+
+def fetch(path: Path, addresses: Iterable[str], sha256: str) -> bytes:
+    """The bytes of a file, verified. One that is not there is fetched and kept first.
+
+    The addresses are tried in turn, by one process at a time. The file appears under its name when
+    it is complete and right. Raises ValueError, naming the file to delete, when the one that is
+    there is another one, and OSError, with what each address gave, when none gave the right bytes.
+    """
+    if not path.is_file():
+        from filelock import FileLock  # comes with torch
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.is_file():  # the process that had the lock may have fetched it
+                partial = path.with_name(f"{path.name}.part")
+                partial.write_bytes(first_right(addresses, sha256))
+                partial.replace(path)
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ValueError(
+            f"{path} is damaged or another file (its {len(data):,} bytes do not have the SHA-256 "
+            f"{sha256}): delete it, and it will be fetched again"
+        )
+    return data
+
+
+def first_right(addresses: Iterable[str], sha256: str) -> bytes:
+    """What the first address gives whose bytes have that SHA-256."""
+    failures = []
+    for address in addresses:
+        if not BUILDING:
+            print(f"fetching {address}", flush=True)
+        try:
+            data = download(address)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            failures.append(f"{address}: {error or type(error).__name__}")
+            continue
+        if hashlib.sha256(data).hexdigest() == sha256:
+            return data
+        failures.append(f"{address}: its {len(data):,} bytes do not have the SHA-256 {sha256}")
+    raise OSError("; ".join(failures))
+
+
+def download(address: str) -> bytes:
+    """What an address serves; TimeoutError when it is silent for STALL seconds or too slow."""
+    request = urllib.request.Request(address, headers={"User-Agent": "deep-learning-models"})
+    with urllib.request.urlopen(request, timeout=STALL) as answer:
+        data, counted, since = bytearray(), 0, time.monotonic()
+        while part := answer.read1(2**16):
+            data += part
+            seconds = time.monotonic() - since
+            if seconds < STALL:
+                continue
+            if len(data) - counted < SLOWEST * seconds:
+                raise TimeoutError(f"only {len(data) - counted:,} bytes in {seconds:.0f} seconds")
+            counted, since = len(data), time.monotonic()
+    return bytes(data)
 
 
 def photograph(height: int = 224, width: int = 224) -> Tensor:
@@ -292,8 +454,8 @@ def fit(
     where = next(model.parameters()).device
     x, y = (t.to(where) for t in train)
     history = {"loss": []} | ({"validation": []} if validation else {})
+    model.train()
     for _ in progress(range(epochs), "epochs"):
-        model.train()
         total = 0.0
         for chosen in torch.randperm(len(y)).to(where).split(batch):
             value = loss(model(x[chosen]), y[chosen])
@@ -309,12 +471,25 @@ def fit(
     return history
 
 
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Have models in evaluation mode inside; every module gets its own mode back, error or not."""
+    modes = {module: module.training for model in models for module in model.modules()}
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 @torch.no_grad()
 def predict(model, x: Tensor, batch: int = 250) -> Tensor:
     """Outputs of the model in evaluation mode for images (N, C, H, W), on the CPU."""
     where = next(model.parameters()).device
-    model.eval()
-    return torch.cat([model(part.to(where)).cpu() for part in x.split(batch)])
+    with evaluating(model):
+        return torch.cat([model(part.to(where)).cpu() for part in x.split(batch)])
 
 
 def evaluate(model, part: tuple[Tensor, Tensor]) -> float:
@@ -334,25 +509,91 @@ def count_parameters(model: nn.Module) -> int:
 def count_macs(model: nn.Module, x: Tensor) -> int:
     """Multiply-accumulates of one forward pass: half of what torch.utils.flop_counter finds.
 
-    Convolutions and matrix products count; biases, normalisation and activations do not. Fused
-    attention hides its products from the counter, so it is switched off meanwhile (ViT-B/16 would
-    read 11.3 instead of 17.6 G). Works on the meta device.
+    Convolutions and matrix products count; biases, normalisation and activations do not. Works on
+    the meta device.
     """
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    training, fast = model.training, torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with (
-            FlopCounterMode(display=False) as counter,
-            sdpa_kernel(SDPBackend.MATH),
-            torch.no_grad(),
-        ):
-            model.eval()(x)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        model.train(training)
+    counter = FlopCounterMode(display=False, custom_mapping=FLOPS)
+    counter.mod_tracker = NoModules()
+    with unfused(), evaluating(model), torch.no_grad(), counter:
+        model(x)
     return counter.get_total_flops() // 2
+
+
+class NoModules(nullcontext):
+    """Stands for the counter's record of modules: its hooks fail if a forward pass calls autograd."""
+
+    parents = ("Global",)
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Switch off the fused kernels, which hide from a counter what is in them.
+
+    Those are attention (ViT-B/16 would read 11.3 instead of 17.6 G multiply-accumulates), the
+    layers of an encoder, and the LSTM of oneDNN and the recurrent layers of cuDNN.
+    """
+    mha, libraries = torch.backends.mha, (torch.backends.mkldnn, torch.backends.cudnn)
+    fast, enabled = mha.get_fastpath_enabled(), [library.enabled for library in libraries]
+    try:
+        mha.set_fastpath_enabled(False)
+        for library in libraries:
+            library.enabled = False
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        mha.set_fastpath_enabled(fast)
+        for library, before in zip(libraries, enabled):
+            library.enabled = before
+
+
+def conv_backward_flops(
+    gradient,
+    x,
+    weight,
+    bias,
+    stride,
+    padding,
+    dilation,
+    transposed,
+    output_padding,
+    groups,
+    mask,
+    **_,
+) -> int:
+    """Of the gradients of input and weight: each costs what the forward pass does.
+
+    torch's own formula forgets the groups.
+    """
+    places = math.prod(x[2:] if transposed else gradient[2:])
+    return 2 * x[0] * places * math.prod(weight) * (mask[0] + mask[1])
+
+
+def trilinear_flops(a, b, c, expand_a, expand_b, expand_c, summed, *_, **__) -> int:
+    """Of nn.Bilinear and its gradients: the first tensor times the second, that times the third."""
+    shapes = []
+    for shape, expand in ((a, expand_a), (b, expand_b), (c, expand_c)):
+        full = list(shape)
+        for axis in expand:
+            full.insert(axis, 1)
+        shapes.append(full)
+    first = [max(pair) for pair in zip(shapes[0], shapes[1])]
+    gone = [axis in summed and axis in expand_c for axis in range(len(first))]
+    second = [n if lost else max(m, n) for m, n, lost in zip(first, shapes[2], gone)]
+    return 2 * (math.prod(first) + math.prod(second))
+
+
+def matrix_vector_flops(matrix, vector, **_) -> int:
+    return 2 * math.prod(matrix)  # for two vectors too
+
+
+aten = torch.ops.aten
+FLOPS = {  # what torch's counter does not know, or knows wrongly; shapes in place of tensors
+    aten.convolution_backward: conv_backward_flops,
+    aten._trilinear: trilinear_flops,
+    aten.mv: matrix_vector_flops,
+    aten.dot: matrix_vector_flops,
+    aten.addmv: lambda bias, matrix, vector, **_: matrix_vector_flops(matrix, vector),
+}
 
 
 def transplant(source: nn.Module, target: nn.Module) -> None:
@@ -387,8 +628,16 @@ def randomise_norms(model: nn.Module) -> nn.Module:
 
 
 def deviation(found: Tensor, expected: Tensor) -> float:
-    """Largest difference of two tensors, relative to the largest value of the second."""
-    return ((found - expected).abs().max() / expected.abs().max()).item()
+    """Largest difference of two tensors, relative to the largest value of the second.
+
+    Every comparison goes through here. Raises AssertionError when the shapes differ, and ValueError
+    when the result is not finite: NaN or infinity in a tensor, or nothing but zeros expected.
+    """
+    assert found.shape == expected.shape, f"{tuple(found.shape)} against {tuple(expected.shape)}"
+    difference = (found - expected).abs().max()
+    if difference == 0:
+        return 0.0
+    return finite([(difference / expected.abs().max()).item()], "deviation")[0]
 
 
 @torch.no_grad()
@@ -397,11 +646,8 @@ def same_outputs(a: nn.Module, b: nn.Module, x: Tensor, tolerance: float = 1e-5)
 
     Raises AssertionError when it exceeds the tolerance or the shapes differ.
     """
-    modes = a.training, b.training
-    first, second = a.eval()(x), b.eval()(x)
-    a.train(modes[0]), b.train(modes[1])
-    assert first.shape == second.shape, f"{tuple(first.shape)} against {tuple(second.shape)}"
-    found = deviation(first, second)
+    with evaluating(a, b):
+        found = deviation(a(x), b(x))
     assert found <= tolerance, f"outputs differ by {found:.1e}, allowed {tolerance:.0e}"
     return found
 
@@ -439,25 +685,53 @@ STYLE = {
     "svg.hashsalt": "book",  # the same figure gives the same bytes
 }
 plt.rcParams.update(STYLE)
+
+
+def save_figures(stem: str) -> None:
+    """Save the open figures as figures/<stem>-<number>.svg in the working folder and say so."""
+    if not plt.get_fignums():
+        return
+    folder = Path("figures")
+    folder.mkdir(exist_ok=True)
+    for number in plt.get_fignums():
+        plt.figure(number).savefig(folder / f"{stem}-{number}.svg", metadata={"Date": None})
+    print(f"{len(plt.get_fignums())} figures are saved as {folder.absolute() / stem}-*.svg")
+
+
+# A notebook that is run as a script, by plain Python, has nobody who shows its figures.
+_script = Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve()
+if _script.parent == Path(__file__).resolve().parent and not InteractiveShell.initialized():
+    plt.switch_backend("agg")  # opens no windows
+    plt.rcParams["figure.max_open_warning"] = 0  # they stay open until the end
+    atexit.register(save_figures, _script.stem)
 # Figures keep their size; the site shows the smaller of the two forms.
 set_matplotlib_formats("svg", "retina", bbox_inches=None, metadata={"Date": None})
 
 
+def written(value) -> str:
+    """A value as a table shows it: yes or no, an integer with separators, else its own text."""
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, numbers.Integral) else str(value)
+
+
 def table(rows, columns: tuple[str, ...]) -> None:
-    """Show rows under column heads: integers with thousands separators, numbers at the right."""
-    rows = [[f"{v:,}" if isinstance(v, int) else str(v) for v in row] for row in rows]
+    """Show rows of plain text and numbers under column heads, numbers at the right."""
+    rows = [[written(value) for value in row] for row in rows]
     numeric = [all(any(c.isdigit() for c in v[:2]) for v in column) for column in zip(*rows)]
-    cell = '<{0} style="text-align: {1}">{2}</{0}>'.format
     sides = ["right" if number else "left" for number in numeric]
-    lines = ["".join(cell("th", s, c) for s, c in zip(sides, columns))]
-    lines += ["".join(cell("td", s, v) for s, v in zip(sides, row)) for row in rows]
-    html = "".join(f"<tr>{line}</tr>" for line in lines[1:])
-    html = (
-        f'<table class="dataframe"><thead><tr>{lines[0]}</tr></thead><tbody>{html}</tbody></table>'
-    )
+
+    def line(tag: str, values) -> str:
+        cell = '<{0} style="text-align: {1}">{2}</{0}>'.format
+        cells = [cell(tag, side, html.escape(value)) for side, value in zip(sides, values)]
+        return f"<tr>{''.join(cells)}</tr>"
+
+    head, body = line("th", columns), "".join(line("td", row) for row in rows)
+    page = f'<table class="dataframe"><thead>{head}</thead><tbody>{body}</tbody></table>'
     widths = [max(map(len, column)) for column in zip(columns, *rows)]
     text = "\n".join("  ".join(v.ljust(w) for v, w in zip(row, widths)) for row in [columns, *rows])
-    display({"text/html": html, "text/plain": text}, raw=True)
+    display({"text/html": page, "text/plain": text}, raw=True)
 
 
 def label_ends(
@@ -590,23 +864,18 @@ def tensors(values) -> list[Tensor]:
 def trace(model: nn.Module, x: Tensor) -> Call:
     """The call of the model on x in evaluation mode, with the calls in it; works on the meta device."""
     x = x.detach()  # an object of our own
-    note, modes = Trace(model, x), {module: module.training for module in model.modules()}
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # it would hide the sums of an encoder layer
+    note = Trace(model, x)
     hooks = torch.nn.modules.module
     handles = [
         hooks.register_module_forward_pre_hook(note.enter),
         hooks.register_module_forward_hook(note.leave),
     ]
     try:
-        with torch.no_grad(), note:
-            model.eval()(x)
+        with unfused(), evaluating(model), torch.no_grad(), note:
+            model(x)
     finally:
         for handle in handles:
             handle.remove()
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for module, mode in modes.items():
-            module.training = mode
     return note.open[0].parts[0]
 
 

@@ -196,6 +196,29 @@ def test_the_update_equals_torch_while_the_rate_is_constant():
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 
 
+def test_the_update_calls_its_closure_and_returns_the_loss():
+    w = nn.Parameter(torch.tensor([2.0]))
+    optimizer = alexnet.PaperSGD([w], lr=0.1, momentum=0.9, weight_decay=0.0)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = w.square().sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 4.0
+    torch.testing.assert_close(w.detach(), torch.tensor([1.6]))  # 2 - 0.1 * 4
+    assert optimizer.step() is None
+
+
+def test_the_update_leaves_a_parameter_without_gradient_as_it_is():
+    used, unused = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    optimizer = alexnet.PaperSGD([unused, used], lr=0.1)
+    used.sum().backward()
+    optimizer.step()
+    assert unused.item() == 1.0 and used.item() < 1.0
+
+
 def test_ten_crops_are_those_of_torchvision():
     x = torch.rand(3, 3, 40, 52)
     expected = torch.stack(torchvision.transforms.functional.ten_crop(x, 30), 1)

@@ -1,5 +1,7 @@
 """The dense networks of notebooks/densenet.py."""
 
+import math
+
 import pytest
 import torch
 import torchvision
@@ -200,6 +202,15 @@ def test_checkpointing_leaves_gradients_equal_and_moves_statistics_twice():
     for a, b in zip(frugal.block2, plain.block2, strict=True):
         torch.testing.assert_close(a.narrow[0].running_mean, 1.9 * b.narrow[0].running_mean)
         torch.testing.assert_close(a.grow[0].running_mean, b.grow[0].running_mean)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_gradients_that_are_no_numbers_are_not_close(bad):
+    good = [torch.ones(3), torch.ones(2)]
+    for ours in ([torch.tensor([1.0, bad, 1.0]), good[1]], [good[0], torch.tensor([1.0, bad])]):
+        with pytest.raises(ValueError, match="a finite number is needed"):
+            densenet.furthest(ours, good)
+    assert densenet.furthest(good, good) == 0
 
 
 def test_sources_split_the_weights_by_who_made_the_channels():

@@ -187,6 +187,18 @@ def test_the_compact_form_equals_the_sketch_of_all_products(d):
     close(compact(a, b), ff.sketch_by_hand(ff.summed_outer_products(a, b), compact), 1e-9)
 
 
+def test_the_compact_form_works_in_a_network_under_autocast():
+    torch.manual_seed(0)
+    network = ff.TwoPaths(ff.CompactBilinear(ff.WIDTH, 32), nn.Linear(32, 10), ff.WIDTH)
+    x = torch.randn(2, 3, 16, 16)
+    expected = network(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network(x)
+    found.float().square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters())
+    assert workbench.deviation(found.float(), expected) < 0.1
+
+
 def test_inner_products_of_sketches_are_right_on_average():
     torch.manual_seed(0)
     (x, y), found = torch.randn(2, 1, 8, 3, 3, dtype=torch.float64), []

@@ -290,6 +290,13 @@ def test_digits_moved_by_four_pixels_move_c1_by_four_and_s2_by_two_where_the_map
         assert lenet.difference(before, after, step - 1) > 0.1
 
 
+def test_maps_that_are_no_numbers_are_not_moved_ones():
+    maps = torch.rand(2, 3, 8, 8)
+    assert lenet.difference(maps, torch.nn.functional.pad(maps, (2, -2)), 2) == 0
+    with pytest.raises(ValueError, match="a finite number is needed"):
+        lenet.difference(maps, torch.full_like(maps, torch.nan), 2)
+
+
 def test_distortion_moves_each_image_a_little_and_its_own_way():
     x = torch.zeros(50, 1, 28, 28)
     x[..., 10:18, 10:18] = 1
