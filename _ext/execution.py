@@ -131,14 +131,24 @@ class Execution:
         changed |= new  # for the handlers after this one: chapters that embed these notebooks
         return new
 
-    def skip_deleted(self, app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
-        """A notebook that went while others ran is a failure already, not a crash of Sphinx."""
-        gone = [doc for doc in docnames if doc in self.session.runs]
-        for doc in [doc for doc in gone if not Path(env.doc2path(doc)).is_file()]:
+    def skip_unreadable(self, app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
+        """Sphinx reads each file itself, and ends in a crash report where it cannot.
+
+        A notebook that went while others ran is named here; one that is no UTF-8 is a failure that
+        `report` names.
+        """
+        for doc in [doc for doc in docnames if doc in self.session.runs]:
+            path = Path(env.doc2path(doc))
+            try:
+                path.read_text(encoding="utf-8")
+                continue
+            except OSError:
+                LOG.error("%s was deleted while the build ran", path)
+            except UnicodeDecodeError:
+                pass
             docnames.remove(doc)
             env.project.docnames.discard(doc)
             env.clear_doc(doc)
-            LOG.error("%s was deleted while the build ran", env.doc2path(doc))
 
     def source(self, app: Sphinx, docname: str, source: list[str]) -> None:
         """Hand MyST-NB the notebook with the outputs of its run and a foot, as JSON.
@@ -251,7 +261,7 @@ def setup(app: Sphinx) -> dict:
     app.add_domain(Notebooks)
     execution = Execution()
     app.connect("env-get-outdated", execution.prepare, priority=100)
-    app.connect("env-before-read-docs", execution.skip_deleted)
+    app.connect("env-before-read-docs", execution.skip_unreadable)
     app.connect("source-read", execution.source)
     app.connect("doctree-read", execution.note)
     app.connect("build-finished", execution.export)
