@@ -17,9 +17,9 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from browser import FLAGS, MISSING, Visit, find, new_context, serve
+from engine.notebook import code_cells, parse
 from loader import NOTEBOOKS, ROOT, STEMS
 from sites import build, write_site
-from store import code_cells, parse
 
 pytestmark = [
     pytest.mark.xdist_group("site"),  # shares the build with test_site

@@ -1,14 +1,17 @@
 """The real site: what every page and every notebook must hold."""
 
+import logging
 import re
 
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
+from engine.notebook import code_cells
+from engine.runner import run
+from engine.session import Options, Run, Session
+from engine.surroundings import accelerators
 from loader import NOTEBOOKS, ROOT, RUN_AGAIN, STEMS
-from runner import Job, run
-from store import Store, code_cells, parse
 
 pytestmark = pytest.mark.xdist_group("site")
 GENERATED = {"genindex", "search"}
@@ -32,11 +35,19 @@ def pages(site) -> dict[str, BeautifulSoup]:
 
 
 @pytest.fixture(scope="session")
-def runs() -> dict[str, nbformat.NotebookNode]:
+def session(site) -> Session:
+    """What the build of the site knew of each notebook, by its stem."""
+    session = Session(Options(ROOT / ".store"), logging.getLogger())
+    session.device = accelerators(session.memo)[0]
+    for stem, notebook in session.records({s: NOTEBOOKS / f"{s}.py" for s in STEMS}).items():
+        session.runs[stem] = Run(notebook, session.key(notebook))
+    return session
+
+
+@pytest.fixture(scope="session")
+def runs(session) -> dict[str, nbformat.NotebookNode]:
     """The executed notebooks, from the store that the site was built from."""
-    store = Store(ROOT / ".store", "sample")
-    texts = {stem: (NOTEBOOKS / f"{stem}.py").read_text(encoding="utf-8") for stem in STEMS}
-    return {stem: store.load(store.key(parse(text), NOTEBOOKS)) for stem, text in texts.items()}
+    return {stem: session.store.load(session.runs[stem].key, stem) for stem in STEMS}
 
 
 def test_each_chapter_has_a_notebook_and_a_test():
@@ -145,10 +156,8 @@ def test_chinese_titles_are_marked_as_chinese(pages):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stem", RUN_AGAIN)
-def test_a_second_run_prints_the_same(site, runs, stem, tmp_path):
-    path = NOTEBOOKS / f"{stem}.py"
-    nb = parse(path.read_text(encoding="utf-8"))
-    again = run(Job(stem, str(path), nbformat.writes(nb), {}, str(NOTEBOOKS)))
+def test_a_second_run_prints_the_same(session, runs, stem):
+    again = run(session.job(stem))
     assert again.error == ""
     second = nbformat.reads(again.notebook, as_version=4)
     assert second.metadata["book"]["results"] == runs[stem].metadata["book"]["results"]
