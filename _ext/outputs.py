@@ -1,12 +1,14 @@
 """Fold what a cell prints when it is long: the first lines stay in sight, the rest opens.
 
-A text output of more than ``outputs_lines`` lines is cut after ``KEPT`` of them. Only in HTML.
+A text output of more than ``outputs_lines`` lines is cut after ``KEPT`` of them. Only on the web site.
 """
 
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.locale import _
 from sphinx.transforms.post_transforms import SphinxPostTransform
+
+from formats import WEB_SITE
 
 KEPT = 8
 
@@ -17,7 +19,7 @@ class more_output(nodes.General, nodes.Element):
 
 class Fold(SphinxPostTransform):
     default_priority = 6  # after MyST-NB has chosen among the types of an output, at 4
-    formats = ("html",)
+    builders = WEB_SITE
 
     def run(self, **kwargs) -> None:
         outputs = [

@@ -93,7 +93,7 @@ class PaperCard(SphinxDirective):
         if "launch" in self.config.extensions:
             from launch import buttons_node
 
-            card += buttons_node()
+            card += buttons_node(self.env.current_document.docname)
         return [card, *self.messages]
 
     def entry(self) -> Entry | None:

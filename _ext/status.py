@@ -13,6 +13,7 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.docutils import SphinxDirective
 
 from execution import kept
+from formats import can_link
 
 COLUMNS = ("Notebook", "Device", "Seconds", "Memory", "Profile", "Date", "Outputs", "Versions")
 
@@ -46,9 +47,10 @@ class Resolve(SphinxPostTransform):
 
     def row(self, docname: str, known: dict) -> nodes.row:
         book = known["book"]
+        name = nodes.inline("", docname.rpartition("/")[2])
         link = addnodes.pending_xref(
             "",
-            nodes.inline("", docname.rpartition("/")[2]),
+            name,
             refdomain="std",
             reftype="doc",
             reftarget=f"/{docname}",
@@ -65,6 +67,8 @@ class Resolve(SphinxPostTransform):
             "failed" if known["failed"] else known["origin"],
             ", ".join(f"{name} {version}" for name, version in book.get("versions", {}).items()),
         )
+        if not can_link(self.env, self.env._builder_cls, docname):
+            link = name
         return nodes.row("", cell(link), *[cell(nodes.Text(text)) for text in texts])
 
 
