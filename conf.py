@@ -12,6 +12,7 @@ copyright = "2026, the authors; text and figures CC BY 4.0, code MIT"  # noqa: A
 language = "en"
 
 extensions = [
+    "warned",  # first, so that it hears the others
     "execution",  # before myst_nb: notebooks are run when Sphinx has found them
     "myst_nb",
     "sphinx_copybutton",

@@ -13,7 +13,7 @@ from loader import ROOT
 CONF = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "_ext")!r})
-extensions = ["execution", "myst_nb", "embed", "launch"]
+extensions = ["warned", "execution", "myst_nb", "embed", "launch"]
 include_patterns = ["index.rst", "chapters/*.rst", "notebooks/*.py"]
 exclude_patterns = ["notebooks/workbench.py"]
 nb_custom_formats = {{".py": "execution.read"}}
