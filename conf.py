@@ -26,6 +26,7 @@ extensions = [
     "chinese",
     "figures",
     "outputs",
+    "blocked",
     "searching",
     "page",
     "slim",
