@@ -19,6 +19,7 @@ extensions = [
     "sphinxcontrib.bibtex",
     "embed",
     "launch",
+    "leftovers",
     "status",
     "paper",
     "timeline",

@@ -28,6 +28,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util.osutil import relative_uri
 
 from formats import WEB_SITE, can_link
+from leftovers import wrote
 from store import code_cells, imported, parse, providers
 
 SHARED = "workbench"
@@ -209,12 +210,14 @@ def resolve(app: Sphinx, doctree: nodes.document, docname: str) -> None:
 
 
 def write_files(app: Sphinx, exception: Exception | None) -> None:
-    source = Path(app.srcdir, "notebooks")
+    source, target = Path(app.srcdir, "notebooks"), Path(app.outdir, "notebooks")
     if exception is None and app.builder.name in WEB_SITE and source.is_dir():
-        export_all(source, Path(app.outdir, "notebooks"), app.config.html_baseurl)
+        exported = export_all(source, target, app.config.html_baseurl)
+        wrote(app, [*exported, *(target / path.name for path in source.glob("*.py"))])
 
 
 def setup(app: Sphinx) -> dict:
+    app.setup_extension("leftovers")
     app.add_config_value("launch_repository", os.environ.get("GITHUB_REPOSITORY", ""), "html")
     app.add_config_value("launch_branch", "gh-pages", "html")
     app.add_config_value("launch_source_branch", "main", "html")
