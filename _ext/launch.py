@@ -28,7 +28,6 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util.osutil import relative_uri
 
 from formats import WEB_SITE, can_link
-from leftovers import wrote
 from store import code_cells, imported, parse, providers
 
 SHARED = "workbench"
@@ -210,10 +209,17 @@ def resolve(app: Sphinx, doctree: nodes.document, docname: str) -> None:
 
 
 def write_files(app: Sphinx, exception: Exception | None) -> None:
-    source, target = Path(app.srcdir, "notebooks"), Path(app.outdir, "notebooks")
+    source = Path(app.srcdir, "notebooks")
     if exception is None and app.builder.name in WEB_SITE and source.is_dir():
-        exported = export_all(source, target, app.config.html_baseurl)
-        wrote(app, [*exported, *(target / path.name for path in source.glob("*.py"))])
+        export_all(source, Path(app.outdir, "notebooks"), app.config.html_baseurl)
+
+
+def written_files(app: Sphinx) -> list[Path]:
+    """What the links lead to; see ``leftovers``."""
+    sources = [path.relative_to(app.srcdir) for path in Path(app.srcdir, "notebooks").glob("*.py")]
+    notebooks = [name for name in sources if name.with_suffix("").as_posix() in app.env.found_docs]
+    names = sources + [name.with_suffix(".ipynb") for name in notebooks]
+    return [Path(app.outdir, name) for name in names]
 
 
 def setup(app: Sphinx) -> dict:
@@ -225,6 +231,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("html-page-context", add_buttons, priority=502)  # the theme empties the row at 501
     app.connect("doctree-resolved", resolve)
     app.connect("build-finished", write_files)
+    app.connect("files-beside-pages", written_files)
     return {
         "version": "1",
         "env_version": 2,

@@ -7,8 +7,8 @@ has put on the list is never touched.
 """
 
 import json
-from collections.abc import Iterable
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -18,16 +18,12 @@ BUILDERS = ("html", "dirhtml")  # they write a file for each page
 LIST = ".written.json"
 
 
-def wrote(app: Sphinx, paths: Iterable[Path]) -> None:
-    """Other extensions say here which files they have written beside the pages of this build."""
-    app.written_files |= {path.relative_to(app.outdir).as_posix() for path in paths}
-
-
-def files_of_pages(app: Sphinx) -> set[str]:
-    pages = {Path(app.builder.get_outfilename(docname)) for docname in app.env.found_docs}
+def files_of_pages(app: Sphinx) -> list[Path]:
+    """What Sphinx writes for each page."""
+    pages = [Path(app.builder.get_outfilename(docname)) for docname in app.env.found_docs]
     if app.config.html_copy_source:
-        pages |= {source_copy(app, docname) for docname in app.env.found_docs}
-    return {path.relative_to(app.outdir).as_posix() for path in pages}
+        pages += [source_copy(app, docname) for docname in app.env.found_docs]
+    return pages
 
 
 def source_copy(app: Sphinx, docname: str) -> Path:
@@ -38,18 +34,17 @@ def source_copy(app: Sphinx, docname: str) -> Path:
     return Path(app.outdir, "_sources", name)
 
 
-def start(app: Sphinx) -> None:
-    app.written_files = set()
+class SideBars:
+    """The side bar of each page names the others: when pages come or go, all are written again."""
 
+    stale = False
 
-def links_have_changed(app: Sphinx, env, added: set, changed: set, removed: set) -> list[str]:
-    app.pages_come_or_go = bool(added or removed)
-    return []
+    def compare(self, app: Sphinx, env, added: set, changed: set, removed: set) -> list[str]:
+        self.stale = bool(added or removed)
+        return []
 
-
-def write_all_again(app: Sphinx, env: BuildEnvironment) -> list[str]:
-    """The side bar of each page names the others."""
-    return sorted(env.found_docs) if app.pages_come_or_go else []
+    def renew(self, app: Sphinx, env: BuildEnvironment) -> list[str]:
+        return sorted(env.found_docs) if self.stale else []
 
 
 def remove(app: Sphinx, exception: Exception | None) -> None:
@@ -60,7 +55,8 @@ def remove(app: Sphinx, exception: Exception | None) -> None:
         before = json.loads(kept.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         before = {}
-    now = files_of_pages(app) | app.written_files
+    paths = [*files_of_pages(app), *chain(*app.emit("files-beside-pages"))]
+    now = {path.relative_to(app.outdir).as_posix() for path in paths}
     lists = {**before, app.builder.name: sorted(now)}
     for name in set(before.get(app.builder.name, [])).difference(*lists.values()):
         file = Path(app.outdir, name)
@@ -73,8 +69,9 @@ def remove(app: Sphinx, exception: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> dict:
-    app.connect("builder-inited", start)
-    app.connect("env-get-outdated", links_have_changed)
-    app.connect("env-updated", write_all_again)
+    side_bars = SideBars()
+    app.add_event("files-beside-pages")  # handlers give the paths of what else belongs to the site
+    app.connect("env-get-outdated", side_bars.compare)
+    app.connect("env-updated", side_bars.renew)
     app.connect("build-finished", remove, priority=900)  # after what the others write then
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

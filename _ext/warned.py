@@ -32,6 +32,18 @@ class Noted(logging.Handler):
         if not is_suppressed_warning(kind, part, self.app.config.suppress_warnings):
             self.pages |= pages_at(self.app.env, getattr(record, "location", None))
 
+    def start(self, app: Sphinx) -> None:
+        logging.getLogger(NAMESPACE).addHandler(self)
+
+    def keep_early(self, app: Sphinx, env: BuildEnvironment) -> None:
+        """The environment is about to be saved: what reading found outlives a build that breaks."""
+        keep(app, self.pages.union(kept(app).get(app.builder.name, [])))
+
+    def finish(self, app: Sphinx, exception: Exception | None) -> None:
+        logging.getLogger(NAMESPACE).removeHandler(self)
+        if exception is None:
+            keep(app, self.pages)
+
 
 def pages_at(env: BuildEnvironment, location: str | tuple | nodes.Node | None) -> set[str]:
     """The pages that hold the place of a warning, in any of the forms that Sphinx accepts."""
@@ -67,11 +79,6 @@ def keep(app: Sphinx, pages: set[str]) -> None:
     Path(app.doctreedir, "warned.json").write_text(text + "\n", encoding="utf-8")
 
 
-def listen(app: Sphinx) -> None:
-    app.noted_warnings = Noted(app)
-    logging.getLogger(NAMESPACE).addHandler(app.noted_warnings)
-
-
 def read_again(app: Sphinx, env: BuildEnvironment, added: set, changed: set, removed: set) -> set:
     pages = {page for pages in kept(app).values() for page in pages}
     again = (pages & env.found_docs) - added
@@ -79,20 +86,10 @@ def read_again(app: Sphinx, env: BuildEnvironment, added: set, changed: set, rem
     return again
 
 
-def keep_early(app: Sphinx, env: BuildEnvironment) -> None:
-    """The environment is about to be saved: what reading found must outlive a build that breaks."""
-    keep(app, app.noted_warnings.pages.union(kept(app).get(app.builder.name, [])))
-
-
-def keep_last(app: Sphinx, exception: Exception | None) -> None:
-    logging.getLogger(NAMESPACE).removeHandler(app.noted_warnings)
-    if exception is None:
-        keep(app, app.noted_warnings.pages)
-
-
 def setup(app: Sphinx) -> dict:
-    app.connect("builder-inited", listen, priority=0)
+    noted = Noted(app)
+    app.connect("builder-inited", noted.start, priority=0)
     app.connect("env-get-outdated", read_again, priority=90)
-    app.connect("env-updated", keep_early, priority=900)
-    app.connect("build-finished", keep_last, priority=1000)
+    app.connect("env-updated", noted.keep_early, priority=900)
+    app.connect("build-finished", noted.finish, priority=1000)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -12,7 +12,7 @@ from sites import CONF, build, write_site
 from test_figures import NOTEBOOK
 
 SETTINGS = """
-extensions += ["figures", "paper", "timeline", "status", "outputs"]
+extensions += ["figures", "paper", "timeline", "runs_table", "fold_outputs"]
 project, author = "Book", "A. Author"
 man_pages = [("index", "book", "a book", "A. Author", 1)]
 texinfo_documents = [("index", "book", "Book", "A. Author", "Book", "a book", "Science")]

@@ -1,6 +1,6 @@
 """Fold what a cell prints when it is long: the first lines stay in sight, the rest opens.
 
-A text output of more than ``outputs_lines`` lines is cut after ``KEPT`` of them. Only on the web site.
+A text output of more than ``fold_outputs_lines`` lines is cut after ``KEPT`` of them. Only on the web site.
 """
 
 from docutils import nodes
@@ -30,7 +30,7 @@ class Fold(SphinxPostTransform):
         ]
         for block in outputs:
             lines = block.astext().rstrip("\n").split("\n")
-            if len(lines) > self.config.outputs_lines:
+            if len(lines) > self.config.fold_outputs_lines:
                 block.replace_self([part(block, lines[:KEPT]), rest(block, lines[KEPT:])])
 
 
@@ -56,7 +56,7 @@ def depart_more_output(self, node: more_output) -> None:
 
 
 def setup(app: Sphinx) -> dict:
-    app.add_config_value("outputs_lines", 16, "env", int)
+    app.add_config_value("fold_outputs_lines", 16, "env", int)
     app.add_node(more_output, html=(visit_more_output, depart_more_output))
     app.add_post_transform(Fold)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
