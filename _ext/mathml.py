@@ -26,6 +26,7 @@ from sphinx.locale import _
 from sphinx.util import logging
 from sphinx.util.math import get_node_equation_number
 
+from formats import WEB_SITE
 from per_page import PerPage
 
 LOG = logging.getLogger(__name__)
@@ -112,7 +113,8 @@ def used_characters(env: BuildEnvironment) -> dict[str, set[str]]:
 
 
 def add_font(app: Sphinx, exception: Exception | None) -> None:
-    if exception or getattr(app.builder, "math_renderer_name", None) != "mathml":
+    site = app.builder.name in WEB_SITE and app.builder.math_renderer_name == "mathml"
+    if exception or not site:
         return
     used = "".join(sorted(set(DRAWN).union(*used_characters(app.env).values())))
     source = font_file()

@@ -8,11 +8,13 @@ from urllib.parse import unquote
 import pytest
 from bs4 import BeautifulSoup
 
+from loader import ROOT
 from sites import CONF, build, write_site
 from test_figures import NOTEBOOK
 
-SETTINGS = """
-extensions += ["figures", "paper", "timeline", "runs_table", "fold_outputs"]
+SETTINGS = f"""
+extensions += ["figures", "paper", "timeline", "runs_table", "fold_outputs", "page_head"]
+templates_path = [{str(ROOT / "_templates")!r}]
 project, author = "Book", "A. Author"
 man_pages = [("index", "book", "a book", "A. Author", 1)]
 texinfo_documents = [("index", "book", "Book", "A. Author", "Book", "a book", "Science")]
