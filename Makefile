@@ -2,26 +2,27 @@
 # environment, else .venv, which is made. What has been installed is not installed again until a
 # requirements file changes.
 
+quoted = '$(subst ','\'',$(1))'# one word for the shell, whatever it holds
+
 ifdef PYTHON
-  PY := $(PYTHON)
+  PY := $(call quoted,$(PYTHON))
 else ifdef VIRTUAL_ENV
-  PY := $(VIRTUAL_ENV)/bin/python
+  PY := $(call quoted,$(VIRTUAL_ENV)/bin/python)
 else
   PY := .venv/bin/python
   OWN := yes
 endif
 
 HTML := _build/html
-STAMPS := _build/stamps/$(shell echo '$(PY)' | cksum | cut -d' ' -f1)
+STAMPS := _build/stamps/$(shell printf %s $(PY) | cksum | cut -d' ' -f1)
 SPHINXOPTS ?= -n -W --keep-going
-SPHINX = $(PY) -m sphinx $(SPHINXOPTS) $(foreach setting,only=$(NB) force=$(FORCE) jobs=$(JOBS) \
-    warm=$(WARM) cluster=$(CLUSTER) memory=$(MEM),$(if $(filter %=,$(setting)),,-D notebooks_$(setting)))
-INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check
-
 # an edit while NB= is given leaves other notebooks' pages behind: a warning, not an error
-ifdef NB
-  SPHINX := $(filter-out -W,$(SPHINX))
-endif
+OPTIONS = $(if $(NB),$(filter-out -W,$(SPHINXOPTS)),$(SPHINXOPTS))
+setting = $(if $($(2)),-D $(call quoted,notebooks_$(1)=$($(2))))
+SPHINX = $(PY) -m sphinx $(OPTIONS) $(call setting,only,NB) $(call setting,force,FORCE) \
+    $(call setting,jobs,JOBS) $(call setting,warm,WARM) $(call setting,cluster,CLUSTER) \
+    $(call setting,memory,MEM)
+INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .PHONY: help html test lab notebooks linkcheck lint serve prune bench lighthouse clean distclean
@@ -74,7 +75,10 @@ distclean: ## remove everything made: _build, .venv and the store of outputs
 # ---- set-up --------------------------------------------------------------------------------------
 
 .venv/bin/python:
-	python3 -m venv .venv
+	@echo python3 -m venv .venv
+	@python3 -m venv .venv || { rm -rf .venv; \
+	  echo "python3 cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; \
+	  exit 1; }
 
 $(STAMPS)/book: requirements.txt requirements-data.txt $(if $(OWN),| .venv/bin/python)
 	$(INSTALL) -r requirements.txt

@@ -12,21 +12,24 @@ copyright = "2026, the authors; text and figures CC BY 4.0, code MIT"  # noqa: A
 language = "en"
 
 extensions = [
+    "warned",  # first, so that it hears the others
     "execution",  # before myst_nb: notebooks are run when Sphinx has found them
     "myst_nb",
     "sphinx_copybutton",
     "sphinxcontrib.bibtex",
     "embed",
     "launch",
-    "status",
+    "leftovers",
+    "runs_table",
     "paper",
     "timeline",
     "mathml",
     "chinese",
     "figures",
-    "outputs",
-    "searching",
-    "page",
+    "fold_outputs",
+    "blocked",
+    "search_terms",
+    "page_head",
     "slim",
 ]
 

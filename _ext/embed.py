@@ -19,12 +19,12 @@ from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
-from sphinx.environment.collectors import EnvironmentCollector
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from execution import kept
+from per_page import PerPage
 
 LOG = logging.getLogger(__name__)
 PARTS = {"all": None, "input": "cell_code_source", "output": "cell_code_output"}
@@ -42,15 +42,16 @@ def paired(docname: str) -> str:
     return "notebooks/" + docname.rsplit("/", 1)[-1]
 
 
+class Embeds(PerPage):
+    """The notebooks that each chapter shows something of."""
+
+    name, label = "embeds", "Embedded notebooks"
+
+
 def depend(env: BuildEnvironment, notebook: str) -> None:
     """The current document has to be read again when that notebook's page is."""
-    links(env).setdefault(env.current_document.docname, set()).add(notebook)
-
-
-def links(env: BuildEnvironment) -> dict[str, set[str]]:
-    if not hasattr(env, "book_embeds"):
-        env.book_embeds = {}
-    return env.book_embeds
+    pages = env.get_domain("embeds").pages
+    pages.setdefault(env.current_document.docname, set()).add(notebook)
 
 
 def result_reference(env: BuildEnvironment, text: str, location: nodes.Node) -> nodes.Element:
@@ -161,21 +162,10 @@ def copy(cell: nodes.container, part: str | None) -> nodes.container:
     return cell
 
 
-class Links(EnvironmentCollector):
+def outdated(app: Sphinx, env: BuildEnvironment, added: set, changed: set, removed: set) -> list:
     """Read a chapter again when a notebook that it embeds is."""
-
-    def clear_doc(self, app: Sphinx, env: BuildEnvironment, docname: str) -> None:
-        links(env).pop(docname, None)
-
-    def merge_other(self, app, env, docnames, other) -> None:
-        links(env).update({d: v for d, v in links(other).items() if d in docnames})
-
-    def process_doc(self, app: Sphinx, doctree: nodes.document) -> None:
-        pass
-
-    def get_outdated_docs(self, app, env, added, changed, removed) -> list[str]:
-        touched = added | changed | removed
-        return [doc for doc, notebooks in links(env).items() if notebooks & touched]
+    touched = added | changed | removed
+    return [doc for doc, notebooks in env.get_domain("embeds").pages.items() if notebooks & touched]
 
 
 def setup(app: Sphinx) -> dict:
@@ -184,10 +174,11 @@ def setup(app: Sphinx) -> dict:
     app.add_directive("cells", Cells)
     app.add_role("result", Result())
     app.add_post_transform(Resolve)
-    app.add_env_collector(Links)
+    app.add_domain(Embeds)
+    app.connect("env-get-outdated", outdated)
     return {
         "version": "1",
-        "env_version": 1,
+        "env_version": 2,
         "parallel_read_safe": True,
         "parallel_write_safe": True,
     }

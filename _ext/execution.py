@@ -38,6 +38,7 @@ from engine.cluster import Refused
 from engine.export import export_all
 from engine.runner import Limits
 from engine.session import Options, Session, Unknown, merge
+from formats import WEB_SITE
 
 LOG = logging.getLogger(__name__)
 MARKUP = re.compile(r"([\\`*_{}\[\]()<>#+.!|$~^&:@=-])")
@@ -201,13 +202,21 @@ class Execution:
 
     def export(self, app: Sphinx, exception: Exception | None) -> None:
         """Write each notebook as a file of its own into the site (see ``engine.export``)."""
-        if exception is not None or app.builder.format != "html":
+        if exception is not None or app.builder.name not in WEB_SITE:
             return
         records = [run.notebook for run in self.session.runs.values()]
         target, memo = Path(app.outdir, "notebooks"), Path(app.doctreedir, "exports.json")
         for record, fault in export_all(records, target, app.config.html_baseurl, memo):
             if fault is not record.fault:  # of that one, `report` tells
                 LOG.warning(fault.message, location=f"{record.path}:{fault.line}")
+
+    def exported(self, app: Sphinx) -> list[Path]:
+        """The files that `export` writes; see ``leftovers``."""
+        names = set()
+        for run in self.session.runs.values():
+            stem = run.notebook.stem
+            names |= {f"{stem}.py", f"{stem}.ipynb", *run.notebook.files}
+        return [Path(app.outdir, "notebooks", name) for name in sorted(names)]
 
     def report(self, app: Sphinx, exception: Exception | None) -> None:
         """List what failed, on the screen and in <output>/reports/, and let the build fail."""
@@ -258,12 +267,14 @@ def setup(app: Sphinx) -> dict:
         app.add_config_value(f"notebooks_{name}", "", "", (str, int, float, bool))
     app.add_config_value("notebooks_cell_limit", 300, "", (int, float, str))
     app.add_config_value("notebooks_limit", 900, "", (int, float, str))
+    app.setup_extension("leftovers")
     app.add_domain(Notebooks)
     execution = Execution()
     app.connect("env-get-outdated", execution.prepare, priority=100)
     app.connect("env-before-read-docs", execution.skip_unreadable)
     app.connect("source-read", execution.source)
     app.connect("doctree-read", execution.note)
+    app.connect("files-beside-pages", execution.exported)
     app.connect("build-finished", execution.export)
     app.connect("build-finished", execution.report)
     return {

@@ -1,14 +1,15 @@
 """Pictures that fit the page: the smaller format, a dark twin, a size, loaded when they come near.
 
-A notebook leaves a matplotlib figure as SVG and as PNG of double density. Here
+A notebook leaves a matplotlib figure as SVG and as PNG of double density. On the web site
 
 - the larger of the two goes, the SVG being counted as it is sent, compressed;
-- an SVG without raster images, in colours of ``workbench`` only, gets a twin for dark pages: they are
+- an SVG without raster images, in colours of ``workbench`` only, has a twin for dark pages: they are
   exchanged, as ``DARK`` says, and the white ground goes. The theme shows one of the two;
 - any other picture of a notebook has the class ``plate``: it keeps its white ground;
 - each local picture has its width and height in CSS pixels, so that nothing moves when it arrives.
 
-This is done when a page is read, so that chapters which embed cells get the same.
+Other formats show what they can: LaTeX the PNG, plain text the alternative text. So a page is read
+with both formats and the twin, and what is not shown goes when it is written.
 """
 
 import gzip
@@ -21,6 +22,9 @@ import imagesize
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
+from sphinx.transforms.post_transforms import SphinxPostTransform
+
+from formats import WEB_SITE
 
 SVG, PNG = "image/svg+xml", "image/png"
 UNLINKED = "no-scaled-link"  # else Sphinx makes a picture with a width a link to itself
@@ -75,13 +79,30 @@ def store(source: Path, text: str) -> Path:
     return path
 
 
+def bundles(document: nodes.document) -> list[nodes.container]:
+    """The outputs that a notebook left in several formats, from which one is shown."""
+    containers = document.findall(nodes.container)
+    return [node for node in containers if node.get("nb_element") == "mime_bundle"]
+
+
+def pictures(bundle: nodes.container) -> dict[str, tuple[nodes.container, nodes.image]]:
+    """{format: the part of the output that is a picture, and the picture}."""
+    found = {}
+    for part in bundle.children:
+        images = list(part.findall(nodes.image))
+        if images and part.get("mime_type", "").startswith("image/"):
+            found[part["mime_type"]] = (part, images[0])
+    return found
+
+
 class Figures(SphinxTransform):
+    """When a page is read: add the twins, the sizes, and which format is the smaller one."""
+
     default_priority = 210  # the pictures are there, and not yet collected
 
     def apply(self, **kwargs) -> None:
-        for bundle in self.document.findall(nodes.container):
-            if bundle.get("nb_element") == "mime_bundle":
-                self.choose(bundle)
+        for bundle in bundles(self.document):
+            self.complete(bundle)
         for image in list(self.document.findall(nodes.image)):
             if "://" not in image["uri"] and not image["uri"].startswith("data:"):
                 self.measure(image)
@@ -89,17 +110,12 @@ class Figures(SphinxTransform):
     def path(self, image: nodes.image) -> Path:
         return Path(self.env.relfn2path(image["uri"], self.env.current_document.docname)[1])
 
-    def choose(self, bundle: nodes.container) -> None:
-        """Keep one format of a figure; give an SVG its dark twin."""
-        found = {}
-        for part in bundle.children:
-            images = list(part.findall(nodes.image))
-            if part.get("mime_type") in (SVG, PNG) and images:
-                found[part["mime_type"]] = (part, images[0])
-        if SVG in found and PNG in found:
+    def complete(self, bundle: nodes.container) -> None:
+        """Note the smaller of SVG and PNG; give an SVG its dark twin."""
+        found = {kind: part for kind, part in pictures(bundle).items() if kind in (SVG, PNG)}
+        if len(found) == 2:
             sent = len(gzip.compress(self.path(found[SVG][1]).read_bytes(), mtime=0))
-            larger = SVG if sent > self.path(found[PNG][1]).stat().st_size else PNG
-            bundle.remove(found.pop(larger)[0])
+            bundle["larger"] = SVG if sent > self.path(found[PNG][1]).stat().st_size else PNG
         for kind, (_, image) in found.items():
             source = self.path(image)
             image["classes"].append(UNLINKED)
@@ -123,6 +139,32 @@ class Figures(SphinxTransform):
             image["classes"] += [] if UNLINKED in image["classes"] else [UNLINKED]
 
 
+class Shown(SphinxPostTransform):
+    """When a page is written: leave of each figure what the format can show."""
+
+    default_priority = 3  # after `embed` has brought the cells, before MyST-NB selects, at 4
+
+    def run(self, **kwargs) -> None:
+        builder = self.env._builder_cls
+        if builder.name not in WEB_SITE:  # nothing else has dark pages
+            for image in list(self.document.findall(nodes.image)):
+                if "only-dark" in image["classes"]:
+                    image.parent.remove(image)
+        for bundle in bundles(self.document):
+            found = pictures(bundle)
+            if {SVG, PNG} <= {kind for kind in found if kind in builder.supported_image_types}:
+                bundle.remove(found[bundle["larger"]][0])
+            elif found and not builder.supported_image_types and not described(bundle):
+                _, image = next(iter(found.values()))
+                bundle.replace_self(image)  # the builder writes its alternative text
+
+
+def described(bundle: nodes.container) -> bool:
+    """Whether the notebook has told the output in words or as a formula, too."""
+    kinds = {part.get("mime_type") for part in bundle.children}
+    return bool(kinds & {"text/latex", "text/markdown"})
+
+
 def visit_image(self, node: nodes.image) -> None:
     type(self).visit_image(self, node)
     if self.body and self.body[-1].startswith("<img "):
@@ -134,12 +176,14 @@ def depart_image(self, node: nodes.image) -> None:
 
 
 def setup(app: Sphinx) -> dict:
+    app.setup_extension("embed")  # its transform of the same priority comes first
     app.add_transform(Figures)
+    app.add_post_transform(Shown)
     app.add_node(nodes.image, override=True, html=(visit_image, depart_image))
-    # pages hold the twins' names: read them again when the colours change
-    version = zlib.crc32(repr(DARK).encode())
+    # pages hold both formats and the twins' names: read them again when the colours change
+    version = zlib.crc32(f"2 {DARK}".encode())
     return {
-        "version": "1",
+        "version": "2",
         "env_version": version,
         "parallel_read_safe": True,
         "parallel_write_safe": True,

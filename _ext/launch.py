@@ -1,14 +1,14 @@
-"""Links from a chapter and its notebook's page to the notebook's files.
+"""Links from a chapter and from its notebook's page to the notebook's files.
 
-After an HTML build ``notebooks/`` of the output holds, beside each page ``<stem>.html``:
+After a web site has been built ``notebooks/`` of the output holds, beside each page:
 
     <stem>.ipynb    without outputs; its first cell writes the modules of the book beside it and
                     installs what is missing, so that it runs in Colab, Kaggle or bare Jupyter
     <stem>.py       the source, and the modules that it imports
 
-Chapters and notebook pages get buttons for them; the ``paper`` card shows the same links. The one
-setting, ``launch_repository`` ("owner/name"), defaults to GITHUB_REPOSITORY and to none: without it
-there is no Colab button rather than a wrong one. The files are made by ``engine.export``, which ``execution`` calls.
+``engine.export`` makes them, called by ``execution``. Here chapters and notebook pages get buttons for
+them; the ``paper`` card shows the same links. The one setting, ``launch_repository`` ("owner/name"),
+defaults to GITHUB_REPOSITORY and to none: without it there is no Colab button rather than a wrong one.
 """
 
 import os
@@ -17,6 +17,9 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.util.osutil import relative_uri
+
+from formats import WEB_SITE, can_link
 
 COLAB = "https://colab.research.google.com/github"
 
@@ -25,36 +28,34 @@ class launch_buttons(nodes.General, nodes.Element):
     """Stands in a paper card for the links to the chapter's notebook."""
 
 
-def buttons_node() -> nodes.Element:
-    return launch_buttons()
+def buttons_node(docname: str) -> nodes.Element:
+    return launch_buttons(docname=docname)
 
 
-def links_for(env: BuildEnvironment, docname: str) -> list[dict[str, str]]:
-    """Links of a page's notebook: text, short label, icon and address (relative to the site's root
-    unless it is absolute). Empty for a page without a notebook."""
-    stem = docname.rsplit("/", 1)[-1]
+def links_for(app: Sphinx, docname: str) -> list[dict[str, str]]:
+    """Links of a page's notebook: text, icon and address as seen from the page.
+
+    Empty for a page without a notebook, and in formats that have no files beside their pages.
+    """
+    env, config, stem = app.env, app.config, docname.rsplit("/", 1)[-1]
+    notebook = f"notebooks/{stem}"
     if (
-        docname not in (f"chapters/{stem}", f"notebooks/{stem}")
-        or f"notebooks/{stem}" not in env.all_docs
+        app.builder.name not in WEB_SITE
+        or docname not in (f"chapters/{stem}", notebook)
+        or notebook not in env.all_docs
     ):
         return []
-    config, found = env.config, []
+    found = []
+    if docname != notebook and can_link(env, app.builder, notebook):
+        url = app.builder.get_relative_uri(docname, notebook)
+        found.append({"text": "The whole notebook", "icon": "fas fa-book-open", "url": url})
     if config.launch_repository:
-        colab = (
-            f"{COLAB}/{config.launch_repository}/blob/{config.launch_branch}/notebooks/{stem}.ipynb"
-        )
+        colab = f"{COLAB}/{config.launch_repository}/blob/{config.launch_branch}/{notebook}.ipynb"
         found.append({"text": "Open in Colab", "icon": "fas fa-play", "url": colab})
-    found += [
-        {"text": "Download .ipynb", "icon": "fas fa-download", "url": f"notebooks/{stem}.ipynb"},
-        {"text": "Download .py", "icon": "fas fa-file-code", "url": f"notebooks/{stem}.py"},
-    ]
-    if docname.startswith("chapters/"):
-        page = {
-            "text": "The whole notebook",
-            "icon": "fas fa-book-open",
-            "url": f"notebooks/{stem}.html",
-        }
-        found.insert(0, page)
+    here = app.builder.get_target_uri(docname)
+    for suffix, icon in ((".ipynb", "fas fa-download"), (".py", "fas fa-file-code")):
+        url = relative_uri(here, notebook + suffix)
+        found.append({"text": f"Download {suffix}", "icon": icon, "url": url})
     return found
 
 
@@ -68,22 +69,15 @@ def edit_link(env: BuildEnvironment, docname: str) -> list[dict[str, str]]:
     return [{"text": "Edit this page", "icon": "fas fa-pencil", "url": url}]
 
 
-def relative(app: Sphinx, docname: str, url: str) -> str:
-    """Address of a link as seen from a page."""
-    depth = "../" * docname.count("/")
-    return url if "://" in url else depth + url
-
-
 def add_buttons(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
     """Put the links into the row of buttons at the top of the page."""
     if doctree is None or "header_buttons" not in context:
         return
-    for link in links_for(app.env, pagename) + edit_link(app.env, pagename):
-        url = relative(app, pagename, link["url"])
+    for link in links_for(app, pagename) + edit_link(app.env, pagename):
         context["header_buttons"].append(
             {
                 "type": "link",
-                "url": url,
+                "url": link["url"],
                 "icon": link["icon"],
                 "tooltip": link["text"],
                 "label": "launch",
@@ -92,12 +86,11 @@ def add_buttons(app: Sphinx, pagename: str, templatename: str, context: dict, do
 
 
 def resolve(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Replace the placeholder of a card by links; other builders than HTML have no such files."""
+    """Replace the placeholder of a card by links, if there are any."""
     for place in list(doctree.findall(launch_buttons)):
         line = nodes.paragraph(classes=["launch"])
-        for link in links_for(app.env, docname) if app.builder.format == "html" else ():
-            url = relative(app, docname, link["url"])
-            line += nodes.reference("", link["text"], refuri=url, classes=["launch-link"])
+        for link in links_for(app, place["docname"]):
+            line += nodes.reference("", link["text"], refuri=link["url"], classes=["launch-link"])
             line += nodes.Text(" ")
         place.replace_self(line if line.children else [])
 
@@ -111,7 +104,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("doctree-resolved", resolve)
     return {
         "version": "1",
-        "env_version": 1,
+        "env_version": 2,
         "parallel_read_safe": True,
         "parallel_write_safe": True,
     }

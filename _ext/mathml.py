@@ -22,10 +22,12 @@ from docutils import nodes
 from math_core import LatexError, LatexToMathML
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
-from sphinx.environment.collectors import EnvironmentCollector
 from sphinx.locale import _
 from sphinx.util import logging
 from sphinx.util.math import get_node_equation_number
+
+from formats import WEB_SITE
+from per_page import PerPage
 
 LOG = logging.getLogger(__name__)
 CONVERTER = LatexToMathML(fancy_error=False)
@@ -91,33 +93,28 @@ def write_font(source: Path, used: str, target: Path) -> None:
     subset.save_font(font, target, options)
 
 
-def used_characters(env: BuildEnvironment) -> dict[str, set[str]]:
-    if not hasattr(env, "mathml_characters"):
-        env.mathml_characters = {}
-    return env.mathml_characters
+class Characters(PerPage):
+    """What each page's equations need from the font."""
 
+    name, label = "equation-characters", "Characters of equations"
 
-class Characters(EnvironmentCollector):
-    """Collect what each page's equations need from the font."""
-
-    def clear_doc(self, app: Sphinx, env: BuildEnvironment, docname: str) -> None:
-        used_characters(env).pop(docname, None)
-
-    def merge_other(self, app, env, docnames, other) -> None:
-        found = used_characters(other)
-        used_characters(env).update({doc: found[doc] for doc in docnames if doc in found})
-
-    def process_doc(self, app: Sphinx, doctree: nodes.document) -> None:
+    def process_doc(self, env: BuildEnvironment, docname: str, document: nodes.document) -> None:
         used = set()
-        for node in doctree.findall(lambda n: isinstance(n, (nodes.math, nodes.math_block))):
+        for node in document.findall(lambda n: isinstance(n, (nodes.math, nodes.math_block))):
             with suppress(LatexError):  # reported when the page is written
                 used |= characters(mathml(node))
         if used:
-            used_characters(app.env)[app.env.current_document.docname] = used
+            self.pages[docname] = used
+
+
+def used_characters(env: BuildEnvironment) -> dict[str, set[str]]:
+    """{docname: characters} of the pages with equations."""
+    return env.get_domain("equation-characters").pages
 
 
 def add_font(app: Sphinx, exception: Exception | None) -> None:
-    if exception or getattr(app.builder, "math_renderer_name", None) != "mathml":
+    site = app.builder.name in WEB_SITE and app.builder.math_renderer_name == "mathml"
+    if exception or not site:
         return
     used = "".join(sorted(set(DRAWN).union(*used_characters(app.env).values())))
     source = font_file()
@@ -166,11 +163,11 @@ def setup(app: Sphinx) -> dict:
         block_renderers=(visit_displaymath, None),
     )
     app.add_css_file("mathml.css")
-    app.add_env_collector(Characters)
+    app.add_domain(Characters)
     app.connect("build-finished", add_font)
     return {
         "version": "1",
-        "env_version": 1,
+        "env_version": 2,
         "parallel_read_safe": True,
         "parallel_write_safe": True,
     }

@@ -25,12 +25,12 @@ from pybtex.richtext import Text
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
-from sphinx.environment.collectors import EnvironmentCollector
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 from embed import result_reference
+from per_page import PerPage
 
 LOG = logging.getLogger(__name__)
 MOST_AUTHORS = 6
@@ -93,7 +93,7 @@ class PaperCard(SphinxDirective):
         if "launch" in self.config.extensions:
             from launch import buttons_node
 
-            card += buttons_node()
+            card += buttons_node(self.env.current_document.docname)
         return [card, *self.messages]
 
     def entry(self) -> Entry | None:
@@ -140,11 +140,15 @@ class PaperCard(SphinxDirective):
         return block
 
 
-def papers(env: BuildEnvironment) -> dict[str, list[tuple[int, str, nodes.paragraph]]]:
-    """{docname: (year, title of the paper, idea) of each of its cards}."""
-    if not hasattr(env, "papers"):
-        env.papers = {}
-    return env.papers
+class Papers(PerPage):
+    """(year, title of the paper, idea) of each card of a page."""
+
+    name, label = "papers", "Paper cards"
+
+    def process_doc(self, env: BuildEnvironment, docname: str, document: nodes.document) -> None:
+        for idea in document.findall(paper_idea):
+            card = (int(idea.parent["year"]), idea.parent["title"], idea.deepcopy())
+            self.pages.setdefault(docname, []).append(card)
 
 
 class Ideas(SphinxPostTransform):
@@ -157,29 +161,16 @@ class Ideas(SphinxPostTransform):
             idea.parent.remove(idea)
 
 
-class Papers(EnvironmentCollector):
-    def clear_doc(self, app: Sphinx, env: BuildEnvironment, docname: str) -> None:
-        papers(env).pop(docname, None)
-
-    def merge_other(self, app, env, docnames, other) -> None:
-        papers(env).update({doc: cards for doc, cards in papers(other).items() if doc in docnames})
-
-    def process_doc(self, app: Sphinx, doctree: nodes.document) -> None:
-        for idea in doctree.findall(paper_idea):
-            card = (int(idea.parent["year"]), idea.parent["title"], idea.deepcopy())
-            papers(app.env).setdefault(app.env.current_document.docname, []).append(card)
-
-
 def setup(app: Sphinx) -> dict:
     app.setup_extension("embed")
     app.add_config_value("paper_bibfile", "references.bib", "env", str)
     app.add_node(paper_idea)
     app.add_directive("paper", PaperCard)
     app.add_post_transform(Ideas)
-    app.add_env_collector(Papers)
+    app.add_domain(Papers)
     return {
         "version": "1",
-        "env_version": 1,
+        "env_version": 2,
         "parallel_read_safe": True,
         "parallel_write_safe": True,
     }

@@ -12,6 +12,8 @@ from pathlib import Path
 import tinycss2
 from sphinx.application import Sphinx
 
+from formats import WEB_SITE
+
 SHEET = "styles/pydata-sphinx-theme.css"
 WORD = re.compile(r"[\w-]+")
 CLASSES = re.compile(rb'\bclass=(?:"([^"]*)"|([^\s">]+))')
@@ -76,7 +78,7 @@ def unescaped(tokens: list) -> str:
 
 def write(app: Sphinx, exception: Exception | None) -> None:
     sheet = Path(app.outdir, "_static", SHEET)
-    if exception or app.builder.format != "html" or not sheet.is_file():
+    if exception or app.builder.name not in WEB_SITE or not sheet.is_file():
         return
     text = sheet.read_text(encoding="utf-8")
     if text.startswith("/* slim"):

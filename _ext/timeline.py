@@ -15,7 +15,7 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from paper import papers
+import summaries
 
 LOG = logging.getLogger(__name__)
 
@@ -28,16 +28,14 @@ class Timeline(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         place = timeline_placeholder()
         self.set_source_info(place)
-        # Sphinx clears and merges the metadata of pages.
-        self.env.metadata[self.env.current_document.docname]["timeline"] = True
+        summaries.note(self.env, "timeline")
         return [place]
 
 
 def in_order(env: BuildEnvironment) -> list[tuple[int, str, str, nodes.paragraph]]:
     """Year, title of the paper, docname and idea of all cards."""
-    cards = [
-        (year, title, doc, idea) for doc, own in papers(env).items() for year, title, idea in own
-    ]
+    pages = env.get_domain("papers").pages
+    cards = [(year, title, doc, idea) for doc, own in pages.items() for year, title, idea in own]
     return sorted(cards, key=lambda card: card[:3])
 
 
@@ -68,14 +66,12 @@ class Resolve(SphinxPostTransform):
         return nodes.definition_list_item("", term, nodes.definition("", clause))
 
 
-def outdated(app: Sphinx, env: BuildEnvironment) -> list[str]:
-    """Write the pages with a time line again when a card has changed, appeared or gone."""
-    shown = [
+def shown(env: BuildEnvironment) -> list[tuple]:
+    """All of which the time line consists; a card may change, appear or go."""
+    return [
         (year, title, doc, env.titles[doc].astext(), str(idea))
         for year, title, doc, idea in in_order(env)
     ]
-    before, env.timeline_shown = getattr(env, "timeline_shown", None), shown
-    return [doc for doc, data in env.metadata.items() if "timeline" in data and shown != before]
 
 
 def setup(app: Sphinx) -> dict:
@@ -83,10 +79,10 @@ def setup(app: Sphinx) -> dict:
     app.add_node(timeline_placeholder)
     app.add_directive("timeline", Timeline)
     app.add_post_transform(Resolve)
-    app.connect("env-get-updated", outdated)
+    summaries.follow(app, "timeline", shown)
     return {
         "version": "1",
-        "env_version": 1,
+        "env_version": 2,
         "parallel_read_safe": True,
         "parallel_write_safe": True,
     }

@@ -13,7 +13,7 @@ from loader import ROOT
 CONF = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "_ext")!r})
-extensions = ["execution", "myst_nb", "embed", "launch"]
+extensions = ["warned", "execution", "myst_nb", "embed", "launch"]
 include_patterns = ["index.rst", "chapters/*.rst", "notebooks/*.py"]
 exclude_patterns = ["notebooks/workbench.py"]
 nb_custom_formats = {{".py": "execution.read"}}
@@ -44,17 +44,19 @@ def write_site(folder: Path, files: dict[str, str], conf: str = CONF) -> Path:
     return folder
 
 
-def sphinx(folder: Path, *options: str) -> list[str]:
-    """The command that builds a site into ``folder/_build/html``."""
-    where = [str(folder), str(folder / "_build" / "html")]
+def sphinx(folder: Path, *options: str, out: str = "html") -> list[str]:
+    """The command that builds a site into ``folder/_build/<out>``."""
+    where = [str(folder), str(folder / "_build" / out)]
     return [sys.executable, "-m", "sphinx", *options, *where]
 
 
-def build(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run sphinx-build as the Makefile does, output in ``folder/_build/html``."""
+def build(
+    folder: Path, *options: str, out: str = "html", **environment: str
+) -> subprocess.CompletedProcess:
+    """Run sphinx-build as the Makefile does, output in ``folder/_build/<out>``."""
     env = {**os.environ, "PYTHONPATH": str(ROOT / "_ext"), **environment}
     return subprocess.run(
-        sphinx(folder, "-n", "-W", "--keep-going", "--no-color", *options),
+        sphinx(folder, "-n", "-W", "--keep-going", "--no-color", *options, out=out),
         capture_output=True,
         text=True,
         env=env,

@@ -252,7 +252,11 @@ def test_kernels_on_the_workers_end_with_the_build(dask, tmp_path, number):
     worker = psutil.Process(dask.processes[1].pid)
 
     def kernels():
-        return [p for p in worker.children(recursive=True) if "ipykernel_launcher" in p.cmdline()]
+        found = []
+        for process in worker.children(recursive=True):
+            with suppress(psutil.Error):
+                found += [process] if "ipykernel_launcher" in process.cmdline() else []
+        return found
 
     wait_for(kernels)
     process.send_signal(number)

@@ -69,6 +69,18 @@ def test_it_follows_a_card_that_goes_and_one_that_comes_back(tmp_path):
     assert len(lines(folder)) == 3
 
 
+def test_each_format_follows_an_edit_of_a_card(tmp_path):
+    folder = write_site(tmp_path, FILES, CONF)
+    doctrees = ("-d", str(folder / "_build" / "doctrees"))
+    for idea in ("share", "slide"):
+        card = FILES["chapters/b.rst"].replace("share", idea)
+        (folder / "chapters" / "b.rst").write_text(card, encoding="utf-8")
+        for builder, page_name in (("html", "line.html"), ("text", "line.txt")):
+            assert build(folder, "-b", builder, *doctrees, out=builder).returncode == 0
+            text = (folder / "_build" / builder / "years" / page_name).read_text(encoding="utf-8")
+            assert f"{idea} filters" in text, builder
+
+
 def test_text_that_is_no_card_does_not_write_it_again(tmp_path):
     folder = write_site(tmp_path, FILES, CONF)
     assert build(folder).returncode == 0

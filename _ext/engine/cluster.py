@@ -3,7 +3,7 @@
 What travels is the notebook with its local modules, and the files of this package under a name made
 of their content, so a worker needs the Python environment and no file of this repository. Each
 worker, also one that comes late or that its nanny has started again, compares itself with the
-building machine and offers the resource ``book`` when it has the same versions, Python and device;
+building machine and offers a resource when it has the same versions, Python and device;
 jobs ask for that resource. A run whose task is cancelled, because the build was stopped or is gone,
 ends its kernel.
 """
@@ -20,8 +20,7 @@ from pathlib import Path
 from .runner import Job, Limits, Outcome, run
 from .surroundings import ask_torch, differences, python, versions
 
-RESOURCE = "book"
-PLUGIN = "book"
+TRIES = 3  # a notebook whose worker dies is given to another, this often in all
 
 
 class Refused(Exception):
@@ -123,6 +122,23 @@ def offer(load: Callable, here: dict, resource: str):
 # ---- on the building machine ---------------------------------------------------------------------
 
 
+def bounded(seconds: float, function: Callable, *arguments, **options):
+    """Call a function that a worker which does not answer could hold for ever.
+
+    Raises TimeoutError; the call goes on in a thread of its own then.
+    """
+    answer: Future = Future()
+
+    def call() -> None:
+        try:
+            answer.set_result(function(*arguments, **options))
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return answer.result(seconds)
+
+
 class Cluster:
     """Jobs for the workers of a scheduler, with the face of ``pool.Local``.
 
@@ -142,12 +158,23 @@ class Cluster:
             said = str(error) or type(error).__name__
             raise Refused(f"no Dask scheduler answers at {address}: {said}") from error
         self.address, self.patience, self.frozen = address, patience, frozen
-        self.notes: list[str] = []
-        self.waiting: dict[Future, object] = {}
+        self.jobs: dict[Future, Job] = {}  # what has been submitted and has no outcome
+        self.tasks: dict[Future, object] = {}  # what of it the scheduler has
         self.lock, self.over = threading.Lock(), threading.Event()
         self.load = shipped()
-        self.client.register_plugin(offer(self.load, here, RESOURCE), name=PLUGIN)
-        self.check()
+        self.resource = f"book-{sha256(repr(here).encode()).hexdigest()[:16]}"  # offered for `here`
+        plugin = offer(self.load, here, self.resource)
+        try:
+            bounded(60, self.client.register_plugin, plugin, name=self.resource)
+            different = self.differing()
+        except Exception as error:
+            bounded(5, self.client.close)
+            said = str(error) or type(error).__name__
+            raise Refused(f"the workers of {address} do not answer: {said}") from error
+        self.notes = [f"worker {n}: {', '.join(d)}" for n, d in different.items() if d]
+        if self.notes and len(self.notes) == len(different):  # one that has none yet may get some
+            bounded(5, self.client.close)
+            raise Refused(f"no worker of {address} can be used: {'; '.join(self.notes)}")
         self.watcher = threading.Thread(target=self.watch, daemon=True)
 
     def __enter__(self) -> "Cluster":
@@ -156,93 +183,115 @@ class Cluster:
 
     def __exit__(self, kind, error, trace) -> None:
         self.over.set()
+        self.watcher.join(15)
         with suppress(Exception):
-            self.client.cancel(list(self.waiting.values()), force=True)
-        if self.watcher.is_alive():
-            self.watcher.join(10)
+            bounded(5, self.client.cancel, list(self.tasks.values()), force=True)
         with suppress(Exception):
-            self.client.unregister_worker_plugin(PLUGIN)
-        with suppress(Exception):
-            self.client.close(timeout=5)
-
-    def check(self) -> None:
-        """Refuse a cluster all of whose workers differ; one that has none yet may get some."""
-        different = self.differing()
-        self.notes = [f"worker {n}: {', '.join(d)}" for n, d in different.items() if d]
-        if self.notes and len(self.notes) == len(different):
-            self.client.close()
-            raise Refused(f"no worker of {self.address} can be used: {'; '.join(self.notes)}")
+            bounded(10, self.client.close, timeout=5)
 
     def differing(self) -> dict[str, list[str]]:
         """In what each worker differs; asked until all know, at most a minute."""
-        plugin, end = PLUGIN, time.monotonic() + 60
+        name, end = self.resource, time.monotonic() + 60
         while True:
-            said = self.client.run(
-                lambda dask_worker: getattr(dask_worker.plugins.get(plugin), "different", None),
+            said = bounded(
+                30,
+                self.client.run,
+                lambda dask_worker: getattr(dask_worker.plugins.get(name), "different", None),
                 on_error="ignore",
             )
             if all(found is not None for found in said.values()) or time.monotonic() > end:
-                return {name: found or [] for name, found in said.items() if found is not None}
+                return {worker: found for worker, found in said.items() if found is not None}
             time.sleep(0.2)
 
     def submit(self, job: Job) -> Future:
-        load = self.load
-        task = self.client.submit(
-            lambda job: load().run_there(job), asdict(job), resources={RESOURCE: 1}, pure=False
-        )
         future: Future = Future()
         future.set_running_or_notify_cancel()
-        future.job = job
         with self.lock:
-            self.waiting[future] = task
+            self.jobs[future] = job
         return future
 
+    def send(self, future: Future) -> None:
+        """Give a job to the scheduler; a task whose worker dies is tried again, ``TRIES`` in all."""
+        load, job = self.load, self.jobs[future]
+        task = self.client.submit(
+            lambda job: load().run_there(job),
+            asdict(job),
+            resources={self.resource: 1},
+            pure=False,
+        )
+        self.tasks[future] = task
+        key, retries = task.key, TRIES - 1
+
+        def limit(dask_scheduler) -> None:  # of this task only; the scheduler has one for all
+            if known := dask_scheduler.tasks.get(key):
+                known.suspicious = max(known.suspicious, dask_scheduler.allowed_failures - retries)
+
+        self.client.run_on_scheduler(limit)
+
     def watch(self) -> None:
-        """Hand results on; give up where no worker is left for too long or the scheduler is gone."""
-        usable = time.monotonic()
+        """Give jobs to the scheduler when there is a worker for them, and hand results on.
+
+        Gives up where no worker is left for too long or the scheduler is gone.
+        """
+        heard, had_any = time.monotonic(), False
         while not self.over.wait(0.2):
-            with self.lock:
-                waiting = list(self.waiting.items())
-            for future, task in waiting:
-                if task.status in ("finished", "error", "cancelled", "lost"):
-                    self.settle(future, task)
             try:
                 if self.client.status != "running":
                     raise OSError("the connection is closed")
-                if self.usable_workers() or not self.waiting:
-                    usable = time.monotonic()
+                any_now = self.usable_workers()
+                if any_now:
+                    if not had_any:  # Dask does not look again at tasks that no worker fitted
+                        stale, self.tasks = list(self.tasks.values()), {}
+                        if stale:
+                            self.client.cancel(stale, force=True)
+                    for future in [f for f in self.jobs if f not in self.tasks]:
+                        self.send(future)
+                for future, task in list(self.tasks.items()):
+                    self.settle(future, task)
             except Exception as error:
-                self.give_up(f"the Dask scheduler at {self.address} is gone ({error})")
+                said = str(error) or type(error).__name__
+                self.give_up(f"the Dask scheduler at {self.address} is gone ({said})")
                 continue
-            if time.monotonic() - usable > self.patience:
+            if any_now or not self.jobs:
+                heard = time.monotonic()
+            had_any = any_now
+            if time.monotonic() - heard > self.patience:
                 self.give_up(
                     f"no worker of {self.address} that can be used for {self.patience:g} s"
                 )
 
     def usable_workers(self) -> bool:
-        """Whether some worker that the scheduler knows, and has heard of lately, offers itself."""
+        """Whether some worker that the scheduler has heard of lately offers itself."""
         info = self.client.scheduler_info(n_workers=-1)["workers"]
         now = time.time()
         return any(
-            w.get("resources", {}).get(RESOURCE) and now - w.get("last_seen", now) < self.frozen
+            w.get("resources", {}).get(self.resource)
+            and now - w.get("last_seen", now) < self.frozen
             for w in info.values()
         )
 
     def settle(self, future: Future, task) -> None:
-        with self.lock:
-            if self.waiting.pop(future, None) is None:
-                return
-        job = future.job
+        """Hand on what a task came to; one whose result cannot be fetched is computed again."""
+        if task.status not in ("finished", "error", "cancelled"):
+            return
+        job = self.jobs[future]
         try:
-            future.set_result(Outcome(job, **task.result(timeout=10)))
-        except Exception as error:
+            outcome = Outcome(job, **task.result(timeout=10))
+        except TimeoutError:
+            return
+        except BaseException as error:  # CancelledError is no Exception
+            if type(error).__name__ in ("CancelledError", "FutureCancelledError"):
+                raise OSError("it has cancelled a task") from None
             said = str(error) or type(error).__name__
             if type(error).__name__ == "KilledWorker":
                 said = "each worker that ran it died"
-            future.set_result(Outcome(job, job.notebook, 0.0, f"on the cluster: {said}"))
+            outcome = Outcome(job, job.notebook, 0.0, f"on the cluster: {said}")
+        with self.lock:
+            del self.jobs[future], self.tasks[future]
+        future.set_result(outcome)
 
     def give_up(self, reason: str) -> None:
         with self.lock:
-            waiting, self.waiting = list(self.waiting), {}
-        for future in waiting:
-            future.set_result(Outcome(future.job, future.job.notebook, 0.0, reason))
+            waiting, self.jobs, self.tasks = dict(self.jobs), {}, {}
+        for future, job in waiting.items():
+            future.set_result(Outcome(job, job.notebook, 0.0, reason))

@@ -14,6 +14,7 @@ from sphinx.application import Sphinx
 from sphinx.builders.html._assets import _JavaScript
 from sphinx.writers.html5 import HTML5Translator
 
+from formats import WEB_SITE
 from mathml import used_characters
 
 FIRST_SCRIPT = """\
@@ -63,6 +64,8 @@ def deferred(script: _JavaScript) -> _JavaScript:
 
 
 def fill(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    if app.builder.name not in WEB_SITE:
+        return
     context["content_policy"], context["first_script"] = POLICY, FIRST_SCRIPT
     math = [MATH_FONT] if pagename in used_characters(app.env) else []
     context["preloaded_fonts"] = TEXT_FONTS + math

@@ -2,7 +2,7 @@
 
 import pytest
 
-from searching import words
+from search_terms import words
 
 
 @pytest.mark.parametrize(

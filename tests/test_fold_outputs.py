@@ -11,7 +11,7 @@ def test_a_long_output_shows_its_first_lines_and_holds_the_rest(tmp_path):
         "notebooks/long.py": NOTEBOOK.format(n=30),
         "notebooks/short.py": NOTEBOOK.format(n=16),
     }
-    folder = write_site(tmp_path, files, CONF + 'extensions.append("outputs")\n')
+    folder = write_site(tmp_path, files, CONF + 'extensions.append("fold_outputs")\n')
     result = build(folder)
     assert result.returncode == 0, result.stderr
     output = page(folder, "notebooks/long").select_one(".cell_output")

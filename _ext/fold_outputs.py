@@ -1,12 +1,14 @@
 """Fold what a cell prints when it is long: the first lines stay in sight, the rest opens.
 
-A text output of more than ``outputs_lines`` lines is cut after ``KEPT`` of them. Only in HTML.
+A text output of more than ``fold_outputs_lines`` lines is cut after ``KEPT`` of them. Only on the web site.
 """
 
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.locale import _
 from sphinx.transforms.post_transforms import SphinxPostTransform
+
+from formats import WEB_SITE
 
 KEPT = 8
 
@@ -17,7 +19,7 @@ class more_output(nodes.General, nodes.Element):
 
 class Fold(SphinxPostTransform):
     default_priority = 6  # after MyST-NB has chosen among the types of an output, at 4
-    formats = ("html",)
+    builders = WEB_SITE
 
     def run(self, **kwargs) -> None:
         outputs = [
@@ -28,7 +30,7 @@ class Fold(SphinxPostTransform):
         ]
         for block in outputs:
             lines = block.astext().rstrip("\n").split("\n")
-            if len(lines) > self.config.outputs_lines:
+            if len(lines) > self.config.fold_outputs_lines:
                 block.replace_self([part(block, lines[:KEPT]), rest(block, lines[KEPT:])])
 
 
@@ -54,7 +56,7 @@ def depart_more_output(self, node: more_output) -> None:
 
 
 def setup(app: Sphinx) -> dict:
-    app.add_config_value("outputs_lines", 16, "env", int)
+    app.add_config_value("fold_outputs_lines", 16, "env", int)
     app.add_node(more_output, html=(visit_more_output, depart_more_output))
     app.add_post_transform(Fold)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,4 +1,4 @@
-"""The page of the run: what each notebook ran on, and whether it was run for this build.
+"""The table of the runs: what each notebook ran on, and whether it was run for this build.
 
 ::
 
@@ -12,7 +12,9 @@ from sphinx.environment import BuildEnvironment
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.docutils import SphinxDirective
 
+import summaries
 from execution import kept
+from formats import can_link
 
 COLUMNS = ("Notebook", "Device", "Seconds", "Memory", "Profile", "Date", "Outputs", "Versions")
 
@@ -23,7 +25,7 @@ class runs_placeholder(nodes.General, nodes.Element):
 
 class Runs(SphinxDirective):
     def run(self) -> list[nodes.Node]:
-        self.env.metadata[self.env.current_document.docname]["runs"] = True
+        summaries.note(self.env, "runs")
         return [runs_placeholder()]
 
 
@@ -46,9 +48,10 @@ class Resolve(SphinxPostTransform):
 
     def row(self, docname: str, known: dict) -> nodes.row:
         book = known["book"]
+        name = nodes.inline("", docname.rpartition("/")[2])
         link = addnodes.pending_xref(
             "",
-            nodes.inline("", docname.rpartition("/")[2]),
+            name,
             refdomain="std",
             reftype="doc",
             reftarget=f"/{docname}",
@@ -65,6 +68,8 @@ class Resolve(SphinxPostTransform):
             "failed" if known["failed"] else known["origin"],
             ", ".join(f"{name} {version}" for name, version in book.get("versions", {}).items()),
         )
+        if not can_link(self.env, self.env._builder_cls, docname):
+            link = name
         return nodes.row("", cell(link), *[cell(nodes.Text(text)) for text in texts])
 
 
@@ -72,11 +77,9 @@ def cell(content: nodes.Node) -> nodes.entry:
     return nodes.entry("", nodes.paragraph("", "", content))
 
 
-def outdated(app: Sphinx, env: BuildEnvironment) -> list[str]:
-    """Write the page again when any run has changed."""
-    shown = str(sorted(kept(env).items()))
-    before, env.runs_shown = getattr(env, "runs_shown", None), shown
-    return [doc for doc, data in env.metadata.items() if "runs" in data and shown != before]
+def shown(env: BuildEnvironment) -> list[tuple]:
+    """All runs; the page is written again when any has changed."""
+    return sorted(kept(env).items())
 
 
 def setup(app: Sphinx) -> dict:
@@ -84,10 +87,10 @@ def setup(app: Sphinx) -> dict:
     app.add_node(runs_placeholder)
     app.add_directive("runs", Runs)
     app.add_post_transform(Resolve)
-    app.connect("env-get-updated", outdated)
+    summaries.follow(app, "runs", shown)
     return {
         "version": "1",
-        "env_version": 1,
+        "env_version": 2,
         "parallel_read_safe": True,
         "parallel_write_safe": True,
     }

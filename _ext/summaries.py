@@ -1,0 +1,50 @@
+"""Write a page that summarises other pages again when what it shows has changed.
+
+The extension of a summary tells once what it shows, and its directive which pages have one::
+
+    summaries.follow(app, "timeline", cards)        # in setup; cards(env) is what a page shows
+    summaries.note(env, "timeline")                 # in the directive
+"""
+
+from collections.abc import Callable
+
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+
+from per_page import PerPage
+
+
+class Summaries(PerPage):
+    """Which summaries a page has, and what they showed when a builder last wrote them."""
+
+    name, label = "summaries", "Summaries"
+    initial_data = {"pages": {}, "shown": {}}
+
+
+def note(env: BuildEnvironment, summary: str) -> None:
+    """The current page has this summary."""
+    pages = env.get_domain("summaries").pages
+    pages.setdefault(env.current_document.docname, set()).add(summary)
+
+
+def follow(app: Sphinx, summary: str, shown: Callable[[BuildEnvironment], object]) -> None:
+    """Compare what is shown from build to build, for each format."""
+    app.setup_extension("summaries")
+
+    def outdated(app: Sphinx, env: BuildEnvironment) -> list[str]:
+        domain, kind = env.get_domain("summaries"), f"{summary} {app.builder.name}"
+        now, before = repr(shown(env)), domain.data["shown"].get(kind)
+        domain.data["shown"][kind] = now
+        return [doc for doc, has in domain.pages.items() if summary in has and now != before]
+
+    app.connect("env-get-updated", outdated)
+
+
+def setup(app: Sphinx) -> dict:
+    app.add_domain(Summaries)
+    return {
+        "version": "1",
+        "env_version": 1,
+        "parallel_read_safe": True,
+        "parallel_write_safe": True,
+    }

@@ -1,0 +1,89 @@
+"""The Makefile's plumbing, with a stub in place of Python that writes down how it was called."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from loader import ROOT
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+STUB = '#!/bin/sh\nfor word; do printf "[%s]" "$word"; done >> calls\necho >> calls\n'
+# what Debian's python3 does without the package python3-venv
+HALF = f'{STUB}mkdir -p .venv/bin && cp "$0" .venv/bin/python\nexit 1\n'
+
+
+def program(path: Path, text: str = STUB) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def make(tmp_path, *arguments: str, **environment: str):
+    """Run make in a folder whose path has a space; the calls of the stub, or what make said."""
+    project = tmp_path / "a project"
+    project.mkdir(exist_ok=True)
+    for file in (ROOT / "Makefile", *ROOT.glob("requirements*.txt")):
+        if not (project / file.name).exists():  # a newer file would be installed again
+            shutil.copy(file, project)
+    ours = {"PYTHON", "VIRTUAL_ENV", "MAKEFLAGS", "NB", "SPHINXOPTS"}
+    env = {name: value for name, value in os.environ.items() if name not in ours}
+    result = subprocess.run(
+        ["make", *arguments], cwd=project, env=env | environment, capture_output=True, text=True
+    )
+    calls = project / "calls"
+    return result, calls.read_text().splitlines() if calls.exists() else []
+
+
+@pytest.mark.parametrize("name", ["my python", "o'python"])
+@pytest.mark.parametrize("how", ["PYTHON", "VIRTUAL_ENV"])
+def test_a_path_of_python_may_have_a_space_or_a_quote(tmp_path, how, name):
+    place = program(tmp_path / name / "bin" / "python")
+    value = place if how == "PYTHON" else place.parent.parent
+    result, calls = make(tmp_path, "html", **{how: str(value)})
+    assert result.returncode == 0, result.stderr
+    assert calls[0].startswith("[-m][pip][install]")
+    assert calls[-1] == "[-m][sphinx][-n][-W][--keep-going][-b][html][.][_build/html]"
+
+
+def test_each_setting_reaches_sphinx_as_one_word(tmp_path):
+    stub = program(tmp_path / "stub")
+    given = {
+        "NB": "resnet,  vgg",
+        "FORCE": "maybe so",
+        "JOBS": "$$(echo 2)",
+        "WARM": "it's",
+        "CLUSTER": "tcp://a:1;x",
+        "MEM": "4 GiB",
+    }
+    settings = [f"{name}={value}" for name, value in given.items()]
+    result, calls = make(tmp_path, "html", f"PYTHON={stub}", *settings)
+    assert result.returncode == 0, result.stderr
+    assert calls[-1] == (
+        "[-m][sphinx][-n][--keep-going]"
+        "[-D][notebooks_only=resnet,  vgg][-D][notebooks_force=maybe so]"
+        "[-D][notebooks_jobs=$(echo 2)][-D][notebooks_warm=it's]"
+        "[-D][notebooks_cluster=tcp://a:1;x][-D][notebooks_memory=4 GiB]"
+        "[-b][html][.][_build/html]"
+    )
+
+
+def test_what_is_installed_is_not_installed_again_for_the_same_python(tmp_path):
+    first, second = program(tmp_path / "one python"), program(tmp_path / "other python")
+    for stub, installs in ((first, 2), (first, 2), (second, 4)):
+        _, calls = make(tmp_path, "html", PYTHON=str(stub))
+        assert sum(call.startswith("[-m][pip]") for call in calls) == installs
+
+
+def test_an_environment_that_cannot_be_made_is_removed_and_the_package_is_named(tmp_path):
+    program(tmp_path / "bin" / "python3", HALF)
+    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    for _ in range(2):
+        result, calls = make(tmp_path, "html", PATH=path)
+        assert result.returncode != 0
+        assert "python3-venv" in result.stderr
+        assert not (tmp_path / "a project" / ".venv").exists()
+    assert calls == ["[-m][venv][.venv]"] * 2
