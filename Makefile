@@ -55,7 +55,7 @@ lint: $(STAMPS)/test ## style of the code and of the notebooks
 	$(PY) tests/lint.py notebooks
 
 prune: $(STAMPS)/book ## remove stored outputs that no build used for 30 days
-	$(PY) _ext/store.py prune .store 30
+	PYTHONPATH=_ext $(PY) -m engine.store prune .store 30
 
 bench: $(STAMPS)/bench ## time this engine against MyST-NB's cache and nbsphinx
 	$(PY) tests/bench.py

@@ -28,7 +28,6 @@ import nbformat
 from docutils import nodes
 from nbformat import NotebookNode
 from sphinx.application import Sphinx
-from sphinx.domains import Domain
 from sphinx.environment import BuildEnvironment
 from sphinx.errors import ConfigError, ExtensionError
 from sphinx.util import logging
@@ -39,35 +38,21 @@ from engine.export import export_all
 from engine.runner import Limits
 from engine.session import Options, Session, Unknown, merge
 from formats import WEB_SITE
+from per_page import PerPage
 
 LOG = logging.getLogger(__name__)
 MARKUP = re.compile(r"([\\`*_{}\[\]()<>#+.!|$~^&:@=-])")
 
 
-class Notebooks(Domain):
-    """What the environment keeps of the notebooks that have been read.
+class Notebooks(PerPage):
+    """{docname: {"state", "results", "failed", "book", "origin"}} of the notebooks that were read."""
 
-    ``runs``: {docname: {"state", "results", "failed", "book", "origin"}}.
-    """
-
-    name = "notebook"
-    label = "notebooks"
-    initial_data = {"runs": {}}
-    data_version = 1
-
-    def clear_doc(self, docname: str) -> None:
-        self.data["runs"].pop(docname, None)
-
-    def merge_domaindata(self, docnames, otherdata) -> None:
-        self.data["runs"].update({d: v for d, v in otherdata["runs"].items() if d in docnames})
-
-    def resolve_any_xref(self, *args, **kwargs) -> list:
-        return []  # nothing here can be referred to
+    name, label = "notebook", "Notebooks"
 
 
 def kept(env: BuildEnvironment) -> dict[str, dict]:
-    """The runs of the notebooks that have been read, by docname: see ``Notebooks``."""
-    return env.domains["notebook"].data["runs"]
+    """What is kept of the notebooks that have been read, by docname: see ``Notebooks``."""
+    return env.get_domain("notebook").pages
 
 
 def options(app: Sphinx) -> Options:

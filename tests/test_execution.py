@@ -419,6 +419,7 @@ def test_which_package_provides_a_module_is_looked_up_once_and_again_after_an_in
         found = providers(["PIL", "numpy"], Memo(tmp_path / "memo.json"))
         assert found == {"PIL": ["pillow"], "numpy": ["numpy"]}
         assert len(calls) == expected, n
-    monkeypatch.syspath_prepend(tmp_path)  # as an installation does, it changes what there is
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "other-1.0.dist-info").mkdir()
     providers(["PIL"], Memo(tmp_path / "memo.json"))
     assert len(calls) == 2

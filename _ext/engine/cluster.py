@@ -222,9 +222,15 @@ class Cluster:
         self.tasks[future] = task
         key, retries = task.key, TRIES - 1
 
-        def limit(dask_scheduler) -> None:  # of this task only; the scheduler has one for all
-            if known := dask_scheduler.tasks.get(key):
-                known.suspicious = max(known.suspicious, dask_scheduler.allowed_failures - retries)
+        async def limit(dask_scheduler) -> None:  # of this task; the scheduler has one for all
+            import asyncio
+
+            for _ in range(200):  # it may not have heard of the task yet
+                if known := dask_scheduler.tasks.get(key):
+                    least = dask_scheduler.allowed_failures - retries
+                    known.suspicious = max(known.suspicious, least)
+                    return
+                await asyncio.sleep(0.01)
 
         self.client.run_on_scheduler(limit)
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 
 from .store import write
@@ -45,12 +46,13 @@ class Memo:
 
 
 def installed() -> str:
-    """Changes when a package is installed or removed: the folders of sys.path and their times."""
-    times = []
+    """Changes when a package is installed, removed or replaced by another version."""
+    found = []
     for folder in sys.path:
         with suppress(OSError):
-            times.append((folder, os.stat(folder or ".").st_mtime_ns))
-    return json.dumps([sys.version, times])
+            names = os.listdir(folder or ".")
+            found += [(folder, n) for n in names if n.endswith((".dist-info", ".egg-info"))]
+    return sha256(repr(sorted(found)).encode()).hexdigest()
 
 
 def providers(modules: Iterable[str], memo: Memo | None = None) -> dict[str, list[str]]:
