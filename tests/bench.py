@@ -2,6 +2,7 @@
 
     make bench                 eight light notebooks, the comparisons, the edits
     python tests/bench.py grow 100, 300 and 1,000 notebooks of one line
+    python tests/bench.py book this book's own settings with 64 chapters and notebooks of one line
 
 Each row is one build of the same site: wall seconds, CPU seconds of the build and all processes it
 started, and the ratio of the wall time to that of this engine from nothing.
@@ -9,6 +10,7 @@ started, and the ratio of the wall time to that of this engine from nothing.
 
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -21,6 +23,7 @@ import jupytext
 import nbformat
 import pypandoc
 
+from loader import ROOT
 from sites import CONF, HEADER, sphinx
 
 NOTEBOOKS = 8
@@ -156,6 +159,62 @@ def grow(folder: Path) -> None:
         shutil.rmtree(place)
 
 
+BOOK = ("_ext", "_static", "_templates", "conf.py", "docutils.conf", "references.bib")
+PAGES = (
+    "status.rst",
+    "timeline.rst",
+    "bibliography.rst",
+    "requirements.txt",
+    "requirements-data.txt",
+)
+CHAPTER = """Chapter {i}
+===========
+
+.. paper:: {key}
+   :idea: an idea of chapter {i}
+
+A paragraph with :math:`x_{{{i}}}` and :result:`value`.
+
+.. cells:: it
+"""
+CELL = """# %% [markdown]
+# # Notebook {i}
+
+# %% tags=["it"]
+from IPython.display import display
+display({{"application/vnd.book.result+json": {{"name": "value", "value": {i}}}}}, raw=True)
+print({i})
+"""
+
+
+def book(folder: Path, n: int = 64) -> None:
+    """This site's extensions, theme and side bar around made-up chapters, eight to a part."""
+    for name in (*BOOK, *PAGES):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, folder / name)
+    keys = re.findall(r"^@\w+\{(\S+),", (ROOT / "references.bib").read_text(), re.MULTILINE)
+    for name in ("chapters", "notebooks"):
+        (folder / name).mkdir()
+    for i in range(n):
+        chapter = CHAPTER.format(i=i, key=keys[i % len(keys)])
+        (folder / "chapters" / f"c{i:02}.rst").write_text(chapter)
+        (folder / "notebooks" / f"c{i:02}.py").write_text(HEADER + CELL.format(i=i))
+    tree = ".. toctree::\n   :caption: Part {}\n   :maxdepth: 1\n   :glob:\n\n   {}\n\n"
+    parts = [
+        tree.format(k, "\n   ".join(f"chapters/c{i:02}" for i in range(8 * k, min(8 * k + 8, n))))
+        for k in range((n + 7) // 8)
+    ]
+    about = tree.format("about", "timeline\n   bibliography\n   status")
+    (folder / "index.rst").write_text("Book\n====\n\n" + "".join(parts) + about)
+    print(f"| {n} chapters, this book's theme and extensions | wall s | CPU s |\n|---|---:|---:|")
+    for name in ("from nothing", "nothing changed", "one paragraph edited"):
+        if name == "one paragraph edited":
+            edit(folder / "chapters" / "c07.rst", "A paragraph", "Another paragraph")
+        wall, cpu, _ = measure(folder, "-n", "-W", "--keep-going")
+        print(f"| {name} | {wall:.1f} | {cpu:.1f} |", flush=True)
+
+
 if __name__ == "__main__":
+    asked = {"grow": grow, "book": book}.get(" ".join(sys.argv[1:]), compare)
     with tempfile.TemporaryDirectory() as temporary:
-        (grow if sys.argv[1:] == ["grow"] else compare)(Path(temporary))
+        asked(Path(temporary))
