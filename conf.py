@@ -41,7 +41,7 @@ nb_custom_formats = {".py": "execution.read"}
 
 nb_execution_mode = "off"  # the extension "execution" has run them
 nb_output_stderr = "remove-warn"  # a notebook that writes to stderr fails a build with -W
-nb_merge_streams = True
+nb_merge_streams = False  # the engine has merged them
 nb_ipywidgets_js = {}  # would come from other hosts
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 

@@ -8,7 +8,6 @@ from pathlib import Path
 MARKER = re.compile(r"^# %%(?P<rest>.*)$")
 KERNELSPEC = re.compile(r"^#   kernelspec:$", re.MULTILINE)
 IN_CODE = {
-    r"^\s*#\s*[!%](?!%)": "a commented magic or shell line comes alive in a notebook: remove it",
     r"\.cuda\(": "names a device: use workbench.device",
     r"\btorch\.load\((?!.*weights_only=True)": "torch.load needs weights_only=True",
     r"^\s*(import|from) torchtext": "torchtext is no longer maintained",

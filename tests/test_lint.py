@@ -11,8 +11,6 @@ from sites import HEADER
     ("cells", "line", "message"),
     [
         ("# %% [markdown]\n# Text.\nx = 1\n", 11, "never runs"),
-        ("# %%\n# !pip install x\n", 10, "comes alive"),
-        ("# %%\n# %matplotlib inline\n", 10, "comes alive"),
         ("# %%\nmodel.cuda()\n", 10, "workbench.device"),
         ("# %%\nw = torch.load(path)\n", 10, "weights_only"),
         ("# %%\nimport torchtext\n", 10, "torchtext"),
