@@ -169,6 +169,7 @@ def outdated(app: Sphinx, env: BuildEnvironment, added: set, changed: set, remov
 
 
 def setup(app: Sphinx) -> dict:
+    app.setup_extension("execution")
     app.add_node(cells_placeholder)
     app.add_node(result_placeholder)
     app.add_directive("cells", Cells)

@@ -29,18 +29,21 @@ from docutils import nodes
 from nbformat import NotebookNode
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
-from sphinx.errors import ConfigError, ExtensionError
 from sphinx.util import logging
 
-from engine import warm
 from engine.cluster import Refused
 from engine.export import export_all
-from engine.runner import Limits
-from engine.session import Options, Session, Unknown, merge
+from engine.options import options
+from engine.session import Session, Unknown, merge
 from formats import WEB_SITE
 from per_page import PerPage
 
 LOG = logging.getLogger(__name__)
+OPTIONS = dict.fromkeys(("only", "force", "jobs", "warm", "cluster", "memory"), "") | {
+    "profile": os.environ.get("PROFILE") or "sample",
+    "cell_limit": "300",
+    "limit": "900",
+}
 MARKUP = re.compile(r"([\\`*_{}\[\]()<>#+.!|$~^&:@=-])")
 
 
@@ -55,42 +58,8 @@ def kept(env: BuildEnvironment) -> dict[str, dict]:
     return env.get_domain("notebook").pages
 
 
-def options(app: Sphinx) -> Options:
-    """The options as the engine takes them. Raises ConfigError, naming what the user has typed."""
-    config = app.config
-    if config.notebooks_profile not in ("sample", "full"):
-        raise ConfigError(f"PROFILE: {config.notebooks_profile!r}: there are sample and full")
-    return Options(
-        store=Path(app.srcdir, config.notebooks_store),
-        profile=config.notebooks_profile,
-        only=frozenset(s.strip() for s in config.notebooks_only.split(",") if s.strip()),
-        force=switch("FORCE", config.notebooks_force, False),
-        jobs=int(number("JOBS", config.notebooks_jobs, whole=True)),
-        warm=switch("WARM", config.notebooks_warm, warm.possible()) and warm.KEPT,
-        cluster=config.notebooks_cluster,
-        limits=Limits(
-            number("notebooks_cell_limit", config.notebooks_cell_limit),
-            number("notebooks_limit", config.notebooks_limit),
-            number("MEM", config.notebooks_memory),
-        ),
-    )
-
-
-def number(name: str, value: object, whole: bool = False) -> float:
-    try:
-        found = int(str(value) or 0) if whole else float(str(value) or 0)
-    except ValueError:
-        found = -1
-    if not 0 <= found < float("inf"):
-        kind = "a whole number" if whole else "a number"
-        raise ConfigError(f"{name}: {value!r}: {kind} from 0 is needed")
-    return found
-
-
-def switch(name: str, value: object, default: bool) -> bool:
-    if str(value) not in ("", "0", "1", "True", "False"):
-        raise ConfigError(f"{name}: {value!r}: 1 or 0 is needed")
-    return default if value == "" else str(value) in ("1", "True")
+class Stop(SystemExit):
+    """Ends a build that cannot begin, in one line; of its own errors Sphinx prints a crash report."""
 
 
 class Execution:
@@ -100,12 +69,18 @@ class Execution:
 
     def prepare(self, app: Sphinx, env: BuildEnvironment, added, changed: set, removed) -> set:
         """Run what is stale; pages whose outputs are not those of the last build are read again."""
-        self.session = Session(options(app), LOG)
+        typed = {name: app.config[f"notebooks_{name}"] for name in OPTIONS}
+        try:
+            self.session = Session(
+                options(Path(app.srcdir, app.config.notebooks_store), typed), LOG
+            )
+        except ValueError as error:
+            raise Stop(f"{error}") from None
         paths = {doc: Path(env.doc2path(doc)) for doc in sorted(env.found_docs)}
         try:
             self.session.prepare({d: p for d, p in paths.items() if p.suffix == ".py"})
         except (Unknown, Refused, RuntimeError) as error:
-            raise ExtensionError(str(error)) from error
+            raise Stop(f"{error}") from None
         before, runs = kept(env), self.session.runs
         for doc in before.keys() & runs.keys():
             before[doc]["origin"] = runs[doc].origin  # also where the page is not read again
@@ -247,11 +222,8 @@ def foot(book: dict) -> str:
 
 def setup(app: Sphinx) -> dict:
     app.add_config_value("notebooks_store", ".store", "")
-    app.add_config_value("notebooks_profile", os.environ.get("PROFILE") or "sample", "", str)
-    for name in ("only", "force", "jobs", "warm", "cluster", "memory"):
-        app.add_config_value(f"notebooks_{name}", "", "", (str, int, float, bool))
-    app.add_config_value("notebooks_cell_limit", 300, "", (int, float, str))
-    app.add_config_value("notebooks_limit", 900, "", (int, float, str))
+    for name, default in OPTIONS.items():
+        app.add_config_value(f"notebooks_{name}", default, "", (str, int, float))
     app.setup_extension("leftovers")
     app.add_domain(Notebooks)
     execution = Execution()

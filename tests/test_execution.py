@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.session import Options, Session
+from engine.options import Options
+from engine.session import Session
 from engine.surroundings import Memo, accelerators, ask_torch, providers
 from sites import CONF, build, page, ran, write_site
 
@@ -332,6 +333,14 @@ def test_time_and_date_of_the_foot_are_not_in_the_catalogues(book):
         "Device" not in catalogue
         and time.strftime("%Y-%m-%d") not in catalogue.partition("Some")[2]
     )
+
+
+def test_two_notebooks_of_the_same_code_have_an_entry_each(book):
+    path = book / "notebooks" / "b.py"
+    path.write_text((book / "notebooks" / "a.py").read_text())
+    assert sorted(ran(build(book))) == ["a", "b"]
+    again = build(book)
+    assert (again.returncode, again.stderr, ran(again)) == (0, "", [])
 
 
 def test_two_builds_in_one_process_do_not_share_a_session(tmp_path):

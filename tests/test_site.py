@@ -8,8 +8,9 @@ import pytest
 from bs4 import BeautifulSoup
 
 from engine.notebook import code_cells
+from engine.options import Options
 from engine.runner import run
-from engine.session import Options, Run, Session
+from engine.session import Run, Session
 from engine.surroundings import accelerators
 from loader import NOTEBOOKS, ROOT, RUN_AGAIN, STEMS
 

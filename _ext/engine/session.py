@@ -21,6 +21,7 @@ from nbformat import NotebookNode
 
 from .cluster import Cluster
 from .notebook import Folder, Notebook, code_cells, read, text_key
+from .options import Options
 from .pool import Local
 from .runner import Job, Limits, Outcome
 from .store import Store
@@ -30,20 +31,6 @@ from .warm import Server
 
 class Unknown(ValueError):
     """A notebook is asked for that is not there."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How notebooks are run; see ``execution`` for the names that a user gives them."""
-
-    store: Path
-    profile: str = "sample"
-    only: frozenset[str] = frozenset()  # stems; empty: all
-    force: bool = False
-    jobs: int = 0  # kernels at once; 0: one for each GPU or core
-    warm: bool = True
-    cluster: str = ""  # address of a Dask scheduler
-    limits: Limits = Limits()
 
 
 @dataclass
@@ -118,9 +105,11 @@ class Session:
         return found
 
     def key(self, notebook: Notebook) -> str:
-        """sha256 of all that can change what the notebook prints."""
+        """sha256 of all that can change what the notebook prints, and of its name: an entry of the
+        store belongs to one notebook, also where two have the same code."""
         around = self.surroundings(notebook.imports)
-        content = json.dumps([notebook.digest, self.options.profile, around], sort_keys=True)
+        found = [notebook.stem, notebook.digest, self.options.profile, around]
+        content = json.dumps(found, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
     def surroundings(self, modules) -> dict:

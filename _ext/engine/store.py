@@ -143,8 +143,9 @@ class Store:
         limit = time.time() - days * 86400
         removed = []
         for path in [*self.folder.glob("*.ipynb"), *self.folder.glob("*.part")]:
+            hour = 3600 if path.suffix == ".part" else 0  # another build may be writing it now
             with suppress(OSError):
-                if path.stat().st_mtime < limit:
+                if path.stat().st_mtime < limit - hour:
                     path.unlink()
                     removed.append(path)
         return removed
