@@ -149,7 +149,7 @@ def test_a_failure_is_also_written_to_a_file(tmp_path):
 
 
 def test_the_status_page_says_what_ran_and_what_came_from_the_store(tmp_path):
-    conf = CONF.replace('"launch"]', '"launch", "status"]').replace('"index.rst"', '"*.rst"')
+    conf = CONF.replace('"launch"]', '"launch", "runs_table"]').replace('"index.rst"', '"*.rst"')
     folder = many(tmp_path, 2)
     slow = folder / "notebooks" / "n000.py"
     slow.write_text(slow.read_text() + "import time\ntime.sleep(0.3)\n")
