@@ -52,16 +52,16 @@ linkcheck: $(STAMPS)/book ## visit every link
 lint: $(STAMPS)/test ## style of the code and of the notebooks
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) tests/lint.py notebooks
+	$(PY) tools/lint.py notebooks
 
 prune: $(STAMPS)/book ## remove stored outputs that no build used for 30 days
 	PYTHONPATH=_ext $(PY) -m engine.store prune .store 30
 
-bench: $(STAMPS)/bench ## time this engine against MyST-NB's cache and nbsphinx
-	$(PY) tests/bench.py
+bench: $(STAMPS)/bench ## time this engine against MyST-NB's cache and nbsphinx (WHAT=grow, WHAT=book: sizes)
+	PYTHONPATH=tests $(PY) tools/bench.py $(WHAT)
 
 lighthouse: $(STAMPS)/test $(STAMPS)/lighthouse ## Lighthouse's scores of the built site (needs npm and Chromium)
-	$(PY) tests/lighthouse.py _build/lighthouse
+	PYTHONPATH=tests $(PY) tools/lighthouse.py _build/lighthouse
 
 serve: ## serve $(HTML) at http://127.0.0.1:8000
 	python3 -m http.server --bind 127.0.0.1 --directory $(HTML) 8000

@@ -1,4 +1,4 @@
-// What tests/test_browser.py measures in a page. Runs before the page's own scripts.
+// What tests/site/test_browser.py measures in a page. Runs before the page's own scripts.
 "use strict";
 
 window.book = (() => {

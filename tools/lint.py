@@ -1,4 +1,4 @@
-"""Faults of notebooks that run without an error: ``python tests/lint.py FOLDER``."""
+"""Faults of notebooks that run without an error: ``python tools/lint.py FOLDER``."""
 
 import re
 import sys

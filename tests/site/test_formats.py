@@ -7,10 +7,10 @@ from urllib.parse import unquote
 
 import pytest
 from bs4 import BeautifulSoup
+from test_figures import NOTEBOOK
 
 from loader import ROOT
 from sites import CONF, build, write_site
-from test_figures import NOTEBOOK
 
 SETTINGS = f"""
 extensions += ["figures", "paper", "timeline", "runs_table", "fold_outputs", "page_head"]

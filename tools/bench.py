@@ -1,8 +1,8 @@
 """Time this engine against MyST-NB's own cache and nbsphinx, on the same notebooks, in one run.
 
-    make bench                 eight light notebooks, the comparisons, the edits
-    python tests/bench.py grow 100, 300 and 1,000 notebooks of one line
-    python tests/bench.py book this book's own settings with 64 chapters and notebooks of one line
+    make bench            eight light notebooks, the comparisons, the edits
+    make bench WHAT=grow  100, 300 and 1,000 notebooks of one line
+    make bench WHAT=book  this book's own settings with 64 chapters and notebooks of one line
 
 Each row is one build of the same site: wall seconds, CPU seconds of the build and all processes it
 started, and the ratio of the wall time to that of this engine from nothing.
