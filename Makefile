@@ -25,7 +25,7 @@ SPHINX = $(PY) -m sphinx $(OPTIONS) $(call setting,only,NB) $(call setting,force
 INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help html test lab notebooks linkcheck lint serve prune bench lighthouse clean distclean
+.PHONY: help html test lab notebooks linkcheck lint serve prune budget bench lighthouse clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## */  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -56,6 +56,9 @@ lint: $(STAMPS)/test ## style of the code and of the notebooks
 
 prune: $(STAMPS)/book ## remove stored outputs that no build used for 30 days
 	PYTHONPATH=_ext $(PY) -m engine.store prune .store 30
+
+budget: $(STAMPS)/book ## CPU seconds of each notebook's last run, and what is above the limit
+	@PYTHONPATH=_ext $(PY) -m engine.budget notebooks .store
 
 bench: $(STAMPS)/bench ## time this engine against MyST-NB's cache and nbsphinx (WHAT=grow, WHAT=book: sizes)
 	PYTHONPATH=tests $(PY) tools/bench.py $(WHAT)

@@ -209,7 +209,7 @@ def foot(book: dict) -> str:
     peak = f", peak memory {book['peak'] / 2**20:,.0f} MiB" if book.get("peak") else ""
     rows = {
         "Device": book.get("device") or "CPU",
-        "Time": f"{book['seconds']} s{peak}",
+        "Time": f"{book['seconds']} s, {book['cpu']} s of CPU after the imports{peak}",
         "Profile": book["profile"],
         "Data": "; ".join(dict.fromkeys(book.get("data", []))) or "none",
         "Versions": used,

@@ -16,7 +16,17 @@ import summaries
 from execution import kept
 from formats import can_link
 
-COLUMNS = ("Notebook", "Device", "Seconds", "Memory", "Profile", "Date", "Outputs", "Versions")
+COLUMNS = (
+    "Notebook",
+    "Device",
+    "Seconds",
+    "CPU s",
+    "Memory",
+    "Profile",
+    "Date",
+    "Outputs",
+    "Versions",
+)
 
 
 class runs_placeholder(nodes.General, nodes.Element):
@@ -62,6 +72,7 @@ class Resolve(SphinxPostTransform):
         texts = (
             book.get("device") or "",
             f"{book['seconds']:.1f}" if "seconds" in book else "",
+            f"{book['cpu']:.1f}" if "cpu" in book else "",
             f"{peak / 2**20:,.0f} MiB" if peak else "",
             book.get("profile", ""),
             book.get("date", ""),

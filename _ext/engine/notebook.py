@@ -10,6 +10,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -78,6 +79,13 @@ def tags(cell: NotebookNode) -> list[str]:
 def code_cells(nb: NotebookNode) -> list[NotebookNode]:
     """The code cells that a kernel is asked to run: empty ones are not."""
     return [c for c in nb.cells if c.cell_type == "code" and c.source.strip()]
+
+
+def only_imports(source: str) -> bool:
+    """Whether a cell does nothing but import."""
+    with suppress(SyntaxError):
+        return all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(source).body)
+    return False
 
 
 # ---- cells ---------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import NotebookNode
 from traitlets.config import Config
 
-from .notebook import code_cells, tags
+from .notebook import code_cells, only_imports, tags
 from .surroundings import versions
 from .warm import Server, end, provide, settings
 
@@ -100,6 +101,12 @@ class Client(NotebookClient):
 
     printed: tuple[int, int] = (-1, 0)  # cell and characters so far
 
+    def note_cpu(self, cell, **_) -> None:
+        """How much the kernel has used so far, in the metadata of the cell that has just run."""
+        process = getattr(getattr(self.km, "provisioner", None), "process", None)
+        if process is not None:
+            cell.metadata["cpu"] = cpu_seconds(process.pid)
+
     def output(self, outs, msg, display_id, cell_index):
         content = msg["content"]
         if msg["msg_type"] == "stream":
@@ -168,18 +175,23 @@ def memory(keeper: int, limit: float) -> bool:
     Resident memory counts pages that several of them share for each; only where that passes the
     limit the exact share of each is summed, which takes longer to ask for.
     """
+    return all(total(keeper, measure) > limit for measure in (lambda p: p.memory_info().rss, share))
+
+
+def total(keeper: int, measure: Callable[[psutil.Process], float]) -> float:
+    """Sum of a measure over the processes below a keeper; where there is none, of the kernel."""
+    found = 0.0
     with suppress(psutil.Error):
         process = psutil.Process(keeper)
-        found = process.children(recursive=True) or [process]
-        for measure in (lambda p: p.memory_info().rss, share):
-            total = 0
-            for one in found:
-                with suppress(psutil.Error):
-                    total += measure(one)
-            if total <= limit:
-                return False
-        return True
-    return False
+        for one in process.children(recursive=True) or [process]:
+            with suppress(psutil.Error):
+                found += measure(one)
+    return found
+
+
+def cpu_seconds(keeper: int) -> float:
+    """User and system time of a kernel and the processes it has started, ended ones included."""
+    return total(keeper, lambda process: sum(process.cpu_times()[:4]))
 
 
 def share(process: psutil.Process) -> int:
@@ -251,6 +263,7 @@ def attempt(job: Job, extra, server, stop, prepare) -> tuple[Outcome, bool]:
             record_timing=False,
             shutdown_kernel="immediate",  # what it printed is here, it has nothing left to do
             on_notebook_start=lambda **_: clock.append(time.perf_counter()),  # the kernel is ready
+            on_cell_executed=lambda **reply: client.note_cpu(**reply),
             config=Config(KernelManager={"transport_encryption": "auto"}),  # else each start warns
         )
         watch = Watch(client, job.limits, stop)
@@ -334,6 +347,7 @@ def collect(nb: NotebookNode, probe: NotebookNode, job: Job, seconds: float) -> 
     nb.metadata["book"] = {
         "results": results,
         "seconds": round(seconds, 1),
+        "cpu": since_imports(nb),
         "profile": job.profile,
         "versions": versions(job.imports),
         "date": time.strftime("%Y-%m-%d"),
@@ -342,6 +356,22 @@ def collect(nb: NotebookNode, probe: NotebookNode, job: Job, seconds: float) -> 
         "device": facts.get("device"),
         "data": [str(source) for source in facts.get("data") or []],
     }
+
+
+def since_imports(nb: NotebookNode) -> float:
+    """CPU seconds of the cells after those that only import.
+
+    Turns what was counted up to each cell's end into what the cell itself used. Importing is not
+    the notebook's own cost: a kernel forked from a warm process has done it already.
+    """
+    before, own, importing = 0.0, 0.0, True
+    for cell in code_cells(nb):
+        now = cell.metadata.get("cpu", before)
+        cell.metadata["cpu"] = round(now - before, 2)
+        importing = importing and only_imports(cell.source)
+        own += 0 if importing else now - before
+        before = now
+    return round(own, 1)
 
 
 def diagnose(outcome: Outcome, nb: NotebookNode, error: Exception | None, watch: Watch) -> None:

@@ -24,7 +24,7 @@ from .notebook import Folder, Notebook, code_cells, read, text_key
 from .options import Options
 from .pool import Local
 from .runner import Job, Limits, Outcome
-from .store import Store
+from .store import SCHEMA, Store
 from .surroundings import ALWAYS, Memo, accelerators, python, versions
 from .warm import Server
 
@@ -105,10 +105,10 @@ class Session:
         return found
 
     def key(self, notebook: Notebook) -> str:
-        """sha256 of all that can change what the notebook prints, and of its name: an entry of the
-        store belongs to one notebook, also where two have the same code."""
+        """sha256 of all that can change what the notebook prints, of its name (an entry of the store
+        belongs to one notebook, also where two have the same code) and of the form of an entry."""
         around = self.surroundings(notebook.imports)
-        found = [notebook.stem, notebook.digest, self.options.profile, around]
+        found = [SCHEMA, notebook.stem, notebook.digest, self.options.profile, around]
         content = json.dumps(found, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -191,7 +191,7 @@ class Session:
         """Run these, slowest first, and keep each result as it comes."""
         self.log.info("%d of %d notebooks to run", len(docnames), len(self.runs))
         jobs = [self.job(doc) for doc in docnames]
-        jobs.sort(key=lambda job: -self.store.last(job.stem).get("seconds", 0))
+        jobs.sort(key=lambda job: -self.store.last(job.stem).get("cpu", 0))
         with terminated_as_interrupted(), pool:
             for note in pool.notes:
                 self.log.warning("not used: %s", note)
@@ -209,7 +209,7 @@ class Session:
         if outcome.error:
             run.failure = outcome
         else:
-            self.store.save(run.key, outcome.job.stem, nb, outcome.seconds)
+            self.store.save(run.key, outcome.job.stem, nb)
 
     @property
     def failures(self) -> list[Run]:

@@ -3,7 +3,7 @@
 ::
 
     <store>/<key>.ipynb      one run, written in one step
-    <store>/<stem>.last      key and seconds of the last run of that notebook
+    <store>/<stem>.last      key and CPU seconds of the last run of that notebook
     <store>/memo.json        slow answers (see ``surroundings``, ``session``)
 
 An entry says in its metadata under which schema, key and stem it was written, and is checked when it
@@ -27,11 +27,12 @@ from nbformat import NotebookNode
 
 from .notebook import code_cells, code_digest, tags
 
-SCHEMA = 2
+SCHEMA = 3
 BOOK = {
     "results": dict,
     "versions": dict,
     "seconds": (int, float),
+    "cpu": (int, float),
     "profile": str,
     "finished": float,
 }
@@ -117,12 +118,15 @@ class Store:
         self.warn(f"{path} cannot be read and is not used: {reason}")
         return None
 
-    def save(self, key: str, stem: str, nb: NotebookNode, seconds: float) -> bool:
+    def save(self, key: str, stem: str, nb: NotebookNode) -> bool:
         """Keep a run; False, after one warning with the path, where the store cannot be written."""
         nb.metadata["book"].update(schema=SCHEMA, key=key, stem=stem, code=code_digest(nb))
         try:
             write(self.path(key), nbformat.writes(nb))
-            write(self.folder / f"{stem}.last", json.dumps({"key": key, "seconds": seconds}))
+            write(
+                self.folder / f"{stem}.last",
+                json.dumps({"key": key, "cpu": nb.metadata["book"]["cpu"]}),
+            )
         except OSError as error:
             if self.written:
                 self.warn(
@@ -151,10 +155,10 @@ class Store:
         return removed
 
     def last(self, stem: str) -> dict:
-        """{"key", "seconds"} of the last run of a notebook, or {} when it never ran."""
+        """{"key", "cpu"} of the last run of a notebook, or {} when it never ran."""
         with suppress(OSError, ValueError, TypeError):
             last = json.loads((self.folder / f"{stem}.last").read_text(encoding="utf-8"))
-            return {"key": str(last["key"]), "seconds": float(last["seconds"])}
+            return {"key": str(last["key"]), "cpu": float(last["cpu"])}
         return {}
 
 

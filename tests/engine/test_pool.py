@@ -55,7 +55,7 @@ def test_the_slowest_of_the_last_build_starts_first(tmp_path):
     folder = many(tmp_path, 3)
     for i in range(3):
         (folder / ".store").mkdir(exist_ok=True)
-        (folder / ".store" / f"n{i:03}.last").write_text(json.dumps({"key": "", "seconds": 9 * i}))
+        (folder / ".store" / f"n{i:03}.last").write_text(json.dumps({"key": "", "cpu": 9 * i}))
     assert ran(build(folder, "-D", "notebooks_jobs=1")) == ["n002", "n001", "n000"]
 
 

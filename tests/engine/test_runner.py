@@ -243,3 +243,29 @@ def test_a_long_line_is_merged_in_no_time():
     begin = time.perf_counter()
     terminal("x\b" * 150_000 + "\r" + "y" * 300_000)
     assert time.perf_counter() - begin < 1
+
+
+BURN = """
+def burn(seconds):
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+"""
+
+
+def test_cpu_seconds_are_those_of_the_cells_after_the_imports():
+    slow = f"import time\n{BURN}\nburn(1.5)\n"
+    text = f"# %%\nimport slow\nimport time\n\n# %%\n{BURN}\nburn(0.6)\n\n# %%\ntime.sleep(1)\n"
+    nb = notebook(run(Job("n", "n.py", nbformat.writes(parse(text)), {"slow.py": slow})))
+    imports, burning, waiting = (cell.metadata["cpu"] for cell in nb.cells)
+    assert imports > 1.4
+    assert 0.5 < burning < 1.4
+    assert waiting < 0.5
+    assert nb.metadata["book"]["cpu"] == pytest.approx(burning + waiting, abs=0.1)
+    assert nb.metadata["book"]["seconds"] > 3
+
+
+def test_cpu_seconds_of_processes_that_a_cell_starts_count():
+    child = "import time; t = time.process_time\nwhile t() < 0.8: pass"
+    code = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {child!r}])"
+    assert notebook(run(job(code))).metadata["book"]["cpu"] > 0.7

@@ -23,6 +23,7 @@ def executed(source: str = "x = 1") -> nbformat.NotebookNode:
         "results": {},
         "versions": {},
         "seconds": 1.0,
+        "cpu": 0.5,
         "profile": "sample",
         "finished": 1.5,
     }
@@ -34,7 +35,7 @@ def store(tmp_path):
     """A store with one entry "key" of the notebook "n", and the list of what it warned of."""
     warnings = []
     store = Store(tmp_path / "store", warnings.append)
-    assert store.save("key", "n", executed(), 1.0)
+    assert store.save("key", "n", executed())
     store.warnings = warnings
     return store
 
@@ -85,7 +86,7 @@ def test_what_is_no_whole_run_is_a_miss_with_a_warning_and_is_replaced(store, da
     assert store.load("key", "n") is None
     (warning,) = store.warnings
     assert str(store.path("key")) in warning and "is not used" in warning
-    assert store.save("key", "n", executed(), 1.0)
+    assert store.save("key", "n", executed())
     assert store.load("key", "n") is not None
 
 
@@ -93,8 +94,8 @@ def test_a_store_that_cannot_be_written_is_said_once_with_its_path(tmp_path):
     (tmp_path / "file").write_text("in the way")
     warnings = []
     store = Store(tmp_path / "file" / "store", warnings.append)
-    assert not store.save("a", "n", executed(), 1.0)
-    assert not store.save("b", "n", executed(), 1.0)
+    assert not store.save("a", "n", executed())
+    assert not store.save("b", "n", executed())
     (warning,) = warnings
     assert str(store.path("a")) in warning and "cannot be written" in warning
 
@@ -134,7 +135,7 @@ def test_two_builds_at_once_share_a_store(tmp_path):
     """Twenty rounds: two processes save, read and prune the same entries at the same time."""
     code = f"""
 import sys
-sys.path[:0] = [{str(ROOT / "_ext")!r}, {str(ROOT / "tests")!r}]
+sys.path[:0] = [{str(ROOT / "_ext")!r}, {str(ROOT / "tests")!r}, {str(ROOT / "tests" / "engine")!r}]
 from pathlib import Path
 from engine.store import Store
 from test_store import executed
@@ -144,7 +145,7 @@ for n in range(20):
     for key in "abcdefgh":
         found = store.load(key, "n")
         assert found is None or found.cells[0].source == "x" * 200_000, key
-        assert store.save(key, "n", executed("x" * 200_000), 1.0)
+        assert store.save(key, "n", executed("x" * 200_000))
         store.touch(key)
         assert store.last("n")["key"] in "abcdefgh"
     store.prune(0 if n % 5 == 4 else 30)
@@ -157,7 +158,7 @@ assert not warnings, warnings
 
 def test_prune_removes_what_no_build_used(store):
     old = time.time() - 40 * 86400
-    store.save("unused", "n", executed(), 1.0)
+    store.save("unused", "n", executed())
     (store.folder / "x.ipynb.12.part").write_text("")
     for path in store.folder.iterdir():
         os.utime(path, (old, old))

@@ -7,6 +7,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
+from engine.budget import FAR
 from engine.notebook import code_cells
 from engine.options import Options
 from engine.runner import run
@@ -84,9 +85,9 @@ def test_each_cell_ran_and_left_nothing_unwanted(site, runs, stem):
 
 
 @pytest.mark.parametrize("stem", STEMS)
-def test_a_notebook_keeps_its_time_budget(site, runs, stem):
-    """45 s on two cores (style.md); here, where other tests and kernels run beside it, far more."""
-    assert runs[stem].metadata["book"]["seconds"] < 180
+def test_a_notebook_keeps_its_time_budget(runs, stem):
+    """Where other tests and kernels run beside it, the same run costs up to half as much again."""
+    assert runs[stem].metadata["book"]["cpu"] < FAR
 
 
 @pytest.mark.parametrize("stem", STEMS)

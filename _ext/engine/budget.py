@@ -1,0 +1,60 @@
+"""What the notebooks cost: CPU seconds of their last runs, the dearest cells of each; ``make budget``.
+
+A notebook aims at ``AIM`` CPU seconds after its imports and may take ``LIMIT``; the mean of the book
+stays below ``AIM``. Load alone makes the same run dearer by a fifth to a half, so that only
+``FAR`` above is a failure of the tests; measure on an idle machine, one thread to a kernel.
+"""
+
+import sys
+from pathlib import Path
+
+from nbformat import NotebookNode
+
+from .notebook import code_cells, tags
+from .store import Store
+
+AIM, LIMIT, FAR = 25, 45, 70
+SHOWN = 3  # cells of each notebook
+
+
+def dearest(nb: NotebookNode) -> str:
+    """The cells that cost most, by their first tag or number, with their CPU seconds."""
+    named = []
+    for number, cell in enumerate(code_cells(nb), 1):
+        name = next(iter(tags(cell)), f"code cell {number}")
+        named.append((cell.metadata.get("cpu", 0), name))
+    named.sort(key=lambda pair: -pair[0])
+    return ", ".join(f"{name} {seconds:.1f}" for seconds, name in named[:SHOWN])
+
+
+def report(stems: list[str], store: Store) -> str:
+    """A line for each notebook that has run, dearest first, and what is above the limit."""
+    rows, missing = [], []
+    for stem in stems:
+        nb = store.load(store.last(stem).get("key", ""), stem)
+        if nb is None:
+            missing.append(stem)
+        else:
+            rows.append((nb.metadata["book"]["cpu"], stem, dearest(nb)))
+    rows.sort(reverse=True)
+    width = max((len(stem) for _, stem, _ in rows), default=0)
+    lines = [f"{stem:{width}}  {cpu:5.1f}  {cells}" for cpu, stem, cells in rows]
+    if rows:
+        mean = sum(cpu for cpu, _, _ in rows) / len(rows)
+        above = [stem for cpu, stem, _ in rows if cpu > LIMIT]
+        lines.append(f"mean {mean:.1f} CPU s of {len(rows)} notebooks, the aim is {AIM}")
+        lines.append(f"above {LIMIT}: {', '.join(above) or 'none'}")
+    if missing:
+        lines.append(f"not run yet (make html): {', '.join(missing)}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> None:
+    if len(arguments) != 2:
+        sys.exit("usage: python -m engine.budget NOTEBOOKS STORE")
+    stems = sorted(path.stem for path in Path(arguments[0]).glob("*.py"))
+    print(report(stems, Store(Path(arguments[1]))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
