@@ -22,10 +22,11 @@ setting = $(if $($(2)),-D $(call quoted,notebooks_$(1)=$($(2))))
 SPHINX = $(PY) -m sphinx $(OPTIONS) $(call setting,only,NB) $(call setting,force,FORCE) \
     $(call setting,jobs,JOBS) $(call setting,warm,WARM) $(call setting,cluster,CLUSTER) \
     $(call setting,memory,MEM)
+CHOSEN = $(if $(CONSTRAINTS),-c $(call quoted,$(CONSTRAINTS)))
 INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help html test lab notebooks linkcheck lint serve prune budget bench lighthouse clean distclean
+.PHONY: help html test lab notebooks linkcheck lint serve prune budget constraints bench lighthouse clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## */  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -54,11 +55,18 @@ lint: $(STAMPS)/test ## style of the code and of the notebooks
 	$(PY) -m ruff format --check .
 	$(PY) tools/lint.py notebooks
 
-prune: $(STAMPS)/book ## remove stored outputs that no build used for 30 days
-	PYTHONPATH=_ext $(PY) -m engine.store prune .store 30
+prune: $(STAMPS)/book ## remove stored outputs that no build used for 30 days (DAYS=1)
+	PYTHONPATH=_ext $(PY) -m engine.store prune .store $(or $(DAYS),30)
 
 budget: $(STAMPS)/book ## CPU seconds of each notebook's last run, and what is above the limit
 	@PYTHONPATH=_ext $(PY) -m engine.budget notebooks .store
+
+constraints: $(STAMPS)/book ## write constraints.txt anew: the newest versions that the checks install
+	$(INSTALL) uv
+	$(PY) -m uv pip compile --quiet --python-version 3.11 --no-annotate --no-header \
+	    requirements.txt requirements-test.txt > constraints.tmp
+	grep -vE '^(torch|torchvision|triton|nvidia-.*|cuda-.*)==' constraints.tmp > constraints.txt
+	rm constraints.tmp
 
 bench: $(STAMPS)/bench ## time this engine against MyST-NB's cache and nbsphinx (WHAT=grow, WHAT=book: sizes)
 	PYTHONPATH=tests $(PY) tools/bench.py $(WHAT)
@@ -84,22 +92,22 @@ distclean: ## remove everything made: _build, .venv and the store of outputs
 	  exit 1; }
 
 $(STAMPS)/book: requirements.txt requirements-data.txt $(if $(OWN),| .venv/bin/python)
-	$(INSTALL) -r requirements.txt
+	$(INSTALL) $(CHOSEN) -r requirements.txt
 	$(INSTALL) --no-deps -r requirements-data.txt
 	@mkdir -p $(@D) && touch $@
 
 $(STAMPS)/test: requirements-test.txt $(STAMPS)/book
-	$(INSTALL) -r requirements-test.txt
+	$(INSTALL) $(CHOSEN) -r requirements-test.txt
 	@mkdir -p $(@D) && touch $@
 
-$(STAMPS)/bench: requirements-bench.txt $(STAMPS)/book
-	$(INSTALL) -r requirements-bench.txt
+$(STAMPS)/bench: $(STAMPS)/book
+	$(INSTALL) "nbsphinx >= 0.9.7" "pypandoc_binary >= 1.15"
 	@mkdir -p $(@D) && touch $@
 
 $(STAMPS)/lighthouse:
 	npm install --silent --no-audit --no-fund --no-package-lock --prefix _build/lighthouse lighthouse@13.5.0
 	@mkdir -p $(@D) && touch $@
 
-$(STAMPS)/lab: requirements-lab.txt $(STAMPS)/book
-	$(INSTALL) -r requirements-lab.txt
+$(STAMPS)/lab: $(STAMPS)/book
+	$(INSTALL) "jupyterlab >= 4.4"
 	@mkdir -p $(@D) && touch $@
