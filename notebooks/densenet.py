@@ -35,8 +35,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import BasicBlock
 
-import workbench
-from workbench import count_macs, count_parameters, device, record, record_spread, spread, table
+from workbench import PROFILE, device, finite, record, record_spread, seed, spread, table
+from workbench import checks, counting, drawing, images, plots, training
 
 # %% [markdown]
 # ## A layer that reads all earlier ones
@@ -195,7 +195,7 @@ def cifar_densenet_bc(growth: int, depth: int) -> nn.Sequential:
 # %% tags=["reads"]
 def draw_reads(block: DenseBlock, c_next: int) -> None:
     """A row per layer: the channels it reads, coloured by who made them, and what it makes."""
-    colours, k = (workbench.QUIET, *workbench.COLOURS), block[0].grow[2].out_channels
+    colours, k = (plots.QUIET, *plots.COLOURS), block[0].grow[2].out_channels
     c_in = [layer.narrow[2].in_channels for layer in block] + [
         block[0].narrow[2].in_channels + k * len(block)
     ]
@@ -208,7 +208,7 @@ def draw_reads(block: DenseBlock, c_next: int) -> None:
         name = "transition" if last else f"$H_{row + 1}$"
         made = f"{c} → {c_next}" if last else f"{c} → {4 * k} → {k}"
         axes.text(-8, -row, name, ha="right", va="center")
-        axes.text(c + 8, -row, made, va="center", color=workbench.QUIET, fontsize=11)
+        axes.text(c + 8, -row, made, va="center", color=plots.QUIET, fontsize=11)
     for i, (start, stop) in enumerate(zip(edges, edges[1:])):
         axes.text((start + stop) / 2, -row - 0.8, f"$x_{i}$", ha="center", color=colours[i])
     axes.set(xlim=(-80, 350), ylim=(-row - 1.1, 0.6))
@@ -227,15 +227,15 @@ draw_reads(network.block1, network.transition1[0][2].out_channels)
 
 # %% tags=["drawn"] alt="DenseNet-121 drawn from its own forward pass: the stem, then four dense blocks, each with a loop, and after each of the first three a transition that halves channels and side; then the mean over the map and the linear layer."
 with torch.device("meta"):
-    workbench.draw(densenet121(), torch.empty(1, 3, 224, 224))
+    drawing.draw(densenet121(), torch.empty(1, 3, 224, 224))
 
 # %% tags=["count"]
 rows, cost = [], {}
 for build in (densenet121, densenet161, densenet169, densenet201):
     with torch.device("meta"):
         network = build()
-        parameters = count_parameters(network)
-        cost[build] = count_macs(network, torch.empty(1, 3, 224, 224))
+        parameters = counting.parameters(network)
+        cost[build] = counting.macs(network, torch.empty(1, 3, 224, 224))
     theirs = torchvision.models.get_model_weights(build.__name__).DEFAULT.meta
     assert (parameters, round(cost[build] / 1e9, 3)) == (theirs["num_params"], theirs["_ops"])
     record(f"{build.__name__}.parameters", parameters)
@@ -257,7 +257,7 @@ TABLE_2 = (  # k, L, millions of parameters
 rows = []
 for build, growth, depth, millions in TABLE_2:
     with torch.device("meta"):
-        parameters = count_parameters(build(growth, depth))
+        parameters = counting.parameters(build(growth, depth))
     assert round(parameters / 1e6, 1) == millions
     record(f"{build.__name__}.{growth}.{depth}.parameters", parameters)
     kind = "DenseNet-BC" if build is cifar_densenet_bc else "DenseNet"
@@ -273,11 +273,11 @@ table(rows, ("network", "k", "L", "parameters", "table 2"))
 # %% tags=["equal"]
 rows, deviations = [], []
 for build in cost:
-    workbench.seed(0)
-    reference = workbench.randomise_norms(getattr(torchvision.models, build.__name__)())
+    seed(0)
+    reference = checks.randomise_norms(getattr(torchvision.models, build.__name__)())
     network = build()
-    workbench.transplant(reference, network)
-    deviations.append(workbench.same_outputs(network, reference, torch.randn(2, 3, 40, 40)))
+    checks.transplant(reference, network)
+    deviations.append(checks.same_outputs(network, reference, torch.randn(2, 3, 40, 40)))
     rows.append((build.__name__, f"{deviations[-1]:.1e}"))
 record("deviation", max(deviations))
 table(rows, ("network", "largest relative deviation"))
@@ -286,7 +286,7 @@ table(rows, ("network", "largest relative deviation"))
 # A block hands on what it was given, and no layer changes what an earlier one has made.
 
 # %% tags=["limit"]
-workbench.seed(0)
+seed(0)
 block, x = DenseBlock(DenseLayer, 64, 32, 6).eval(), torch.randn(2, 64, 14, 14)
 with torch.no_grad():
     before = block(x)
@@ -384,7 +384,7 @@ for name, layer in (("plain", DenseLayer), ("checkpointed", FrugalLayer)):
     axes.plot(depths, [value / 2**20 for value in found])
     ends[name] = (48, found[-1] / 2**20)
 axes.set(xlabel="layers in the block", ylabel="MiB kept for backward", ylim=(0, None))
-workbench.label_ends(axes, ends)
+plots.label_ends(axes, ends)
 
 # %% tags=["plans"]
 PLANS = {
@@ -413,11 +413,11 @@ table(rows, ("network, batch 32", "GiB kept", "G MACs of a step, per image"))
 
 
 # %% tags=["step"]
-def twins(seed: int = 0) -> tuple[nn.Sequential, nn.Sequential]:
+def twins(number: int = 0) -> tuple[nn.Sequential, nn.Sequential]:
     """A small network, plain and checkpointed, with the same weights, and nothing trained."""
     networks = []
     for layer in (DenseLayer, FrugalLayer):
-        workbench.seed(seed)
+        seed(number)
         network = densenet(12, (4, 4, 4), 24, cifar_stem, layer, num_classes=10)
         networks.append(network.to(device))
     return tuple(networks)
@@ -433,7 +433,7 @@ def gradients(network: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
 def furthest(ours, theirs) -> float:
     """The largest difference of two lists of tensors, relative to the largest value of each."""
     pairs = zip(ours, theirs, strict=True)
-    return max(workbench.deviation(a, b) for a, b in pairs)
+    return max(checks.deviation(a, b) for a, b in pairs)
 
 
 # %% tags=["same-gradients"]
@@ -460,8 +460,8 @@ table(
 # of each photograph, test patches from the right.
 
 # %% tags=["data"]
-IMAGES = 900 if workbench.PROFILE == "sample" else 20_000
-data = workbench.patches(size=20)
+IMAGES = 900 if PROFILE == "sample" else 20_000
+data = images.patches(size=20)
 mean, std = data.train[0].mean(), data.train[0].std()
 train_part, validation, test = [((x - mean) / std, y) for x, y in data[:3]]
 train_part = train_part[0][:IMAGES], train_part[1][:IMAGES]
@@ -507,10 +507,10 @@ rows, budget = [], {}
 for name, build in NETWORKS.items():
     with torch.device("meta"):
         network, x = build(), torch.empty(50, 3, 20, 20)
-        kept, macs = memory(network, x) / 2**20, count_macs(network, x[:1])
-    budget[KEYS[name]] = count_parameters(network), macs
+        kept, macs = memory(network, x) / 2**20, counting.macs(network, x[:1])
+    budget[KEYS[name]] = counting.parameters(network), macs
     record(f"{KEYS[name]}.kept", kept)
-    rows.append((name, count_parameters(network), f"{macs / 1e6:.2f}", f"{kept:.1f}"))
+    rows.append((name, counting.parameters(network), f"{macs / 1e6:.2f}", f"{kept:.1f}"))
 record("macs.ratio", budget["dense"][1] / budget["slim"][1])  # at equal parameters
 record("parameters.ratio", budget["wide"][0] / budget["dense"][0])  # at equal MACs
 table(rows, ("network", "parameters", "M MACs", "MiB kept, batch 50"))
@@ -534,25 +534,25 @@ def train(network: nn.Module, part, epochs: int = EPOCHS, rate: float = 0.1) -> 
         pct_start=0.2,
         cycle_momentum=False,
     )
-    return workbench.fit(network, part, epochs, optimizer, batch=BATCH, schedule=schedule)["loss"]
+    return training.fit(network, part, epochs, optimizer, batch=BATCH, schedule=schedule)["loss"]
 
 
 def draw_runs(losses: dict[tuple[str, int], list[float]]) -> None:
     """Mean over the seeds of each network's loss per epoch, a band from the smallest to the largest."""
     _, axes = plt.subplots()
     epochs, ends = range(1, EPOCHS + 1), {}
-    for name, colour in zip(NETWORKS, workbench.COLOURS):
+    for name, colour in zip(NETWORKS, plots.COLOURS):
         runs = torch.tensor([losses[name, number] for number in SEEDS])
-        ends[name] = workbench.seed_band(axes, epochs, runs, colour)
+        ends[name] = plots.seed_band(axes, epochs, runs, colour)
     axes.set(xlabel="epoch", ylabel="training loss", ylim=(0, None), xticks=epochs)
-    workbench.label_ends(axes, ends)
+    plots.label_ends(axes, ends)
 
 
 # %% tags=["curve"] alt="Training loss over five epochs, mean of three seeds with a band from the smallest to the largest. The line of the DenseNet-BC is lowest all along. The lines of the two residual networks lie close together above it, and their bands overlap."
 networks, losses = {}, {}
 for name, build in NETWORKS.items():
     for number in SEEDS:
-        workbench.seed(number)
+        seed(number)
         networks[name, number] = build().to(device)
         losses[name, number] = train(networks[name, number], train_part)
 record("epochs", EPOCHS)
@@ -563,14 +563,14 @@ draw_runs(losses)
 rows, final, tested = [], {}, {}
 for name, key in KEYS.items():
     final[key] = [losses[name, number][-1] for number in SEEDS]
-    tested[key] = [workbench.evaluate(networks[name, number], test) for number in SEEDS]
+    tested[key] = [training.evaluate(networks[name, number], test) for number in SEEDS]
     record_spread(f"{key}.loss", final[key])
     record_spread(f"{key}.test", tested[key])
     rows.append((name, spread(final[key], ".3f"), spread(tested[key], ".1%")))
 table(rows, ("network", "training loss, last epoch", "test accuracy"))
 
 # %% tags=["gaps"]
-if workbench.PROFILE == "sample":  # what the chapter says of this budget
+if PROFILE == "sample":  # what the chapter says of this budget
     for other in ("slim", "wide"):
         assert sum(tested["dense"]) > sum(tested[other])
         assert min(tested["dense"]) < max(tested[other])  # the ranges overlap
@@ -631,7 +631,7 @@ def draw_reading(found: Tensor) -> None:
         for s, row in enumerate(values):
             for reader, value in enumerate(row):
                 shade = 0 if math.isnan(value) else min(max((value - 0.7) / 0.6, 0.03), 1)
-                colour = (workbench.COLOURS[0], shade)
+                colour = (plots.COLOURS[0], shade)
                 axes.add_patch(plt.Rectangle((reader - 0.5, s - 0.5), 1, 1, facecolor=colour))
         last = "fc" if i == 3 else "tr"
         axes.set(xlim=(-0.5, 6.5), ylim=(6.5, -0.5), aspect="equal", title=f"block {i}")
@@ -645,13 +645,13 @@ def draw_reading(found: Tensor) -> None:
 # %% tags=["cosine"]
 cosines = []
 for number in SEEDS:
-    workbench.seed(number)  # draws the weights of the trained network once more
+    seed(number)  # draws the weights of the trained network once more
     pairs = zip(readers(small_densenet()), readers(networks["DenseNet-BC", number]), strict=True)
     for before, after in (pair for blocks in pairs for pair in zip(*blocks)):
         if isinstance(before, nn.Conv2d):
             weights = before.weight.flatten(), after.weight.cpu().flatten()
             cosines.append(F.cosine_similarity(*weights, dim=0).item())
-smallest = min(workbench.finite(cosines))
+smallest = min(finite(cosines))
 assert smallest > 0.85
 record("kernels.cosine", smallest)
 table([(f"{smallest:.3f}",)], ("smallest cosine of a 1x1 kernel with its start",))
@@ -659,10 +659,10 @@ table([(f"{smallest:.3f}",)], ("smallest cosine of a 1x1 kernel with its start",
 # %% tags=["reading-run"]
 started = []
 for number in SEEDS:
-    workbench.seed(number)
+    seed(number)
     started.append(small_start(small_densenet()).to(device))
     train(started[-1], train_part)
-scores = [workbench.evaluate(network, test) for network in started]
+scores = [training.evaluate(network, test) for network in started]
 maps = torch.stack([reading(network) for network in started]).mean(0)
 record_spread("started.test", scores)
 table([(spread(scores, ".1%"),)], ("test accuracy with the small start",))
@@ -678,7 +678,7 @@ record("reading.most", layers.max())
 record("reading.input", maps[1:, 0, 1:6].mean())  # from the transition before, in blocks 2 and 3
 record("reading.fc.input", maps[2, 0, 6])
 record("reading.fc.last", maps[2, 4:, 6].mean())
-if workbench.PROFILE == "sample":  # what the chapter says
+if PROFILE == "sample":  # what the chapter says
     assert layers.min() > 0.75 and layers.max() < 1.25
     assert maps[1:, 0, 1:6].mean() > 1.05 and maps[2, 0, 6] > 1.15 > maps[2, 4:, 6].mean()
 table([(f"{layers.min():.2f}", f"{layers.max():.2f}")], ("smallest", "largest"))
@@ -733,19 +733,19 @@ forms |= {"no bottleneck": (BasicLayer, 0.5), "neither": (BasicLayer, 1.0)}
 for name, (layer, compression) in forms.items():
     with torch.device("meta"):
         network = densenet(32, (6, 12, 24, 16), 64, layer=layer, compression=compression)
-        macs = count_macs(network, torch.empty(1, 3, 224, 224))
+        macs = counting.macs(network, torch.empty(1, 3, 224, 224))
     key = name.replace(" ", ".")
-    record(f"form.{key}.millions", count_parameters(network) / 1e6)
+    record(f"form.{key}.millions", counting.parameters(network) / 1e6)
     record(f"form.{key}.gmacs", macs / 1e9)
-    rows.append((name, count_parameters(network), f"{macs / 1e9:.3f}"))
+    rows.append((name, counting.parameters(network), f"{macs / 1e9:.3f}"))
 table(rows, ("form of DenseNet-121", "parameters", "G MACs"))
 
 
 # %% tags=["solution-4"]
-other = workbench.digits(size=20, channels=3)
+other = images.digits(size=20, channels=3)
 centre, scale = other.train[0].mean(), other.train[0].std()
 part = (other.train[0][:IMAGES] - centre) / scale, other.train[1][:IMAGES]
-workbench.seed(0)
+seed(0)
 reader = small_start(small_densenet()).to(device)
 record("digits.loss", train(reader, part)[-1])
 seen = reading(reader)
@@ -757,7 +757,7 @@ for name, values in (("patches, mean of three seeds", maps), ("digits, one seed"
     rows.append((name, *(f"{value:.2f}" for value in found)))
 for key, value in zip(("input", "fc.input", "fc.last"), found):
     record(f"digits.{key}", value)
-if workbench.PROFILE == "sample":
+if PROFILE == "sample":
     assert seen[1:, 0, 1:6].mean() < 1.05 and seen[2, 0, 6] < seen[2, 4:, 6].mean()
 columns = ("network", "blocks 2 and 3: input", "classifier: input", "classifier: last 3")
 table(rows, columns)

@@ -37,7 +37,7 @@ def faults(text: str, notebooks: set[str] = frozenset()) -> Iterator[tuple[int, 
 
 
 def main(folder: str) -> int:
-    paths = sorted(p for p in Path(folder).glob("*.py") if p.stem != "workbench")
+    paths = sorted(Path(folder).glob("*.py"))
     stems = {path.stem for path in paths}
     found = 0
     for path in paths:
