@@ -6,15 +6,15 @@ saved when it ends.
 
 import atexit
 import math
-import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from IPython.core.interactiveshell import InteractiveShell
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from torch import Tensor
+
+import workbench
 
 
 # The hues of Okabe and Ito 2008, of a contrast of 4.5 on white so that words can be read in them, and
@@ -62,12 +62,12 @@ def save_figures(stem: str) -> None:
 
 
 # A notebook that is run as a script, by plain Python, has nobody who shows its figures.
-_script = Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve()
-if _script.parent == Path(__file__).resolve().parent.parent and not InteractiveShell.initialized():
+_beside = Path(__file__).resolve().parent.parent
+if workbench.SCRIPT and Path(workbench.SCRIPT).resolve().parent == _beside:
     plt.switch_backend("agg")  # opens no windows
     plt.rcParams["figure.max_open_warning"] = 0  # they stay open until the end
-    atexit.register(save_figures, _script.stem)
-# Figures keep their size; the site shows the smaller of the two forms. (Makes a shell if there is none.)
+    atexit.register(save_figures, Path(workbench.SCRIPT).stem)
+# Figures keep their size; the site shows the smaller of the two forms.
 set_matplotlib_formats("svg", "retina", bbox_inches=None, metadata={"Date": None})
 
 

@@ -79,6 +79,63 @@ def test_a_second_value_under_one_name_is_an_error_while_the_site_is_built(monke
             workbench.record_spread("c", [1, 2])
 
 
+TRUE = [True, np.bool_(True), torch.tensor(True), torch.tensor([[True]]), np.array([True])]
+
+
+@pytest.mark.parametrize("condition", TRUE)
+def test_a_true_claim_leaves_no_output_and_a_false_one_fails_with_its_words(condition):
+    with capture_output() as captured:
+        workbench.claim(condition, "all is well")
+    assert (captured.stdout, captured.outputs) == ("", [])
+    wrong = not condition if isinstance(condition, bool) else ~condition
+    with pytest.raises(AssertionError, match="^all is well$"):
+        workbench.claim(wrong, "all is well")
+
+
+@pytest.mark.parametrize(
+    ("profile", "device", "where"),
+    [
+        ("full", "cpu", "in the profile full on cpu"),
+        ("sample", "cuda:0", "in the profile sample on cuda:0"),
+    ],
+)
+def test_elsewhere_a_false_claim_is_told_in_a_line(monkeypatch, profile, device, where):
+    monkeypatch.setattr(workbench, "PROFILE", profile)
+    monkeypatch.setattr(workbench, "device", torch.device(device))
+    with capture_output() as captured:
+        workbench.claim(True, "all is well")
+        workbench.claim(False, "the deeper network loses")
+    assert captured.stdout == f"not shown {where}: the deeper network loses\n"
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        1,
+        math.nan,
+        "yes",
+        None,
+        [True],
+        torch.tensor(1.0),
+        torch.tensor(math.nan),
+        torch.tensor([True, True]),
+        np.zeros(0, dtype=bool),
+    ],
+    ids=repr,
+)
+def test_a_claim_of_anything_but_one_bool_is_refused_everywhere(monkeypatch, condition):
+    for profile in ("sample", "full"):
+        monkeypatch.setattr(workbench, "PROFILE", profile)
+        with pytest.raises(TypeError, match=r"claim\('a is b'\): one bool is needed, not "):
+            workbench.claim(condition, "a is b")
+
+
+@pytest.mark.parametrize("words", ["", "  ", None, 3])
+def test_a_claim_without_words_is_refused(words):
+    with pytest.raises(ValueError, match="say in words what was shown"):
+        workbench.claim(True, words)
+
+
 def shown(rows, columns) -> dict[str, str]:
     with capture_output() as captured:
         workbench.table(rows, columns)

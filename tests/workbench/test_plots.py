@@ -6,6 +6,7 @@ import subprocess
 import sys
 from itertools import combinations
 
+import pytest
 import torch
 from matplotlib import pyplot as plt
 
@@ -79,9 +80,12 @@ def test_a_notebook_run_as_a_script_prints_tables_and_saves_its_figures(tmp_path
     assert ">epoch<" in (tmp_path / "figures" / "tiny-25.svg").read_text()
 
 
-def test_a_script_without_figures_leaves_no_folder(tmp_path):
+@pytest.mark.parametrize(
+    "imports", ["from workbench import record\n", "from workbench import plots, record\n"]
+)
+def test_a_script_without_figures_prints_nothing_and_leaves_no_folder(tmp_path, imports):
     shutil.copytree(NOTEBOOKS / "workbench", tmp_path / "workbench")
-    (tmp_path / "tiny.py").write_text("from workbench import plots, record\nrecord('a', 1)\n")
+    (tmp_path / "tiny.py").write_text(f"{imports}record('a', 1)\n")
     command = [sys.executable, "tiny.py"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
