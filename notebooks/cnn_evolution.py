@@ -29,7 +29,7 @@ import torchvision
 from torch import Tensor, nn
 from timm.models.efficientnet import mobilenetv1_100 as timm_mobilenet
 
-from workbench import PROFILE, device, evaluating, record, record_spread, seed, table
+from workbench import claim, device, evaluating, record, record_spread, seed, table
 from workbench import checks, counting, drawing, images, plots, training
 
 # %% [markdown]
@@ -189,8 +189,9 @@ for name, kind in KINDS.items():
     record(f"cost.{name.replace(' ', '-')}.intensity", ratio)
     row = name, counting.parameters(layer), f"{macs[name] / 1e6:.1f}", f"{ratio:.0f}"
     rows.append((*row, f"{macs[name] / macs['standard']:.3f}"))
-assert macs["standard"] == cost(64, 64, (3, 3), 1, 56, 56)
-assert macs["grouped"] == macs["shuffled"] == cost(64, 64, (3, 3), 4, 56, 56)
+claim(macs["standard"] == cost(64, 64, (3, 3), 1, 56, 56), "the formula gives the standard cost")
+quarter = cost(64, 64, (3, 3), 4, 56, 56)
+claim(macs["grouped"] == macs["shuffled"] == quarter, "the formula gives the cost of four groups")
 table(rows, ("kind", "weights", "M MACs", "per value", "of standard"))
 
 # %% [markdown]
@@ -271,7 +272,9 @@ written = {
 x, rows, deviations = torch.randn(2, 24, 13, 10), [], []
 for name, kernel in written.items():
     found = dense_kernel(layers[name], 24, kernel.shape[-1])
-    torch.testing.assert_close(found, kernel, rtol=0, atol=1e-6)
+    claim(
+        (found - kernel).abs().max() <= 1e-6, f"{name}: the kernel read off is the one written out"
+    )
     deviations.append(checks.same_outputs(layers[name], with_kernel(kernel), x))
     share = (kernel != 0).double().mean().item()
     rows.append((name, f"{share:.1%}", f"{deviations[-1]:.1e}"))
@@ -317,7 +320,8 @@ for groups in (2, 4, 8):
             stack.append(kind(64, 64, groups))
             heard.append(int(reach(stack, 64)[0].sum()))
         record(f"reach.{name}{groups}", heard[1])
-        assert heard[1] == (64 if name == "shuffled" else 64 // groups)
+        expected = 64 if name == "shuffled" else 64 // groups
+        claim(heard[1] == expected, f"{name}, {groups} groups: two layers hear {expected} channels")
         rows.append((f"{name}, {groups} groups", *heard))
 table(rows, ("of 64 channels, one output hears", "1 layer", "2 layers", "3 layers"))
 
@@ -486,7 +490,7 @@ for builder, (name, _) in NINE.items():
     network, x = built(builder)
     parameters, total = counting.parameters(network), counting.macs(network, x)
     macs = costs_by_kind(network, x)[1]
-    assert sum(macs.values()) == total
+    claim(sum(macs.values()) == total, f"{name}: the MACs of all kinds make up the whole")
     shares[name] = [macs[kind] / total for kind in ORDER]
     record(f"{builder}.parameters", parameters)
     record(f"{builder}.gmacs", total / 1e9)
@@ -526,7 +530,8 @@ _ = axes.axis("off")
 # %% tags=["shares-checked"]
 mixing = [shares[name][ORDER.index("1×1")] for name in names]
 later = names.index("ResNeXt-50")
-assert min(mixing[later:]) > 0.85 > max(mixing[:later])
+claim(min(mixing[later:]) > 0.85, "from ResNeXt-50 on, 1x1 kernels do more than 85 % of the MACs")
+claim(max(mixing[:later]) < 0.85, "before it they do less than that in every network")
 record("shares.mixing", min(mixing[later:]))
 
 # %% [markdown]
@@ -685,17 +690,24 @@ axes.grid(axis="y")
 
 # %% tags=["claims"]
 means = {key: sum(values) / len(values) for key, values in scores.items()}
-if PROFILE == "sample":  # with margins: three seeds are few
-    digits, patches = (
-        {name: means[task, name] for name in KINDS} for task in ("digits", "patches")
-    )
-    fewer = ("grouped", "shuffled", "depthwise separable", "pointwise", "depthwise")
-    assert all(digits["standard"] > digits[name] + 0.01 for name in fewer)
-    assert digits["pointwise"] + 0.15 < digits["depthwise"] < digits["depthwise separable"] + 0.01
-    assert digits["shuffled"] > digits["grouped"]
-    assert abs(patches["shuffled"] - patches["grouped"]) < 0.08
-    assert all(patches["pointwise"] > patches[name] - 0.02 for name in KINDS)
-    assert colour["digits"] < 0.3 and colour["patches"] > max(patches.values())
+digits = {name: means["digits", name] for name in KINDS}
+patches = {name: means["patches", name] for name in KINDS}
+for name in ("grouped", "shuffled", "depthwise separable", "pointwise", "depthwise"):
+    ahead = digits["standard"] > digits[name] + 0.01  # with margins: three seeds are few
+    claim(ahead, f"digits: the mean of standard is more than a point above that of {name}")
+ahead = digits["depthwise"] > digits["pointwise"] + 0.15
+claim(ahead, "digits: the mean of depthwise is more than 15 points above that of pointwise")
+ahead = digits["depthwise separable"] > digits["depthwise"] - 0.01
+claim(ahead, "digits: the mean of depthwise separable is at most a point below depthwise")
+claim(digits["shuffled"] > digits["grouped"], "digits: shuffling raises the mean of four groups")
+apart = abs(patches["shuffled"] - patches["grouped"])
+claim(apart < 0.08, "patches: with and without shuffling the means are within 8 points")
+for name in KINDS:
+    ahead = patches["pointwise"] > patches[name] - 0.02
+    claim(ahead, f"patches: the mean of pointwise is at most two points below that of {name}")
+claim(colour["digits"] < 0.3, "digits: colour alone is right on less than 30 %")
+best = max(patches.values())
+claim(colour["patches"] > best, "patches: colour alone is right more often than any network")
 
 # %% tags=["overlap"]
 spans = [
@@ -704,8 +716,8 @@ spans = [
     if task == "patches" and name != "pointwise"
 ]
 pairs = [(a, b) for i, a in enumerate(spans) for b in spans[:i]]
-if PROFILE == "sample":  # most ranges of the other kinds overlap
-    assert sum(a[0] <= b[1] and b[0] <= a[1] for a, b in pairs) > len(pairs) / 2
+overlapping = sum(a[0] <= b[1] and b[0] <= a[1] for a, b in pairs)
+claim(overlapping > len(pairs) / 2, "patches: without pointwise, most ranges of two kinds overlap")
 
 # %% [markdown]
 # ## Solutions to the exercises
@@ -716,7 +728,8 @@ by_hand = 9 * M * side**2, M * N * side**2
 x = torch.empty(1, M, side, side, device="meta")
 both = counting.macs(depthwise_separable(M, N).to("meta"), x)
 full = counting.macs(standard(M, N).to("meta"), x)
-assert sum(by_hand) == both and abs(both / full - 1 / N - 1 / 9) < 1e-12
+claim(sum(by_hand) == both, "the MACs by hand are those counted")
+claim(abs(both / full - 1 / N - 1 / 9) < 1e-12, "the share of standard is 1 / N + 1 / 9")
 record("first.share", both / full)
 rows = [("depthwise", by_hand[0]), ("pointwise", by_hand[1]), ("counted together", both)]
 table([*rows, ("standard", full)], ("first block of MobileNet", "MACs"))
@@ -744,10 +757,10 @@ names = "depthwise separable", "wide", "standard"
 table([(name, spread(scores["digits", name])) for name in names], ("network", "digits"))
 
 # %% tags=["wide-checked"]
-if PROFILE == "sample":
-    mean = sum(scores["digits", "wide"]) / len(SEEDS)
-    assert digits["depthwise separable"] + 0.02 < mean
-    assert abs(mean - digits["standard"]) < 0.03
+mean = sum(scores["digits", "wide"]) / len(SEEDS)
+ahead = mean > digits["depthwise separable"] + 0.02
+claim(ahead, "the mean of the wide network is more than two points above that of the narrow one")
+claim(abs(mean - digits["standard"]) < 0.03, "it is within three points of that of standard")
 
 
 # %% tags=["terms"]
@@ -782,11 +795,13 @@ table(rows, ("terms", "k MACs", "digits"))
 
 # %% tags=["terms-checked"]
 pairs = zip(scores["digits", 9], scores["digits", "standard"])
-assert all(abs(a - b) < 0.005 for a, b in pairs)
-if PROFILE == "sample":
-    one, four = (sum(scores["digits", r]) / len(SEEDS) for r in (1, 4))
-    assert one < 0.25 and one + 0.2 < four
-    assert one + 0.3 < digits["depthwise separable"]
+same = all(abs(a - b) < 0.005 for a, b in pairs)
+claim(same, "nine terms are right as often as the dense kernels, to half a point, in each seed")
+one, four = (sum(scores["digits", r]) / len(SEEDS) for r in (1, 4))
+claim(one < 0.25, "one term is right on less than a quarter")
+claim(four > one + 0.2, "four terms are more than 20 points above one term")
+ahead = digits["depthwise separable"] > one + 0.3
+claim(ahead, "trained from the start, one term is more than 30 points above one term cut out")
 
 # %% [markdown]
 # ## What we saw

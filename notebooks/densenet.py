@@ -35,7 +35,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import BasicBlock
 
-from workbench import PROFILE, device, finite, record, record_spread, seed, spread, table
+from workbench import PROFILE, claim, device, finite, record, record_spread, seed, spread, table
 from workbench import checks, counting, drawing, images, plots, training
 
 # %% [markdown]
@@ -237,7 +237,9 @@ for build in (densenet121, densenet161, densenet169, densenet201):
         parameters = counting.parameters(network)
         cost[build] = counting.macs(network, torch.empty(1, 3, 224, 224))
     theirs = torchvision.models.get_model_weights(build.__name__).DEFAULT.meta
-    assert (parameters, round(cost[build] / 1e9, 3)) == (theirs["num_params"], theirs["_ops"])
+    found = parameters, round(cost[build] / 1e9, 3)
+    expected = theirs["num_params"], theirs["_ops"]
+    claim(found == expected, f"{build.__name__} has torchvision's parameters and G MACs")
     record(f"{build.__name__}.parameters", parameters)
     record(f"{build.__name__}.macs", cost[build])
     rows.append((build.__name__, parameters, f"{cost[build] / 1e9:.3f}"))
@@ -258,7 +260,7 @@ rows = []
 for build, growth, depth, millions in TABLE_2:
     with torch.device("meta"):
         parameters = counting.parameters(build(growth, depth))
-    assert round(parameters / 1e6, 1) == millions
+    claim(round(parameters / 1e6, 1) == millions, f"k = {growth}, L = {depth}: as in table 2")
     record(f"{build.__name__}.{growth}.{depth}.parameters", parameters)
     kind = "DenseNet-BC" if build is cifar_densenet_bc else "DenseNet"
     rows.append((kind, growth, depth, parameters, f"{millions} M"))
@@ -292,8 +294,9 @@ with torch.no_grad():
     before = block(x)
     block[3].grow[2].weight.normal_()  # another fourth layer
     changed = (block(x) - before).abs().amax((0, 2, 3))
-assert torch.equal(before[:, :64], x)
-assert (changed[:160] == 0).all() and (changed[160:] > 0).all()
+claim(torch.equal(before[:, :64], x), "a block hands on what it was given")
+claim((changed[:160] == 0).all(), "another fourth layer changes no map made before it")
+claim((changed[160:] > 0).all(), "it changes every map made from there on")
 rows = [
     ("input, layers 1 to 3", changed[:160].max().item()),
     ("layers 4 to 6", changed[160:].max().item()),
@@ -379,7 +382,8 @@ for name, layer in (("plain", DenseLayer), ("checkpointed", FrugalLayer)):
     found = [block_memory(layer, B, 256, side, k, depth) for depth in depths]
     for depth, measured in zip(depths, found):
         pixel, once = kept_by_hand(256, k, depth, layer is FrugalLayer)
-        assert measured == 4 * (B * side * side * pixel + once)  # float32
+        by_hand = 4 * (B * side * side * pixel + once)  # bytes of float32
+        claim(measured == by_hand, f"{name}, {depth} layers: the memory is that counted by hand")
     record(f"block24.{name}", found[depths.index(24)] / 2**20)
     axes.plot(depths, [value / 2**20 for value in found])
     ends[name] = (48, found[-1] / 2**20)
@@ -402,8 +406,10 @@ for name, build in PLANS.items():
         step[name] = macs_of_step(network, x) / 32e9
     record(f"{name.replace(', ', '.')}.kept", kept[name])
 dense, again, residual = PLANS  # plain, checkpointed, ResNet-50
-assert kept[again] < kept[dense] / 2 and step[again] == step[dense]
-assert kept[residual] < kept[dense] and step[residual] > step[dense]
+claim(kept[again] < kept[dense] / 2, "checkpointed, DenseNet keeps less than half")
+claim(step[again] == step[dense], "checkpointing repeats no multiply-accumulate")
+claim(kept[residual] < kept[dense], "ResNet-50 keeps less than the plain DenseNet")
+claim(step[residual] > step[dense], "a step of ResNet-50 has more MACs")
 rows = [(name, f"{kept[name]:.2f}", f"{step[name]:.2f}") for name in PLANS]
 table(rows, ("network, batch 32", "GiB kept", "G MACs of a step, per image"))
 
@@ -442,8 +448,9 @@ small, labels = torch.randn(16, 3, 16, 16, device=device), torch.arange(16, devi
 difference = furthest(gradients(frugal, small, labels), gradients(plain, small, labels))
 means = [network.block1[3].narrow[0].running_mean for network in (plain, frugal)]
 moved = (means[1].norm() / means[0].norm()).item()
-assert difference < 1e-5
-assert abs(moved - 1.9) < 1e-3  # 1 - 0.9 ** 2 against 0.1
+claim(difference < 1e-5, "checkpointing leaves the gradients as they are")
+moves_twice = abs(moved - 1.9) < 1e-3  # 1 - 0.9 ** 2 against 0.1
+claim(moves_twice, "checkpointed, running means move 1.9 times as far in a step")
 record("gradients.difference", difference)
 record("statistics.moved", moved)
 rows = [("gradients, largest relative difference", f"{difference:.1e}")]
@@ -570,10 +577,11 @@ for name, key in KEYS.items():
 table(rows, ("network", "training loss, last epoch", "test accuracy"))
 
 # %% tags=["gaps"]
-if PROFILE == "sample":  # what the chapter says of this budget
-    for other in ("slim", "wide"):
-        assert sum(tested["dense"]) > sum(tested[other])
-        assert min(tested["dense"]) < max(tested[other])  # the ranges overlap
+for other in ("slim", "wide"):
+    ahead = sum(tested["dense"]) > sum(tested[other])
+    claim(ahead, f"the mean of DenseNet-BC on the test part is above that of the {other} network")
+    overlap = min(tested["dense"]) < max(tested[other])
+    claim(overlap, f"three seeds do not tell DenseNet-BC from the {other} network: ranges overlap")
 record("widest", 100 * max(max(values) - min(values) for values in tested.values()))
 record("gap.slim", 100 * (sum(tested["dense"]) - sum(tested["slim"])) / 3)
 record("gap.wide", 100 * (sum(tested["dense"]) - sum(tested["wide"])) / 3)
@@ -652,7 +660,7 @@ for number in SEEDS:
             weights = before.weight.flatten(), after.weight.cpu().flatten()
             cosines.append(F.cosine_similarity(*weights, dim=0).item())
 smallest = min(finite(cosines))
-assert smallest > 0.85
+claim(smallest > 0.85, "each 1x1 kernel keeps a cosine above 0.85 with its start")
 record("kernels.cosine", smallest)
 table([(f"{smallest:.3f}",)], ("smallest cosine of a 1x1 kernel with its start",))
 
@@ -678,9 +686,11 @@ record("reading.most", layers.max())
 record("reading.input", maps[1:, 0, 1:6].mean())  # from the transition before, in blocks 2 and 3
 record("reading.fc.input", maps[2, 0, 6])
 record("reading.fc.last", maps[2, 4:, 6].mean())
-if PROFILE == "sample":  # what the chapter says
-    assert layers.min() > 0.75 and layers.max() < 1.25
-    assert maps[1:, 0, 1:6].mean() > 1.05 and maps[2, 0, 6] > 1.15 > maps[2, 4:, 6].mean()
+claim(layers.min() > 0.75, "no layer is read with less than three quarters of the mean weight")
+claim(layers.max() < 1.25, "no layer is read with more than five quarters of the mean weight")
+claim(maps[1:, 0, 1:6].mean() > 1.05, "the input of blocks 2 and 3 is read more than the mean")
+claim(maps[2, 0, 6] > 1.15, "the classifier reads the input of block 3 more than the mean")
+claim(maps[2, 4:, 6].mean() < 1.15, "it reads the last three layers less than that")
 table([(f"{layers.min():.2f}", f"{layers.max():.2f}")], ("smallest", "largest"))
 
 # %% [markdown]
@@ -708,7 +718,8 @@ for build, depths in zip(
     with torch.device("meta"):
         modules = build().modules()
     counted = sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in modules)
-    assert by_hand == counted == int(build.__name__.removeprefix("densenet"))
+    named = int(build.__name__.removeprefix("densenet"))
+    claim(by_hand == counted == named, f"{build.__name__}: the layers are those of its name")
     rows.append((build.__name__, by_hand, counted))
 table(rows, ("network", "by hand", "counted"))
 
@@ -722,7 +733,7 @@ statistics = [
     [b for b in network.buffers() if b.dtype.is_floating_point] for network in (plain, frugal)
 ]
 difference = furthest(*statistics)
-assert difference < 1e-5
+claim(difference < 1e-5, "with the mended momentum the running statistics are equal")
 record("mended.difference", difference)
 table([(f"{difference:.1e}",)], ("largest relative difference of the running statistics",))
 
@@ -757,7 +768,7 @@ for name, values in (("patches, mean of three seeds", maps), ("digits, one seed"
     rows.append((name, *(f"{value:.2f}" for value in found)))
 for key, value in zip(("input", "fc.input", "fc.last"), found):
     record(f"digits.{key}", value)
-if PROFILE == "sample":
-    assert seen[1:, 0, 1:6].mean() < 1.05 and seen[2, 0, 6] < seen[2, 4:, 6].mean()
+claim(seen[1:, 0, 1:6].mean() < 1.05, "digits: the input of blocks 2 and 3 is read like the rest")
+claim(seen[2, 0, 6] < seen[2, 4:, 6].mean(), "digits: the classifier reads the last layers more")
 columns = ("network", "blocks 2 and 3: input", "classifier: input", "classifier: last 3")
 table(rows, columns)

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from timm.layers.cbam import CbamModule
 from timm.models.resnet import resnet50, seresnet50
 
-from workbench import PROFILE, device, record, record_spread, seed, spread, table
+from workbench import PROFILE, claim, device, record, record_spread, seed, spread, table
 from workbench import checks, counting, drawing, images, plots, training
 
 # %% [markdown]
@@ -99,7 +99,7 @@ def as_sum(fusion: Concat) -> Concat:
 seed(0)
 a, b = torch.randn(2, 2, 64, 9, 7)
 concat_deviation = (as_sum(Concat(64))(a, b) - Sum()(a, b)).abs().max().item()
-assert concat_deviation < 1e-6
+claim(concat_deviation < 1e-6, "a concatenation with the identity twice gives the sum")
 record("concat.deviation", concat_deviation)
 concat_deviation
 
@@ -218,7 +218,8 @@ levels, asff = torch.randn(3, 2, 64, 9, 7), ASFF(64, levels=3)
 total = asff.weights(levels).sum(1)
 nn.init.constant_(asff.scores[1].bias, 100.0)  # a score far above the others
 one_hot = (asff(*levels) - levels[1]).abs().max().item()
-assert (total - 1).abs().max() < 1e-6 and one_hot < 1e-6
+claim((total - 1).abs().max() < 1e-6, "at each place the weights of the levels sum to 1")
+claim(one_hot < 1e-6, "a score far above the others passes its level on alone")
 rows = [("sum of the weights - 1", f"{(total - 1).abs().max():.1e}")]
 rows.append(("one-hot output - level 2", f"{one_hot:.1e}"))
 table(rows, ("what should vanish", "largest"))
@@ -270,7 +271,8 @@ nn.init.constant_(gate.score.bias, 100.0)  # open: every weight is 1
 opened = (gate(x, g) - x).abs().max().item()
 nn.init.constant_(gate.score.bias, -100.0)  # shut: every weight is 0
 shut = gate(x, g).abs().max().item()
-assert opened < 1e-6 and shut < 1e-6
+claim(opened < 1e-6, "an open gate passes the skip on as it is")
+claim(shut < 1e-6, "a shut gate passes nothing on")
 rows = [("open: output - skip", f"{opened:.1e}"), ("shut: output", f"{shut:.1e}")]
 table(rows, ("what should vanish", "largest"))
 
@@ -394,7 +396,7 @@ with torch.no_grad():
     parts = dense_chain(densely(layers), x).unflatten(1, (5, 16))  # (B, 5, 16, H, W)
     expected = residual_chain(layers, x)
     chain_deviation = checks.deviation(parts.sum(1), expected)
-assert chain_deviation < 1e-5
+claim(chain_deviation < 1e-5, "the parts of a dense chain sum to the output of the residual one")
 record("chain.deviation", chain_deviation)
 costs = [sum(p.weight.numel() for p in chain) for chain in (layers, densely(layers))]
 record("chain.factor", costs[1] / costs[0])
@@ -427,7 +429,7 @@ by_loop = {"Bilinear": (Bilinear()(x, y), products.flatten(1))}
 by_loop["CompactBilinear"] = compact(x, y), sketch_by_hand(products, compact)
 for name, (found, expected) in by_loop.items():
     deviation = checks.deviation(found, expected)
-    assert deviation < 1e-10  # in double precision
+    claim(deviation < 1e-10, f"{name} gives what a loop gives, in double precision")
     record(f"{name}.deviation", deviation)
     rows.append((name, "a loop", f"{deviation:.1e}"))
 table(rows, ("module", "reference", "largest relative deviation"))
@@ -667,9 +669,9 @@ table(rows, (f"of {len(pairs)} pairs", "apart", "expected of equal networks"))
 means = {name: 100 * sum(values) / len(values) for name, values in tested.items()}
 between = max(means[name] for name in joined) - min(means[name] for name in joined)
 within = max(100 * (max(tested[name]) - min(tested[name])) for name in joined)
-if PROFILE == "sample":  # what the chapter says of this budget
-    assert between < 2 * within  # of one size: no ranking
-    assert abs(means["fine alone"] - means["sum"]) < 5
+claim(between < 2 * within, "the means differ by less than twice the widest range of seeds")
+gain = abs(means["fine alone"] - means["sum"])
+claim(gain < 5, "the fine map alone is within five points of the sum")
 record("means.range", between)
 record("seeds.range", within)
 rows = [("means of the fusions", f"{between:.1f}"), ("seeds of one fusion", f"{within:.1f}")]
@@ -797,15 +799,15 @@ for name in INPUTS:
     record_spread(f"{key(name)}.test", tested[name])
     parameters = counting.parameters(networks[name, 0])
     rows.append((name, parameters, spread(losses[name], ".3f"), spread(tested[name], ".1%")))
-if PROFILE == "sample":  # what the chapter says of this budget
-    for both in ("early", "after layer 1", "late"):
-        for one in ("luminance alone", "colour alone"):
-            assert min(tested[both]) > max(tested[one])
-    mean_loss, right = (
-        [sum(runs[name]) / 3 for name in list(INPUTS)[2:]] for runs in (losses, tested)
-    )
-    assert mean_loss[2] > max(mean_loss[:2]) + 0.02
-    assert max(right) - min(right) < 0.06
+for both in ("early", "after layer 1", "late"):
+    for one in ("luminance alone", "colour alone"):
+        ahead = min(tested[both]) > max(tested[one])
+        claim(ahead, f"every seed of {both} is right more often than any of {one}")
+mean_loss = [sum(losses[name]) / 3 for name in list(INPUTS)[2:]]
+behind = mean_loss[2] > max(mean_loss[:2]) + 0.02
+claim(behind, "joined late, the mean training loss is the highest, by 0.02 or more")
+right = [sum(tested[name]) / 3 for name in list(INPUTS)[2:]]
+claim(max(right) - min(right) < 0.06, "wherever the inputs are joined, means are within six points")
 table(rows, ("inputs joined", "parameters", "training loss, last epoch", "test accuracy"))
 
 # %% tags=["inputs-figure"] alt="A row of three dots and a short line, their mean, for each of five networks over test accuracy. The three with both inputs lie close together, to the right of luminance alone and colour alone."
@@ -842,8 +844,7 @@ with torch.no_grad():
     network = networks["SE", 0].eval()
     gates = network.fusion.gate.weights(network.paths(test[0].to(device))[1]).flatten(1).cpu()
 channels, pictures = gates.mean(0).std().item(), gates.std(0).mean().item()
-if PROFILE == "sample":
-    assert pictures < channels
+claim(pictures < channels, "SE's weights differ more between channels than between images")
 record("gates.channels", channels)
 record("gates.images", pictures)
 rows = [("mean", f"{gates.mean():.2f}"), ("between channels", f"{channels:.2f}")]
@@ -868,7 +869,7 @@ weights = sum(n * 2 * channels * channels // 16 for channels, n in stages)
 biases = sum(n * (channels + channels // 16) for channels, n in stages)
 with torch.device("meta"):
     found = counting.parameters(seresnet50()) - counting.parameters(resnet50())
-assert found == weights + biases
+claim(found == weights + biases, "the parameters of SE by hand are those counted in timm")
 record("se.weights", weights)
 record("se.found", found)
 table([(weights, biases, found)], ("weights by hand", "biases by hand", "counted in timm"))
@@ -892,8 +893,8 @@ right = [training.evaluate(networks["bilinear", number], validation) for number 
 runs = {"each about 1": (losses["bilinear"], right)}
 runs["unit length"] = bilinear_runs(Bilinear, SignedRoot(), WIDTH**2)
 record_spread("scaled.validation", right)
-if PROFILE == "sample":
-    assert min(runs["unit length"][0]) > max(losses["bilinear"]) + 0.2
+behind = min(runs["unit length"][0]) > max(losses["bilinear"]) + 0.2
+claim(behind, "at unit length every seed's training loss is higher, by 0.2 or more")
 record_spread("unit.loss", runs["unit length"][0])
 record_spread("unit.validation", runs["unit length"][1])
 rows = [(name, spread(a, ".3f"), spread(b, ".1%")) for name, (a, b) in runs.items()]
@@ -920,9 +921,12 @@ for name in list(ABLATION)[2:]:
     record_spread(f"{key(name)}.nocoarse", each[1])
     rows.append((name, *(spread(values, ".0%") for values in each)))
     lead = (sum(each[1]) - sum(each[0])) / len(SEEDS)  # of the fine map, when it is the one left
-    if PROFILE == "sample":  # the map without a gate carries more
-        assert lead > 0.1 or name not in ("SE", "CBAM")
-        assert lead < -0.1 or name != "attention gate"
+    if name in ("SE", "CBAM"):
+        claim(lead > 0.1, f"{name}: the map without a gate, the fine one, carries 10 points more")
+    if name == "attention gate":
+        claim(
+            lead < -0.1, f"{name}: the map without a gate, the coarse one, carries 10 points more"
+        )
 table(rows, ("fusion", "fine map zero", "coarse map zero"))
 
 # %% tags=["solution-4"]

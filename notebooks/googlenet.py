@@ -31,7 +31,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from workbench import PROFILE, device, record, record_spread, seed, spread, table
+from workbench import PROFILE, claim, device, record, record_spread, seed, spread, table
 from workbench import checks, counting, drawing, images, plots, training
 
 # %% [markdown]
@@ -326,7 +326,7 @@ record("cost3b.unreduced", cost["3b"][1] / 1e6)
 PAPER_OPS = {"3a": 128, "3b": 304, "4a": 73, "4b": 88, "4c": 100, "4d": 119, "4e": 170}
 PAPER_OPS |= {"5a": 54, "5b": 71}  # millions, column "ops" of table 1
 far = [name for name, ops in PAPER_OPS.items() if abs(cost[name][0] / 1e6 - ops) > 1]
-assert far == ["5a"]
+claim(far == ["5a"], "all modules but 5a cost what table 1 says, to a million")
 record("cost5a", cost["5a"][0] / 1e6)
 record("parameters4c", counting.parameters(built["published"].stages.inception4c))
 for name, head in built["published"].heads.items():
@@ -342,8 +342,10 @@ main = counting.parameters(built["published"]) - counting.parameters(built["publ
 plain = 7 * 7 * 3 * 64  # weights
 separable = 7 * 7 * 3 * 8 + 24 * 64  # eight kernels for each colour, then 1x1
 macs = [112 * 112 * weights for weights in (plain, separable)]
-assert round(separable / 1e3, 1) == 2.7 and round(macs[1] / 1e6) == 34  # table 1
-assert round((whole - macs[0] + macs[1]) / 1e9, 1) == 1.5  # section 1
+as_printed = round(separable / 1e3, 1) == 2.7 and round(macs[1] / 1e6) == 34
+claim(as_printed, "a separable first layer has the weights and MACs of table 1")
+as_printed = round((whole - macs[0] + macs[1]) / 1e9, 1) == 1.5
+claim(as_printed, "with it the network has the 1.5 G MACs of section 1")
 record("conv1", macs[0] / 1e6)
 record("separable", macs[1] / 1e6)
 record("separable.weights", separable)
@@ -357,7 +359,9 @@ for name, row in TABLE_1.items():
     branches = built["published"].stages.get_submodule(f"inception{name}").branches
     counts = [sum(p.numel() for p in b.parameters() if p.ndim > 1) for b in branches]
     three, five, c_in = counts[1] / row.three, counts[2] / row.five, branches[0][0].in_channels
-    assert five < three < 9 * c_in and row.five <= row.c_out / 5
+    claim(three < 9 * c_in, f"{name}: behind its reduction the 3×3 branch costs less")
+    claim(five < three, f"{name}: an output of the 5×5 branch costs less than one of the 3×3")
+    claim(row.five <= row.c_out / 5, f"{name}: at most a fifth of the outputs are of 5×5 kernels")
     rows.append((name, 9 * c_in, round(three), 25 * c_in, round(five)))
 columns = ("module", "3×3 on all", "3×3 behind reduction", "5×5 on all", "5×5 behind reduction")
 table(rows, columns)  # weights for each output channel
@@ -440,7 +444,9 @@ with torch.no_grad():
         [window(b, 192) for b in Inception(192, TABLE_1["3a"], form).branches]
         for form in (PUBLISHED, TORCHVISION)
     ]
-assert deviation < 1e-5 and windows == [[1, 3, 5, 3], [1, 3, 3, 3]]
+claim(deviation < 1e-5, "a module gives what four branches written out give")
+claim(windows[0] == [1, 3, 5, 3], "the published branches see 1, 3, 5 and 3 pixels")
+claim(windows[1] == [1, 3, 3, 3], "those of torchvision see 1, 3, 3 and 3")
 record("branches.deviation", deviation)
 table(
     [("published", *windows[0]), ("torchvision", *windows[1])],
@@ -529,9 +535,9 @@ for name in NETWORKS:
     for key, values in {"test": tested[name], "loss": losses}.items():
         record_spread(f"{name.replace(' ', '-')}.{key}", values)
     rows.append((name, spread(losses, ".2f"), spread(tested[name], ".1%")))
-if PROFILE == "sample":  # what the chapter says: the seeds differ more than the means
-    means = [sum(values) / len(values) for values in tested.values()]
-    assert abs(means[0] - means[1]) < min(max(v) - min(v) for v in tested.values())
+means = [sum(values) / len(values) for values in tested.values()]
+least = min(max(values) - min(values) for values in tested.values())
+claim(abs(means[0] - means[1]) < least, "the seeds of one network differ more than the two means")
 columns = ("network", "training loss, main output", "test")
 table(rows, columns)
 
@@ -591,8 +597,9 @@ for kind, how in {"plain": (PLAIN, 1), "doubled": (PLAIN, 2), "normed": (DIGITS,
     gradients[kind] = torch.stack(found).log().mean(0).exp()  # geometric mean of the seeds
     ratio[kind] = (gradients[kind][1, 0] / gradients[kind][0, 0]).item()
     record(f"gradient.{kind}", ratio[kind])
-if PROFILE == "sample":
-    assert ratio["plain"] > 3 and ratio["doubled"] < 2 and ratio["normed"] < 1
+claim(ratio["plain"] > 3, "without norm the heads send over 3 times the gradient of the main loss")
+claim(ratio["doubled"] < 2, "with twice the variance they send less than twice that gradient")
+claim(ratio["normed"] < 1, "with batch norm they send less than the main loss does")
 
 # %% tags=["gradient-figure"] alt="Gradient norm at the first kernel of ten stages, on a log scale. Dotted, with batch norm: both lines fall from the input upwards and the main loss lies above the heads everywhere. Solid, without: the main loss falls towards the input, and the heads lie about ten times above it from 4a down."
 _, axes = plt.subplots()
@@ -657,7 +664,7 @@ weights = c_in * (row.one + row.reduce3 + row.reduce5 + row.pool)
 weights += 9 * row.reduce3 * row.three + 25 * row.reduce5 * row.five
 by_hand = weights + sum(row), side * side * weights
 counted = counting.parameters(built["published"].stages.inception3a), cost["3a"][0]
-assert by_hand == counted
+claim(by_hand == counted, "parameters and MACs by hand are those counted")
 table([("by hand", *by_hand), ("counted", *counted)], ("module 3a", "parameters", "MACs"))
 
 
@@ -674,8 +681,8 @@ class TwoSmall(Inception):
 with torch.device("meta"):
     changed, x = googlenet(block=TwoSmall, heads=()), torch.empty(1, 3, 224, 224)
 size = window(TwoSmall(192, TABLE_1["3a"]).branches[2], 192)
-assert size == 5
-assert counting.parameters(changed) > main
+claim(size == 5, "two 3×3 layers see 5×5 pixels")
+claim(counting.parameters(changed) > main, "with two 3×3 layers the network has more parameters")
 record("twosmall.parameters", counting.parameters(changed))
 record("twosmall.gmacs", counting.macs(changed, x) / 1e9)
 row = f"{size}×{size}", counting.parameters(changed), f"{counting.macs(changed, x) / 1e9:.3f}"
@@ -686,7 +693,8 @@ seed(0)
 network = xavier(digit_network(form=PLAIN)).to(device)
 history = train(network, train_part)
 loss, validated = main_loss(network, train_part), history["validation"][-1]
-assert PROFILE == "full" or (loss > 2 and validated < 0.3)
+claim(loss > 2, "without norm and heads the training loss stays above 2")
+claim(validated < 0.3, "without norm and heads less than 30 % of the validation part are right")
 record("plain.loss", loss)
 record("plain.validation", validated)
 table([(f"{loss:.2f}", f"{validated:.1%}")], ("training loss, main output", "validation"))

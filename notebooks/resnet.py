@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from timm.models.resnet import resnet50d as timm_resnet50d
 
-from workbench import PROFILE, device, record, record_spread, seed, spread, table
+from workbench import PROFILE, claim, device, record, record_spread, seed, spread, table
 from workbench import checks, counting, drawing, images, plots, training
 
 # %% [markdown]
@@ -151,7 +151,11 @@ plots.label_ends(axes, ends, [*colours, plots.QUIET])
 
 # %% tags=["copy-checked"]
 for n in (1, 4):
-    assert copying["residual", n][-1] < copying["plain", n][-1] / 100
+    hundredth = copying["plain", n][-1] / 100
+    ahead = copying["residual", n][-1] < hundredth
+    claim(
+        ahead, f"stack of {n}: with the input added the error is below a hundredth of that without"
+    )
 record("copy.he.plain4", learn_to_copy(4, residual=False, he=True)[-1])
 record("copy.he.residual4", learn_to_copy(4, residual=True, he=True)[-1])
 
@@ -412,7 +416,7 @@ def zero_last_gamma(network: nn.Module) -> nn.Module:
 seed(0)
 x = torch.randn(2, 256, 14, 14)
 limit = (zero_last_gamma(Bottleneck(256, 64))(x) - torch.relu(x)).abs().max().item()
-assert limit < 1e-6
+claim(limit < 1e-6, "a block whose branch is zero gives relu(x)")
 limit
 
 # %% [markdown]
@@ -538,8 +542,9 @@ for name in NETWORKS:
     record_spread(f"{name.replace('-', '')}.loss", final[name])
     record_spread(f"{name.replace('-', '')}.test", tested[name])
     rows.append((name, spread(final[name], ".3f"), spread(tested[name], ".1%")))
-if PROFILE == "sample":  # what the chapter says of this budget
-    assert min(final["plain-32"]) > 2 * max(*final["plain-14"], *final["residual-32"])
+for name in ("plain-14", "residual-32"):
+    twice = min(final["plain-32"]) > 2 * max(final[name])
+    claim(twice, f"every seed of plain-32 keeps more than twice the loss of any of {name}")
 table(rows, ("network", "training loss, last epoch", "test accuracy"))
 
 # %% [markdown]
@@ -644,7 +649,7 @@ saved = 0
 for side, c_in, width in ((28, 256, 128), (14, 512, 256), (7, 1024, 512)):
     saved += 3 * side * side * c_in * width  # three of four pixels of the first 1x1 convolution
 difference = cost[resnet50] - cost[original_resnet50]
-assert saved == difference
+claim(saved == difference, "the MACs saved by hand are those counted")
 table([(saved, difference)], ("by hand", "counted"))
 
 # %% tags=["solution-2"]
@@ -658,8 +663,9 @@ for name, rate in (("plain-32", 0.05), ("plain-32", 0.1), ("plain-32", 0.2), ("r
             loss = train(network, train_part, rate=rate)
         last.append(loss[-1])
         right.append(training.evaluate(network, validation))
-    if PROFILE == "sample" and name != "residual-32":
-        assert min(last) > 2 * max(final["residual-32"])
+    if name == "plain-32":
+        twice = min(last) > 2 * max(final["residual-32"])
+        claim(twice, f"at rate {rate} plain-32 keeps more than twice the loss of residual-32")
     record_spread(f"{name.replace('-', '')}.rate{rate}", last)
     rows.append((name, rate, spread(last, ".2f"), spread(right, ".1%")))
 table(rows, ("network", "rate", "training loss", "validation accuracy"))
@@ -668,7 +674,7 @@ table(rows, ("network", "rate", "training loss", "validation accuracy"))
 LONG = 4 * EPOCHS
 network = fresh("plain-32", 0)
 longer = train(network, train_part, epochs=LONG)
-assert PROFILE == "full" or longer[-1] < min(final["plain-32"]) / 2
+claim(longer[-1] < min(final["plain-32"]) / 2, "four times as long, plain-32 halves its loss")
 record("long.epochs", LONG)
 record("long.loss", longer[-1])
 record("long.validation", training.evaluate(network, validation))

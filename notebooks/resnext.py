@@ -29,7 +29,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from workbench import PROFILE, device, record, record_spread, seed, spread, table
+from workbench import PROFILE, claim, device, record, record_spread, seed, spread, table
 from workbench import checks, counting, drawing, images, plots, training
 
 # %% [markdown]
@@ -182,7 +182,8 @@ for dtype in (torch.float32, torch.float64):
         found = checks.deviation(a, y), checks.deviation(b, y)
         worst[dtype] = max(worst.get(dtype, 0), *found)
         rows.append((str(dtype)[6:], mode, *(f"{d:.1e}" for d in found)))
-    assert worst[dtype] < 20 * torch.finfo(dtype).eps
+    rounding = 20 * torch.finfo(dtype).eps
+    claim(worst[dtype] < rounding, f"the three forms are equal but for the rounding of {dtype}")
 record("forms.deviation", worst[torch.float32])
 table(rows, ("numbers", "mode", "a against c", "b against c"))
 
@@ -303,7 +304,7 @@ table(rows, ("network", "parameters", "G MACs"))
 # %% tags=["pairs"]
 rows, published = [], {1: 64, 2: 40, 4: 24, 8: 14, 32: 4}  # Xie et al. 2017, table 2
 for cardinality, width in published.items():
-    assert equal_width(cardinality) == width
+    claim(equal_width(cardinality) == width, f"{cardinality} paths: the width of table 2")
     with torch.device("meta"):
         network, x = resnext50(cardinality, width), torch.empty(1, 3, 224, 224)
     row = cardinality, width, cardinality * width, branch_weights(cardinality, width)
@@ -472,8 +473,7 @@ gap = max(means) - min(means)
 widest = max(max(values) - min(values) for values in tested.values())
 record("gap", 100 * gap)
 record("widest", 100 * widest)
-if PROFILE == "sample":  # what the chapter says of this budget: no effect to be seen
-    assert gap < 0.03
+claim(gap < 0.03, "the means of the three networks are within three points: no effect is seen")
 table([(f"{100 * gap:.1f}", f"{100 * widest:.1f}")], ("between means, points", "between seeds"))
 
 # %% [markdown]
@@ -521,7 +521,7 @@ weight, bias = torch.cat([a.weight for a in first]), torch.cat([a.bias for a in 
 middle = torch.relu(F.conv2d(x, weight, bias, padding=1))  # 32 channels, no groups
 wide = F.conv2d(middle, torch.cat([b.weight for b in second], dim=1), padding=1)
 record("two.deviation", checks.deviation(paths, wide))
-assert checks.deviation(paths, wide) < 1e-5
+claim(checks.deviation(paths, wide) < 1e-5, "eight paths of two layers are two wide layers")
 checks.deviation(paths, wide)
 
 
@@ -545,7 +545,7 @@ for number in (1, 2):
         every += scores
         rows.append((f"stage {number}, block {block + 1}", spread(scores, ".1%")))
 whole = training.evaluate(networks[8, 0], validation)
-assert PROFILE == "full" or min(every) > whole - 0.1
+claim(min(every) > whole - 0.1, "whichever path is left out, less than 10 points are lost")
 for name, value in (("whole", whole), ("validated", len(validation[1]))):
     record(name, value)
 record_spread("cut", every)
@@ -566,7 +566,8 @@ for name, group in (("grouped", correct), ("first_grouped", mistaken)):
     record_spread(f"digits.{name}", right)
     record(f"digits.{name}.parameters", counting.parameters(group[0]))
     rows.append((name, counting.parameters(group[0]), spread(right, ".1%")))
-assert PROFILE == "full" or abs(means[0] - means[1]) < 0.03
+apart = abs(means[0] - means[1])
+claim(apart < 0.03, "the mistaken branch is within three points of the right one")
 table(rows, ("branch of 8x7d", "parameters", "validation accuracy"))
 
 
