@@ -8,6 +8,8 @@ from pathlib import Path
 
 MARKER = re.compile(r"^# %%(?P<rest>.*)$")
 KERNELSPEC = re.compile(r"^#   kernelspec:$", re.MULTILINE)
+MATPLOTLIB = re.compile(r"^(import|from) matplotlib", re.MULTILINE)
+STYLED = re.compile(r"^from workbench import .*\bplots\b", re.MULTILINE)
 IN_CODE = {
     r"\.cuda\(": "names a device: use workbench.device",
     r"\btorch\.load\((?!.*weights_only=True)": "torch.load needs weights_only=True",
@@ -20,6 +22,8 @@ def faults(text: str, notebooks: set[str] = frozenset()) -> Iterator[tuple[int, 
     header, *_ = text.partition("# %%")
     if not header.startswith("# ---\n") or not KERNELSPEC.search(header):
         yield 1, "the header with the kernelspec is missing: copy it from another notebook"
+    if (found := MATPLOTLIB.search(text)) and not STYLED.search(text):
+        yield text.count("\n", 0, found.start()) + 1, "draws without its style: import plots"
     yield from claims(text)
     cell = None
     for number, line in enumerate(text.splitlines(), 1):
