@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from timm.models.resnet import resnet50d as timm_resnet50d
 
 from workbench import PROFILE, claim, device, record, record_spread, seed, spread, table
-from workbench import checks, counting, drawing, images, plots, training
+from workbench import checks, counting, diagrams, drawing, images, plots, training
 
 # %% [markdown]
 # ## The block
@@ -57,41 +57,32 @@ class ResidualBlock(nn.Module):
 
 
 # %% tags=["drawing"]
-def draw_block(axes, title: str, layers: list[str], shortcut: str | None) -> None:
-    """Draw a branch from top to bottom, its shortcut to the right, and the sum."""
-    edge, height = plots.COLOURS[0], len(layers)
-    grey = {"arrowstyle": "->", "color": plots.QUIET}
-    orange = {"arrowstyle": "->", "color": plots.COLOURS[1], "linewidth": 1.5}
+def draw_block(axes, left: float, top: float, title: str, layers: list[str], shortcut: str = ""):
+    """Draw a branch from top to bottom, its shortcut at the right, and the sum."""
+    x, end = left + 0.7, top + 0.85 + 0.56 * len(layers)
+    nodes = {"x": diagrams.Node(x, top + 0.3, "$x$")}
     for i, text in enumerate(layers):
-        y = height - i
-        axes.annotate("", (0, y + 0.28), (0, y + 0.72), arrowprops=grey)
-        axes.add_patch(plt.Rectangle((-1, y - 0.28), 2, 0.56, fill=False, edgecolor=edge))
-        axes.text(0, y, text, ha="center", va="center", fontsize=11)
-    axes.text(0, height + 0.8, "$x$", ha="center", fontsize=11)
-    if shortcut is None:
-        axes.annotate("", (0, 0.18), (0, 0.72), arrowprops=grey)
-    else:
-        axes.annotate("", (0, 0.15), (0, 0.72), arrowprops=grey)
-        path = [0, 1.25, 1.25], [height + 0.5, height + 0.5, 0]
-        axes.plot(*path, color=orange["color"], linewidth=1.5, solid_capstyle="butt")
-        axes.annotate("", (0.15, 0), (1.28, 0), arrowprops=orange)
-        axes.text(1.4, height / 2 + 0.25, shortcut, color=orange["color"], va="center")
-        axes.text(0, 0, "+", ha="center", va="center", fontsize=14)
-    below = 0 if shortcut is None else -0.5
-    axes.text(0, below, "ReLU", ha="center", va="center", fontsize=11)
-    axes.set(xlim=(-1.05, 3), ylim=(-0.75, height + 1.1), title=title)
-    axes.title.set_fontsize(11)
-    axes.axis("off")
+        nodes[f"layer {i}"] = diagrams.Node(x, top + 0.85 + 0.56 * i, text, width=1.3)
+    last = "+" if shortcut else "ReLU"
+    nodes[last] = diagrams.Node(x, end, last)
+    arrows, shortcuts = list(zip(nodes, list(nodes)[1:])), []  # from each to the next
+    if shortcut:
+        fork, right = top + 0.52, left + 1.58
+        shortcuts.append(((x, fork), (right, fork), (right, end), "+"))
+        beside = right + 0.44, (fork + end) / 2
+        nodes["shortcut"] = diagrams.Node(*beside, shortcut, colour=plots.COLOURS[1])
+        nodes["ReLU"] = diagrams.Node(x, end + 0.25, "ReLU")
+    nodes["title"] = diagrams.Node(x, top, title, weight="bold")
+    diagrams.draw(axes, nodes, arrows, shortcuts)
 
 
 # %% tags=["blocks-figure"] alt="Four blocks in two rows. Each has a column of convolutions. The plain one ends in a ReLU. In the others an arrow leaves above the column, runs past it at the right and meets it at a plus sign before the ReLU: the basic block has two 3x3 convolutions and an identity, the bottleneck 1x1, 3x3 and 1x1 and an identity, the block of ResNet-D an average pool and a 1x1 convolution in the shortcut."
-ratios = {"height_ratios": (3.85, 4.85)}
-_, grid = plt.subplots(2, 2, figsize=(4.6, 5.4), gridspec_kw=ratios)
-draw_block(grid[0, 0], "plain", ["3×3, 64", "3×3, 64"], None)
-draw_block(grid[0, 1], "basic", ["3×3, 64", "3×3, 64"], "identity")
-draw_block(grid[1, 0], "bottleneck", ["1×1, 64", "3×3, 64", "1×1, 256"], "identity")
+axes = diagrams.sheet(5.7)
+draw_block(axes, 0.05, 0.15, "plain", ["3×3, 64", "3×3, 64"])
+draw_block(axes, 2.55, 0.15, "basic", ["3×3, 64", "3×3, 64"], "identity")
+draw_block(axes, 0.05, 2.8, "bottleneck", ["1×1, 64", "3×3, 64", "1×1, 256"], "identity")
 inner = ["1×1, 128", "3×3, 128, /2", "1×1, 512"]
-draw_block(grid[1, 1], "ResNet-D, stride 2", inner, "pool 2×2\n1×1, 512")
+draw_block(axes, 2.55, 2.8, "ResNet-D, stride 2", inner, "pool 2×2\n1×1, 512")
 
 # %% [markdown]
 # ## Why add the input

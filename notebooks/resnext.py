@@ -22,6 +22,7 @@
 import copy
 import math
 from collections import OrderedDict
+from itertools import product
 
 import matplotlib.pyplot as plt
 import torch
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workbench import PROFILE, claim, device, record, record_spread, seed, spread, table
-from workbench import checks, counting, drawing, images, plots, training
+from workbench import checks, counting, diagrams, drawing, images, plots, training
 
 # %% [markdown]
 # ## Three forms of one branch
@@ -39,45 +40,35 @@ from workbench import checks, counting, drawing, images, plots, training
 
 
 # %% tags=["drawing"]
-def draw_form(axes, left: float, title: str, rows, wide: float, joined: str | None) -> None:
-    """Draw one form: rows of (text, in_paths) boxes; a row in paths is drawn twice with dots between."""
-    edge, gap = plots.COLOURS[0], 0.28
-    middle = left + wide + gap / 2  # the paths stand at both sides of it
-    grey = {"arrowstyle": "->", "color": plots.QUIET, "shrinkA": 0, "shrinkB": 0}
-    centred = {"ha": "center", "va": "center", "fontsize": 11}
-    places = [middle - (wide + gap) / 2, middle + (wide + gap) / 2]
-    axes.text(middle, -0.2, title, weight="bold", **centred)
-    axes.text(middle, 0.14, "$x$", **centred)
-    for i, (text, in_paths) in enumerate(rows):
-        y, span = 0.8 + 0.72 * i, wide if in_paths else max(wide, 0.95)
-        for x in places if in_paths else [middle]:
-            half = 0.26 if "\n" in text else 0.17
-            box = (x - span / 2, y - half), span, 2 * half
-            axes.add_patch(plt.Rectangle(*box, fc="none", ec=edge))
-            axes.text(x, y, text, **centred)
-        if in_paths:
-            axes.text(middle, y, "…", **centred)
-        for x in places if in_paths or (i and rows[i - 1][1]) else [middle]:
-            start = x if i and (in_paths or not rows[i - 1][1]) else (x + middle) / 2
-            end = x if in_paths else (x + middle) / 2
-            above, below = (0.28 if "\n" in t else 0.19 for t in (text, rows[i - 1][0]))
-            axes.annotate("", (end, y - above), (start, y - 0.72 + below), arrowprops=grey)
-    if joined:
-        y = 0.8 + 0.72 * len(rows) - 0.3
-        for x in places:
-            axes.annotate("", (middle, y - 0.02), (x, y - 0.23), arrowprops=grey)
-        axes.text(middle, y + 0.12, joined, color=plots.COLOURS[1], **centred)
+def draw_form(axes, middle: float, title: str, rows: list[str], paths: int, wide: float = 0):
+    """Draw one form; its first `paths` rows stand there twice, for all the paths, with dots between."""
+    nodes = {"x": diagrams.Node(middle, 0.45, "$x$")}
+    above, arrows = ["x"], []
+    for i, text in enumerate(rows):
+        y, offset = 1.05 + 0.72 * i, (wide + 0.28) / 2
+        if i < paths:
+            row = {f"left {i}": middle - offset, f"right {i}": middle + offset}
+            nodes[f"dots {i}"] = diagrams.Node(middle, y, "…")
+        else:
+            row = {f"whole {i}": middle}
+        for name, x in row.items():
+            nodes[name] = diagrams.Node(x, y, text, width=wide if i < paths else 0.95)
+        arrows += zip(above, row) if len(above) == len(row) else product(above, row)
+        above = list(row)
+    nodes["title"] = diagrams.Node(middle, 0.15, title, weight="bold")
+    if len(above) > 1:
+        y = 1 + 0.72 * len(rows)
+        nodes["sum"] = diagrams.Node(middle, y, "sum", colour=plots.COLOURS[1])
+        arrows += product(above, ["sum"])
+    diagrams.draw(axes, nodes, arrows)
 
 
 # %% tags=["forms-figure"] alt="Three columns of boxes. An x stands above each. Form a: two of 32 paths side by side with dots between, each a 1x1 to 4, a 3x3 to 4 and a 1x1 to 256 channels, with arrows meeting in the word sum. Form b: the same two paths without the last box; their arrows meet in one box, 1x1 to 256. Form c: a single column, 1x1 to 128, 3x3 to 128 in 32 groups, 1x1 to 256."
-_, axes = plt.subplots(figsize=(5, 3))
-axes.set(xlim=(-0.03, 5.03), ylim=(2.95, -0.35))
-axes.axis("off")
-paths = [("1×1, 4", True), ("3×3, 4", True)]
-draw_form(axes, 0, "a", [*paths, ("1×1, 256", True)], 0.86, "sum")
-draw_form(axes, 2.2, "b", [*paths, ("1×1, 256", False)], 0.68, None)
-column = ["1×1, 128", "3×3, 128,\n32 groups", "1×1, 256"]
-draw_form(axes, 3.42, "c", [(text, False) for text in column], 0.95, None)
+axes = diagrams.sheet(3.35)
+paths = ["1×1, 4", "3×3, 4", "1×1, 256"]
+draw_form(axes, 1.03, "a", paths, 3, 0.86)
+draw_form(axes, 3.05, "b", paths, 2, 0.68)
+draw_form(axes, 4.5, "c", ["1×1, 128", "3×3, 128,\n32 groups", "1×1, 256"], 0)
 
 # %% [markdown]
 # In code. The helper is that of the ResNet chapter with one more argument, the number of groups.

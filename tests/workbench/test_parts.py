@@ -11,7 +11,12 @@ from loader import NOTEBOOKS, STEMS
 from sites import HEADER
 
 PARTS = {path.stem: path for path in (NOTEBOOKS / "workbench").glob("*.py")}
-RESTS_ON = {"images": {"archives"}, "tracing": {"counting"}, "drawing": {"plots", "tracing"}}
+RESTS_ON = {
+    "images": {"archives"},
+    "tracing": {"counting"},
+    "drawing": {"plots", "tracing"},
+    "diagrams": {"plots"},
+}
 
 
 def parts(files) -> set[str]:
