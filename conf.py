@@ -35,8 +35,8 @@ extensions = [
 
 # Every .py file would be a notebook: name what is a page instead of what is not.
 include_patterns = ["*.rst", "chapters/*.rst", "notebooks/*.py"]
-# The first five are not searched: looking through an environment takes seconds.
-exclude_patterns = [".git", ".store", ".venv", "_build", "data", "notebooks/workbench.py"]
+# These are not searched: looking through an environment takes seconds.
+exclude_patterns = [".git", ".store", ".venv", "_build", "data"]
 nb_custom_formats = {".py": "execution.read"}
 
 nb_execution_mode = "off"  # the extension "execution" has run them

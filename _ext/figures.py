@@ -3,7 +3,7 @@
 A notebook leaves a matplotlib figure as SVG and as PNG of double density. On the web site
 
 - the larger of the two goes, the SVG being counted as it is sent, compressed;
-- an SVG without raster images, in colours of ``workbench`` only, has a twin for dark pages: they are
+- an SVG without raster images, in colours of ``workbench.plots`` only, has a twin for dark pages: they are
   exchanged, as ``DARK`` says, and the white ground goes. The theme shows one of the two;
 - any other picture of a notebook has the class ``plate``: it keeps its white ground;
 - each local picture has its width and height in CSS pixels, so that nothing moves when it arrives.
@@ -28,7 +28,7 @@ from formats import WEB_SITE
 
 SVG, PNG = "image/svg+xml", "image/png"
 UNLINKED = "no-scaled-link"  # else Sphinx makes a picture with a width a link to itself
-# What `workbench.STYLE` and `workbench.COLOURS` draw with, and its twin on the dark page.
+# What `STYLE` and `COLOURS` of workbench/plots.py draw with, and its twin on the dark page.
 DARK = {
     "#1d2430": "#dbe1e9",  # ink
     "#566171": "#9ba7b6",  # quiet ink: axes, units

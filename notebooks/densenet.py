@@ -35,8 +35,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import BasicBlock
 
-import workbench
-from workbench import count_macs, count_parameters, device, record, record_spread, spread, table
+from workbench import PROFILE, claim, device, finite, record, record_spread, seed, spread, table
+from workbench import checks, counting, drawing, images, plots, training
 
 # %% [markdown]
 # ## A layer that reads all earlier ones
@@ -195,7 +195,7 @@ def cifar_densenet_bc(growth: int, depth: int) -> nn.Sequential:
 # %% tags=["reads"]
 def draw_reads(block: DenseBlock, c_next: int) -> None:
     """A row per layer: the channels it reads, coloured by who made them, and what it makes."""
-    colours, k = (workbench.QUIET, *workbench.COLOURS), block[0].grow[2].out_channels
+    colours, k = (plots.QUIET, *plots.COLOURS), block[0].grow[2].out_channels
     c_in = [layer.narrow[2].in_channels for layer in block] + [
         block[0].narrow[2].in_channels + k * len(block)
     ]
@@ -208,7 +208,7 @@ def draw_reads(block: DenseBlock, c_next: int) -> None:
         name = "transition" if last else f"$H_{row + 1}$"
         made = f"{c} → {c_next}" if last else f"{c} → {4 * k} → {k}"
         axes.text(-8, -row, name, ha="right", va="center")
-        axes.text(c + 8, -row, made, va="center", color=workbench.QUIET, fontsize=11)
+        axes.text(c + 8, -row, made, va="center", color=plots.QUIET, fontsize=11)
     for i, (start, stop) in enumerate(zip(edges, edges[1:])):
         axes.text((start + stop) / 2, -row - 0.8, f"$x_{i}$", ha="center", color=colours[i])
     axes.set(xlim=(-80, 350), ylim=(-row - 1.1, 0.6))
@@ -227,17 +227,19 @@ draw_reads(network.block1, network.transition1[0][2].out_channels)
 
 # %% tags=["drawn"] alt="DenseNet-121 drawn from its own forward pass: the stem, then four dense blocks, each with a loop, and after each of the first three a transition that halves channels and side; then the mean over the map and the linear layer."
 with torch.device("meta"):
-    workbench.draw(densenet121(), torch.empty(1, 3, 224, 224))
+    drawing.draw(densenet121(), torch.empty(1, 3, 224, 224))
 
 # %% tags=["count"]
 rows, cost = [], {}
 for build in (densenet121, densenet161, densenet169, densenet201):
     with torch.device("meta"):
         network = build()
-        parameters = count_parameters(network)
-        cost[build] = count_macs(network, torch.empty(1, 3, 224, 224))
+        parameters = counting.parameters(network)
+        cost[build] = counting.macs(network, torch.empty(1, 3, 224, 224))
     theirs = torchvision.models.get_model_weights(build.__name__).DEFAULT.meta
-    assert (parameters, round(cost[build] / 1e9, 3)) == (theirs["num_params"], theirs["_ops"])
+    found = parameters, round(cost[build] / 1e9, 3)
+    expected = theirs["num_params"], theirs["_ops"]
+    claim(found == expected, f"{build.__name__} has torchvision's parameters and G MACs")
     record(f"{build.__name__}.parameters", parameters)
     record(f"{build.__name__}.macs", cost[build])
     rows.append((build.__name__, parameters, f"{cost[build] / 1e9:.3f}"))
@@ -257,8 +259,8 @@ TABLE_2 = (  # k, L, millions of parameters
 rows = []
 for build, growth, depth, millions in TABLE_2:
     with torch.device("meta"):
-        parameters = count_parameters(build(growth, depth))
-    assert round(parameters / 1e6, 1) == millions
+        parameters = counting.parameters(build(growth, depth))
+    claim(round(parameters / 1e6, 1) == millions, f"k = {growth}, L = {depth}: as in table 2")
     record(f"{build.__name__}.{growth}.{depth}.parameters", parameters)
     kind = "DenseNet-BC" if build is cifar_densenet_bc else "DenseNet"
     rows.append((kind, growth, depth, parameters, f"{millions} M"))
@@ -273,11 +275,11 @@ table(rows, ("network", "k", "L", "parameters", "table 2"))
 # %% tags=["equal"]
 rows, deviations = [], []
 for build in cost:
-    workbench.seed(0)
-    reference = workbench.randomise_norms(getattr(torchvision.models, build.__name__)())
+    seed(0)
+    reference = checks.randomise_norms(getattr(torchvision.models, build.__name__)())
     network = build()
-    workbench.transplant(reference, network)
-    deviations.append(workbench.same_outputs(network, reference, torch.randn(2, 3, 40, 40)))
+    checks.transplant(reference, network)
+    deviations.append(checks.same_outputs(network, reference, torch.randn(2, 3, 40, 40)))
     rows.append((build.__name__, f"{deviations[-1]:.1e}"))
 record("deviation", max(deviations))
 table(rows, ("network", "largest relative deviation"))
@@ -286,14 +288,15 @@ table(rows, ("network", "largest relative deviation"))
 # A block hands on what it was given, and no layer changes what an earlier one has made.
 
 # %% tags=["limit"]
-workbench.seed(0)
+seed(0)
 block, x = DenseBlock(DenseLayer, 64, 32, 6).eval(), torch.randn(2, 64, 14, 14)
 with torch.no_grad():
     before = block(x)
     block[3].grow[2].weight.normal_()  # another fourth layer
     changed = (block(x) - before).abs().amax((0, 2, 3))
-assert torch.equal(before[:, :64], x)
-assert (changed[:160] == 0).all() and (changed[160:] > 0).all()
+claim(torch.equal(before[:, :64], x), "a block hands on what it was given")
+claim((changed[:160] == 0).all(), "another fourth layer changes no map made before it")
+claim((changed[160:] > 0).all(), "it changes every map made from there on")
 rows = [
     ("input, layers 1 to 3", changed[:160].max().item()),
     ("layers 4 to 6", changed[160:].max().item()),
@@ -379,12 +382,13 @@ for name, layer in (("plain", DenseLayer), ("checkpointed", FrugalLayer)):
     found = [block_memory(layer, B, 256, side, k, depth) for depth in depths]
     for depth, measured in zip(depths, found):
         pixel, once = kept_by_hand(256, k, depth, layer is FrugalLayer)
-        assert measured == 4 * (B * side * side * pixel + once)  # float32
+        by_hand = 4 * (B * side * side * pixel + once)  # bytes of float32
+        claim(measured == by_hand, f"{name}, {depth} layers: the memory is that counted by hand")
     record(f"block24.{name}", found[depths.index(24)] / 2**20)
     axes.plot(depths, [value / 2**20 for value in found])
     ends[name] = (48, found[-1] / 2**20)
 axes.set(xlabel="layers in the block", ylabel="MiB kept for backward", ylim=(0, None))
-workbench.label_ends(axes, ends)
+plots.label_ends(axes, ends)
 
 # %% tags=["plans"]
 PLANS = {
@@ -402,8 +406,10 @@ for name, build in PLANS.items():
         step[name] = macs_of_step(network, x) / 32e9
     record(f"{name.replace(', ', '.')}.kept", kept[name])
 dense, again, residual = PLANS  # plain, checkpointed, ResNet-50
-assert kept[again] < kept[dense] / 2 and step[again] == step[dense]
-assert kept[residual] < kept[dense] and step[residual] > step[dense]
+claim(kept[again] < kept[dense] / 2, "checkpointed, DenseNet keeps less than half")
+claim(step[again] == step[dense], "checkpointing repeats no multiply-accumulate")
+claim(kept[residual] < kept[dense], "ResNet-50 keeps less than the plain DenseNet")
+claim(step[residual] > step[dense], "a step of ResNet-50 has more MACs")
 rows = [(name, f"{kept[name]:.2f}", f"{step[name]:.2f}") for name in PLANS]
 table(rows, ("network, batch 32", "GiB kept", "G MACs of a step, per image"))
 
@@ -413,11 +419,11 @@ table(rows, ("network, batch 32", "GiB kept", "G MACs of a step, per image"))
 
 
 # %% tags=["step"]
-def twins(seed: int = 0) -> tuple[nn.Sequential, nn.Sequential]:
+def twins(number: int = 0) -> tuple[nn.Sequential, nn.Sequential]:
     """A small network, plain and checkpointed, with the same weights, and nothing trained."""
     networks = []
     for layer in (DenseLayer, FrugalLayer):
-        workbench.seed(seed)
+        seed(number)
         network = densenet(12, (4, 4, 4), 24, cifar_stem, layer, num_classes=10)
         networks.append(network.to(device))
     return tuple(networks)
@@ -433,7 +439,7 @@ def gradients(network: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
 def furthest(ours, theirs) -> float:
     """The largest difference of two lists of tensors, relative to the largest value of each."""
     pairs = zip(ours, theirs, strict=True)
-    return max(workbench.deviation(a, b) for a, b in pairs)
+    return max(checks.deviation(a, b) for a, b in pairs)
 
 
 # %% tags=["same-gradients"]
@@ -442,8 +448,9 @@ small, labels = torch.randn(16, 3, 16, 16, device=device), torch.arange(16, devi
 difference = furthest(gradients(frugal, small, labels), gradients(plain, small, labels))
 means = [network.block1[3].narrow[0].running_mean for network in (plain, frugal)]
 moved = (means[1].norm() / means[0].norm()).item()
-assert difference < 1e-5
-assert abs(moved - 1.9) < 1e-3  # 1 - 0.9 ** 2 against 0.1
+claim(difference < 1e-5, "checkpointing leaves the gradients as they are")
+moves_twice = abs(moved - 1.9) < 1e-3  # 1 - 0.9 ** 2 against 0.1
+claim(moves_twice, "checkpointed, running means move 1.9 times as far in a step")
 record("gradients.difference", difference)
 record("statistics.moved", moved)
 rows = [("gradients, largest relative difference", f"{difference:.1e}")]
@@ -460,8 +467,8 @@ table(
 # of each photograph, test patches from the right.
 
 # %% tags=["data"]
-IMAGES = 900 if workbench.PROFILE == "sample" else 20_000
-data = workbench.patches(size=20)
+IMAGES = 900 if PROFILE == "sample" else 20_000
+data = images.patches(size=20)
 mean, std = data.train[0].mean(), data.train[0].std()
 train_part, validation, test = [((x - mean) / std, y) for x, y in data[:3]]
 train_part = train_part[0][:IMAGES], train_part[1][:IMAGES]
@@ -507,10 +514,10 @@ rows, budget = [], {}
 for name, build in NETWORKS.items():
     with torch.device("meta"):
         network, x = build(), torch.empty(50, 3, 20, 20)
-        kept, macs = memory(network, x) / 2**20, count_macs(network, x[:1])
-    budget[KEYS[name]] = count_parameters(network), macs
+        kept, macs = memory(network, x) / 2**20, counting.macs(network, x[:1])
+    budget[KEYS[name]] = counting.parameters(network), macs
     record(f"{KEYS[name]}.kept", kept)
-    rows.append((name, count_parameters(network), f"{macs / 1e6:.2f}", f"{kept:.1f}"))
+    rows.append((name, counting.parameters(network), f"{macs / 1e6:.2f}", f"{kept:.1f}"))
 record("macs.ratio", budget["dense"][1] / budget["slim"][1])  # at equal parameters
 record("parameters.ratio", budget["wide"][0] / budget["dense"][0])  # at equal MACs
 table(rows, ("network", "parameters", "M MACs", "MiB kept, batch 50"))
@@ -534,25 +541,25 @@ def train(network: nn.Module, part, epochs: int = EPOCHS, rate: float = 0.1) -> 
         pct_start=0.2,
         cycle_momentum=False,
     )
-    return workbench.fit(network, part, epochs, optimizer, batch=BATCH, schedule=schedule)["loss"]
+    return training.fit(network, part, epochs, optimizer, batch=BATCH, schedule=schedule)["loss"]
 
 
 def draw_runs(losses: dict[tuple[str, int], list[float]]) -> None:
     """Mean over the seeds of each network's loss per epoch, a band from the smallest to the largest."""
     _, axes = plt.subplots()
     epochs, ends = range(1, EPOCHS + 1), {}
-    for name, colour in zip(NETWORKS, workbench.COLOURS):
+    for name, colour in zip(NETWORKS, plots.COLOURS):
         runs = torch.tensor([losses[name, number] for number in SEEDS])
-        ends[name] = workbench.seed_band(axes, epochs, runs, colour)
+        ends[name] = plots.seed_band(axes, epochs, runs, colour)
     axes.set(xlabel="epoch", ylabel="training loss", ylim=(0, None), xticks=epochs)
-    workbench.label_ends(axes, ends)
+    plots.label_ends(axes, ends)
 
 
 # %% tags=["curve"] alt="Training loss over five epochs, mean of three seeds with a band from the smallest to the largest. The line of the DenseNet-BC is lowest all along. The lines of the two residual networks lie close together above it, and their bands overlap."
 networks, losses = {}, {}
 for name, build in NETWORKS.items():
     for number in SEEDS:
-        workbench.seed(number)
+        seed(number)
         networks[name, number] = build().to(device)
         losses[name, number] = train(networks[name, number], train_part)
 record("epochs", EPOCHS)
@@ -563,17 +570,18 @@ draw_runs(losses)
 rows, final, tested = [], {}, {}
 for name, key in KEYS.items():
     final[key] = [losses[name, number][-1] for number in SEEDS]
-    tested[key] = [workbench.evaluate(networks[name, number], test) for number in SEEDS]
+    tested[key] = [training.evaluate(networks[name, number], test) for number in SEEDS]
     record_spread(f"{key}.loss", final[key])
     record_spread(f"{key}.test", tested[key])
     rows.append((name, spread(final[key], ".3f"), spread(tested[key], ".1%")))
 table(rows, ("network", "training loss, last epoch", "test accuracy"))
 
 # %% tags=["gaps"]
-if workbench.PROFILE == "sample":  # what the chapter says of this budget
-    for other in ("slim", "wide"):
-        assert sum(tested["dense"]) > sum(tested[other])
-        assert min(tested["dense"]) < max(tested[other])  # the ranges overlap
+for other in ("slim", "wide"):
+    ahead = sum(tested["dense"]) > sum(tested[other])
+    claim(ahead, f"the mean of DenseNet-BC on the test part is above that of the {other} network")
+    overlap = min(tested["dense"]) < max(tested[other])
+    claim(overlap, f"three seeds do not tell DenseNet-BC from the {other} network: ranges overlap")
 record("widest", 100 * max(max(values) - min(values) for values in tested.values()))
 record("gap.slim", 100 * (sum(tested["dense"]) - sum(tested["slim"])) / 3)
 record("gap.wide", 100 * (sum(tested["dense"]) - sum(tested["wide"])) / 3)
@@ -631,7 +639,7 @@ def draw_reading(found: Tensor) -> None:
         for s, row in enumerate(values):
             for reader, value in enumerate(row):
                 shade = 0 if math.isnan(value) else min(max((value - 0.7) / 0.6, 0.03), 1)
-                colour = (workbench.COLOURS[0], shade)
+                colour = (plots.COLOURS[0], shade)
                 axes.add_patch(plt.Rectangle((reader - 0.5, s - 0.5), 1, 1, facecolor=colour))
         last = "fc" if i == 3 else "tr"
         axes.set(xlim=(-0.5, 6.5), ylim=(6.5, -0.5), aspect="equal", title=f"block {i}")
@@ -645,24 +653,24 @@ def draw_reading(found: Tensor) -> None:
 # %% tags=["cosine"]
 cosines = []
 for number in SEEDS:
-    workbench.seed(number)  # draws the weights of the trained network once more
+    seed(number)  # draws the weights of the trained network once more
     pairs = zip(readers(small_densenet()), readers(networks["DenseNet-BC", number]), strict=True)
     for before, after in (pair for blocks in pairs for pair in zip(*blocks)):
         if isinstance(before, nn.Conv2d):
             weights = before.weight.flatten(), after.weight.cpu().flatten()
             cosines.append(F.cosine_similarity(*weights, dim=0).item())
-smallest = min(workbench.finite(cosines))
-assert smallest > 0.85
+smallest = min(finite(cosines))
+claim(smallest > 0.85, "each 1x1 kernel keeps a cosine above 0.85 with its start")
 record("kernels.cosine", smallest)
 table([(f"{smallest:.3f}",)], ("smallest cosine of a 1x1 kernel with its start",))
 
 # %% tags=["reading-run"]
 started = []
 for number in SEEDS:
-    workbench.seed(number)
+    seed(number)
     started.append(small_start(small_densenet()).to(device))
     train(started[-1], train_part)
-scores = [workbench.evaluate(network, test) for network in started]
+scores = [training.evaluate(network, test) for network in started]
 maps = torch.stack([reading(network) for network in started]).mean(0)
 record_spread("started.test", scores)
 table([(spread(scores, ".1%"),)], ("test accuracy with the small start",))
@@ -678,9 +686,11 @@ record("reading.most", layers.max())
 record("reading.input", maps[1:, 0, 1:6].mean())  # from the transition before, in blocks 2 and 3
 record("reading.fc.input", maps[2, 0, 6])
 record("reading.fc.last", maps[2, 4:, 6].mean())
-if workbench.PROFILE == "sample":  # what the chapter says
-    assert layers.min() > 0.75 and layers.max() < 1.25
-    assert maps[1:, 0, 1:6].mean() > 1.05 and maps[2, 0, 6] > 1.15 > maps[2, 4:, 6].mean()
+claim(layers.min() > 0.75, "no layer is read with less than three quarters of the mean weight")
+claim(layers.max() < 1.25, "no layer is read with more than five quarters of the mean weight")
+claim(maps[1:, 0, 1:6].mean() > 1.05, "the input of blocks 2 and 3 is read more than the mean")
+claim(maps[2, 0, 6] > 1.15, "the classifier reads the input of block 3 more than the mean")
+claim(maps[2, 4:, 6].mean() < 1.15, "it reads the last three layers less than that")
 table([(f"{layers.min():.2f}", f"{layers.max():.2f}")], ("smallest", "largest"))
 
 # %% [markdown]
@@ -708,7 +718,8 @@ for build, depths in zip(
     with torch.device("meta"):
         modules = build().modules()
     counted = sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in modules)
-    assert by_hand == counted == int(build.__name__.removeprefix("densenet"))
+    named = int(build.__name__.removeprefix("densenet"))
+    claim(by_hand == counted == named, f"{build.__name__}: the layers are those of its name")
     rows.append((build.__name__, by_hand, counted))
 table(rows, ("network", "by hand", "counted"))
 
@@ -722,7 +733,7 @@ statistics = [
     [b for b in network.buffers() if b.dtype.is_floating_point] for network in (plain, frugal)
 ]
 difference = furthest(*statistics)
-assert difference < 1e-5
+claim(difference < 1e-5, "with the mended momentum the running statistics are equal")
 record("mended.difference", difference)
 table([(f"{difference:.1e}",)], ("largest relative difference of the running statistics",))
 
@@ -733,19 +744,19 @@ forms |= {"no bottleneck": (BasicLayer, 0.5), "neither": (BasicLayer, 1.0)}
 for name, (layer, compression) in forms.items():
     with torch.device("meta"):
         network = densenet(32, (6, 12, 24, 16), 64, layer=layer, compression=compression)
-        macs = count_macs(network, torch.empty(1, 3, 224, 224))
+        macs = counting.macs(network, torch.empty(1, 3, 224, 224))
     key = name.replace(" ", ".")
-    record(f"form.{key}.millions", count_parameters(network) / 1e6)
+    record(f"form.{key}.millions", counting.parameters(network) / 1e6)
     record(f"form.{key}.gmacs", macs / 1e9)
-    rows.append((name, count_parameters(network), f"{macs / 1e9:.3f}"))
+    rows.append((name, counting.parameters(network), f"{macs / 1e9:.3f}"))
 table(rows, ("form of DenseNet-121", "parameters", "G MACs"))
 
 
 # %% tags=["solution-4"]
-other = workbench.digits(size=20, channels=3)
+other = images.digits(size=20, channels=3)
 centre, scale = other.train[0].mean(), other.train[0].std()
 part = (other.train[0][:IMAGES] - centre) / scale, other.train[1][:IMAGES]
-workbench.seed(0)
+seed(0)
 reader = small_start(small_densenet()).to(device)
 record("digits.loss", train(reader, part)[-1])
 seen = reading(reader)
@@ -757,7 +768,7 @@ for name, values in (("patches, mean of three seeds", maps), ("digits, one seed"
     rows.append((name, *(f"{value:.2f}" for value in found)))
 for key, value in zip(("input", "fc.input", "fc.last"), found):
     record(f"digits.{key}", value)
-if workbench.PROFILE == "sample":
-    assert seen[1:, 0, 1:6].mean() < 1.05 and seen[2, 0, 6] < seen[2, 4:, 6].mean()
+claim(seen[1:, 0, 1:6].mean() < 1.05, "digits: the input of blocks 2 and 3 is read like the rest")
+claim(seen[2, 0, 6] < seen[2, 4:, 6].mean(), "digits: the classifier reads the last layers more")
 columns = ("network", "blocks 2 and 3: input", "classifier: input", "classifier: last 3")
 table(rows, columns)

@@ -31,8 +31,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import workbench
-from workbench import count_macs, count_parameters, device, record, record_spread, spread, table
+from workbench import PROFILE, claim, device, record, record_spread, seed, spread, table
+from workbench import checks, counting, drawing, images, plots, training
 
 # %% [markdown]
 # ## One row of table 1
@@ -154,19 +154,19 @@ class Unreduced(Inception):
 # %% tags=["drawing"]
 def draw_module(axes, title: str, columns: list[list[str]]) -> None:
     """Draw branches as columns of boxes between one input above and one concatenation below."""
-    grey, height = {"arrowstyle": "->", "color": workbench.QUIET}, max(map(len, columns))
+    grey, height = {"arrowstyle": "->", "color": plots.QUIET}, max(map(len, columns))
     for i, layers in enumerate(columns):
         axes.annotate("", (i, height + 0.3), (1.5, height + 0.9), arrowprops=grey)
         for j, text in enumerate(layers):
             y, first = height - j, text.startswith("reduce")
-            colour = workbench.COLOURS[1 if first else 0]
+            colour = plots.COLOURS[1 if first else 0]
             box = plt.Rectangle((i - 0.44, y - 0.28), 0.88, 0.56, fill=False, edgecolor=colour)
             axes.add_patch(box)
             axes.text(i, y, text, ha="center", va="center", fontsize=10)
             below = y - 0.72 if j + 1 < len(layers) else 0.25
             axes.annotate("", (i, below), (i, y - 0.28), arrowprops=grey)
     axes.text(1.5, height + 1, "$x$", ha="center", fontsize=12)
-    axes.plot([-0.44, 3.44], [0.2, 0.2], color=workbench.INK)
+    axes.plot([-0.44, 3.44], [0.2, 0.2], color=plots.INK)
     axes.text(1.5, 0.1, "concatenated channels", ha="center", va="top", fontsize=11)
     axes.set(xlim=(-0.5, 3.5), ylim=(-0.3, height + 1.3), title=title)
     axes.axis("off")
@@ -281,8 +281,8 @@ rows, built = [], {}
 for name, (form, block) in kinds.items():
     with torch.device("meta"):
         network, x = googlenet(form, block=block), torch.empty(1, 3, 224, 224)
-    built[name], heads = network, count_parameters(network.heads)
-    main, macs = count_parameters(network) - heads, count_macs(network, x)
+    built[name], heads = network, counting.parameters(network.heads)
+    main, macs = counting.parameters(network) - heads, counting.macs(network, x)
     rows.append((name, main, main + heads, f"{macs / 1e9:.3f}"))
     for key, value in {"parameters": main, "all": main + heads, "macs": macs}.items():
         record(f"{name}.{key}", value)
@@ -290,7 +290,7 @@ for name, (form, block) in kinds.items():
 table(rows, ("form", "main branch", "with both heads", "G MACs"))
 
 # %% tags=["drawn"] alt="GoogLeNet from top to bottom, with output shape and parameters at the right: the input of 3x224x224, convolutions and pools down to 192 maps of 28 pixels a side, then Inception modules 3a and 3b, a pool to 14 pixels, 4a to 4e, a pool to 7 pixels, 5a and 5b, and the classifier. Lines cut the box of each Inception module into four parts, its branches."
-workbench.draw(built["published"], torch.empty(1, 3, 224, 224, device="meta"))
+drawing.draw(built["published"], torch.empty(1, 3, 224, 224, device="meta"))
 
 # %% tags=["channels"]
 rows, x, cost = [], torch.empty(1, 3, 224, 224, device="meta"), {}
@@ -299,8 +299,8 @@ for name, stage in built["published"].stages.named_children():
         widths = [m.out_channels for m in stage.modules() if isinstance(m, nn.Conv2d)]
         without = built["unreduced"].stages.get_submodule(name)
         short = name.removeprefix("inception")
-        cost[short] = count_macs(stage, x), count_macs(without, x)
-        counts = sum(Row(*widths)[::2]) + widths[5], count_parameters(stage)
+        cost[short] = counting.macs(stage, x), counting.macs(without, x)
+        counts = sum(Row(*widths)[::2]) + widths[5], counting.parameters(stage)
         rows.append((short, *widths, *counts, f"{cost[short][0] / 1e6:.1f}"))
     x = stage(x)
 heads = ("module", "1×1", "3×3 reduce", "3×3", "5×5 reduce", "5×5", "pool proj")
@@ -308,7 +308,7 @@ table(rows, (*heads, "output", "parameters", "M MACs"))
 
 # %% tags=["reduction-figure"] alt="Horizontal bars of multiply-adds for the nine modules, a pair for each: with the reductions, and without them. The bars without are between two and a half and five times as long; the longest pair is 3b."
 _, axes = plt.subplots(figsize=(5, 4.2))
-names, colours = list(cost), (workbench.COLOURS[0], workbench.COLOURS[1])
+names, colours = list(cost), (plots.COLOURS[0], plots.COLOURS[1])
 for k, shift in enumerate((-0.2, 0.2)):
     lengths = [cost[name][k] / 1e6 for name in names]
     axes.barh([i + shift for i in range(9)], lengths, 0.36, color=colours[k])
@@ -326,24 +326,26 @@ record("cost3b.unreduced", cost["3b"][1] / 1e6)
 PAPER_OPS = {"3a": 128, "3b": 304, "4a": 73, "4b": 88, "4c": 100, "4d": 119, "4e": 170}
 PAPER_OPS |= {"5a": 54, "5b": 71}  # millions, column "ops" of table 1
 far = [name for name, ops in PAPER_OPS.items() if abs(cost[name][0] / 1e6 - ops) > 1]
-assert far == ["5a"]
+claim(far == ["5a"], "all modules but 5a cost what table 1 says, to a million")
 record("cost5a", cost["5a"][0] / 1e6)
-record("parameters4c", count_parameters(built["published"].stages.inception4c))
+record("parameters4c", counting.parameters(built["published"].stages.inception4c))
 for name, head in built["published"].heads.items():
-    record(f"head{name[-2:]}", count_parameters(head))
+    record(f"head{name[-2:]}", counting.parameters(head))
 table(
     [(name, ops, f"{cost[name][0] / 1e6:.1f}") for name, ops in PAPER_OPS.items()],
     ("module", "table 1, M", "counted, M"),
 )
 
 # %% tags=["first-layer"]
-whole = count_macs(built["published"], torch.empty(1, 3, 224, 224, device="meta"))
-main = count_parameters(built["published"]) - count_parameters(built["published"].heads)
+whole = counting.macs(built["published"], torch.empty(1, 3, 224, 224, device="meta"))
+main = counting.parameters(built["published"]) - counting.parameters(built["published"].heads)
 plain = 7 * 7 * 3 * 64  # weights
 separable = 7 * 7 * 3 * 8 + 24 * 64  # eight kernels for each colour, then 1x1
 macs = [112 * 112 * weights for weights in (plain, separable)]
-assert round(separable / 1e3, 1) == 2.7 and round(macs[1] / 1e6) == 34  # table 1
-assert round((whole - macs[0] + macs[1]) / 1e9, 1) == 1.5  # section 1
+as_printed = round(separable / 1e3, 1) == 2.7 and round(macs[1] / 1e6) == 34
+claim(as_printed, "a separable first layer has the weights and MACs of table 1")
+as_printed = round((whole - macs[0] + macs[1]) / 1e9, 1) == 1.5
+claim(as_printed, "with it the network has the 1.5 G MACs of section 1")
 record("conv1", macs[0] / 1e6)
 record("separable", macs[1] / 1e6)
 record("separable.weights", separable)
@@ -357,7 +359,9 @@ for name, row in TABLE_1.items():
     branches = built["published"].stages.get_submodule(f"inception{name}").branches
     counts = [sum(p.numel() for p in b.parameters() if p.ndim > 1) for b in branches]
     three, five, c_in = counts[1] / row.three, counts[2] / row.five, branches[0][0].in_channels
-    assert five < three < 9 * c_in and row.five <= row.c_out / 5
+    claim(three < 9 * c_in, f"{name}: behind its reduction the 3×3 branch costs less")
+    claim(five < three, f"{name}: an output of the 5×5 branch costs less than one of the 3×3")
+    claim(row.five <= row.c_out / 5, f"{name}: at most a fifth of the outputs are of 5×5 kernels")
     rows.append((name, 9 * c_in, round(three), 25 * c_in, round(five)))
 columns = ("module", "3×3 on all", "3×3 behind reduction", "5×5 on all", "5×5 behind reduction")
 table(rows, columns)  # weights for each output channel
@@ -386,14 +390,14 @@ class WithHeads(nn.Module):
 
 
 # %% tags=["equal"]
-workbench.seed(0)
+seed(0)
 reference = torchvision.models.googlenet(init_weights=False, aux_logits=True)
 network = googlenet(TORCHVISION)
-workbench.transplant(workbench.randomise_norms(reference), network)
+checks.transplant(checks.randomise_norms(reference), network)
 x = torch.randn(2, 3, 96, 96)
 pairs = {"main, evaluation": (network, reference)}
 pairs["main, 4a, 4d"] = (WithHeads(network), WithHeads(reference, (0, 2, 1)))
-deviations = [workbench.same_outputs(*pair, x) for pair in pairs.values()]
+deviations = [checks.same_outputs(*pair, x) for pair in pairs.values()]
 record("deviation", max(deviations))
 table(
     [(n, f"{d:.1e}") for n, d in zip(pairs, deviations)], ("outputs", "largest relative deviation")
@@ -435,12 +439,14 @@ def window(branch: nn.Module, c_in: int) -> int:
 block, x = Inception(192, TABLE_1["3a"]), torch.randn(2, 192, 14, 14)
 with torch.no_grad():
     expected = four_branches(block, x)
-    deviation = workbench.deviation(block(x), expected)
+    deviation = checks.deviation(block(x), expected)
     windows = [
         [window(b, 192) for b in Inception(192, TABLE_1["3a"], form).branches]
         for form in (PUBLISHED, TORCHVISION)
     ]
-assert deviation < 1e-5 and windows == [[1, 3, 5, 3], [1, 3, 3, 3]]
+claim(deviation < 1e-5, "a module gives what four branches written out give")
+claim(windows[0] == [1, 3, 5, 3], "the published branches see 1, 3, 5 and 3 pixels")
+claim(windows[1] == [1, 3, 3, 3], "those of torchvision see 1, 3, 3 and 3")
 record("branches.deviation", deviation)
 table(
     [("published", *windows[0]), ("torchvision", *windows[1])],
@@ -454,8 +460,8 @@ table(
 
 
 # %% tags=["data"]
-IMAGES = 900 if workbench.PROFILE == "sample" else 20_000
-data = workbench.digits(size=16)
+IMAGES = 900 if PROFILE == "sample" else 20_000
+data = images.digits(size=16)
 mean, std = data.train[0].mean(), data.train[0].std()
 train_part, validation, test = [((x - mean) / std, y) for x, y in data[:3]]
 train_part = train_part[0][:IMAGES], train_part[1][:IMAGES]
@@ -491,31 +497,31 @@ def train(network: nn.Module, part, epochs: int = EPOCHS, rate: float = RATE) ->
         optimizer, rate, total_steps=steps, pct_start=0.2, cycle_momentum=False
     )
     how = {"loss": total_loss, "batch": BATCH, "schedule": schedule, "validation": validation}
-    return workbench.fit(network, part, epochs, optimizer, **how)
+    return training.fit(network, part, epochs, optimizer, **how)
 
 
 @torch.no_grad()
 def main_loss(network: nn.Module, part) -> float:
     """Cross entropy of the main output alone, in evaluation mode."""
-    return F.cross_entropy(workbench.predict(network, part[0]), part[1]).item()
+    return F.cross_entropy(training.predict(network, part[0]), part[1]).item()
 
 
 def draw_runs(runs: dict[tuple[str, int], list[float]]) -> None:
     """Mean over the seeds of each network's accuracy, a band from the smallest to the largest."""
     _, axes = plt.subplots()
     epochs, ends = range(1, EPOCHS + 1), {}
-    for name, colour in zip(NETWORKS, workbench.COLOURS):
+    for name, colour in zip(NETWORKS, plots.COLOURS):
         values = 100 * torch.tensor([runs[name, number] for number in SEEDS])
-        ends[name] = workbench.seed_band(axes, epochs, values, colour)
+        ends[name] = plots.seed_band(axes, epochs, values, colour)
     axes.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 100), xticks=epochs)
-    workbench.label_ends(axes, ends)
+    plots.label_ends(axes, ends)
 
 
 # %% tags=["curve"] alt="Validation accuracy over five epochs, mean of three seeds with a band from the smallest to the largest, for the network with two auxiliary heads and the one without. The two lines lie close together and their bands overlap all the way, from a tenth to more than four fifths."
 networks, runs = {}, {}
 for name, heads in NETWORKS.items():
     for number in SEEDS:
-        workbench.seed(number)
+        seed(number)
         networks[name, number] = digit_network(heads).to(device)
         runs[name, number] = train(networks[name, number], train_part)["validation"]
 draw_runs(runs)
@@ -524,19 +530,19 @@ draw_runs(runs)
 rows, tested = [], {}
 for name in NETWORKS:
     those = [networks[name, number] for number in SEEDS]
-    tested[name] = [workbench.evaluate(network, test) for network in those]
+    tested[name] = [training.evaluate(network, test) for network in those]
     losses = [main_loss(network, train_part) for network in those]
     for key, values in {"test": tested[name], "loss": losses}.items():
         record_spread(f"{name.replace(' ', '-')}.{key}", values)
     rows.append((name, spread(losses, ".2f"), spread(tested[name], ".1%")))
-if workbench.PROFILE == "sample":  # what the chapter says: the seeds differ more than the means
-    means = [sum(values) / len(values) for values in tested.values()]
-    assert abs(means[0] - means[1]) < min(max(v) - min(v) for v in tested.values())
+means = [sum(values) / len(values) for values in tested.values()]
+least = min(max(values) - min(values) for values in tested.values())
+claim(abs(means[0] - means[1]) < least, "the seeds of one network differ more than the two means")
 columns = ("network", "training loss, main output", "test")
 table(rows, columns)
 
 # %% tags=["digit-parameters"]
-both, bare = count_parameters(digit_network()), count_parameters(digit_network(()))
+both, bare = counting.parameters(digit_network()), counting.parameters(digit_network(()))
 steps = EPOCHS * math.ceil(IMAGES / BATCH)
 for key, value in {"epochs": EPOCHS, "steps": steps, "batch": BATCH, "rate": RATE}.items():
     record(key, value)
@@ -585,14 +591,15 @@ batch, gradients, ratio = [part[:128].to(device) for part in train_part], {}, {}
 for kind, how in {"plain": (PLAIN, 1), "doubled": (PLAIN, 2), "normed": (DIGITS, 1)}.items():
     found, (form, gain) = [], how
     for number in SEEDS:
-        workbench.seed(number)
+        seed(number)
         network = xavier(digit_network(form=form), gain).to(device)
         found.append(stage_gradients(network, *batch))
     gradients[kind] = torch.stack(found).log().mean(0).exp()  # geometric mean of the seeds
     ratio[kind] = (gradients[kind][1, 0] / gradients[kind][0, 0]).item()
     record(f"gradient.{kind}", ratio[kind])
-if workbench.PROFILE == "sample":
-    assert ratio["plain"] > 3 and ratio["doubled"] < 2 and ratio["normed"] < 1
+claim(ratio["plain"] > 3, "without norm the heads send over 3 times the gradient of the main loss")
+claim(ratio["doubled"] < 2, "with twice the variance they send less than twice that gradient")
+claim(ratio["normed"] < 1, "with batch norm they send less than the main loss does")
 
 # %% tags=["gradient-figure"] alt="Gradient norm at the first kernel of ten stages, on a log scale. Dotted, with batch norm: both lines fall from the input upwards and the main loss lies above the heads everywhere. Solid, without: the main loss falls towards the input, and the heads lie about ten times above it from 4a down."
 _, axes = plt.subplots()
@@ -600,11 +607,11 @@ ends = {}
 for kind, name, line in (("plain", "no norm", "-"), ("normed", "batch norm", ":")):
     for row, source, last in ((0, "main", 10), (1, "heads", 7)):
         values = gradients[kind][row, :last]
-        axes.plot(range(last), values, line, color=workbench.COLOURS[1 - row])
+        axes.plot(range(last), values, line, color=plots.COLOURS[1 - row])
         ends[f"{source}, {name}"] = (9, values[-1].item())
 axes.set(ylabel="gradient norm", yscale="log", xticks=range(10), xticklabels=["conv1", *TABLE_1])
 axes.tick_params(axis="x", labelrotation=90)
-workbench.label_ends(axes, ends, [workbench.COLOURS[i] for i in (1, 0, 1, 0)])
+plots.label_ends(axes, ends, [plots.COLOURS[i] for i in (1, 0, 1, 0)])
 
 # %% [markdown]
 # ## Look inside
@@ -618,24 +625,24 @@ def imagenet_network() -> GoogLeNet:
     """Torchvision's form with the weights that torchvision publishes, which has no trained heads."""
     weights = torchvision.models.GoogLeNet_Weights.IMAGENET1K_V1
     network = googlenet(TORCHVISION, heads=())
-    workbench.transplant(torchvision.models.googlenet(weights=weights, progress=False), network)
+    checks.transplant(torchvision.models.googlenet(weights=weights, progress=False), network)
     return network
 
 
 # %% tags=["maps"] alt="Four rows of four feature maps of a portrait photograph, a row for each branch of a module: in the 1x1 row the picture is recognisable, partly as a negative; in the 3x3 row outlines stand bright on black; in the 5x5 row outlines and softer patches; in the pool row blocky light and dark patches."
-if workbench.PROFILE == "full":
-    eye, picture = imagenet_network(), workbench.photograph() * 2 - 1  # as torchvision's is fed
+if PROFILE == "full":
+    eye, picture = imagenet_network(), images.photograph() * 2 - 1  # as torchvision's is fed
 else:
-    eye, picture = networks["no heads", 0], workbench.photograph(112, 112).mean(1, keepdim=True)
+    eye, picture = networks["no heads", 0], images.photograph(112, 112).mean(1, keepdim=True)
     picture = (picture - mean) / std
 before = list(eye.stages._modules).index("inception3a")
-x = workbench.predict(eye.stages[:before], picture)
+x = training.predict(eye.stages[:before], picture)
 maps = []
 for branch in eye.stages.inception3a.branches:
-    found = workbench.predict(branch, x)[0]
+    found = training.predict(branch, x)[0]
     maps += list(found[found.flatten(1).std(1).argsort(descending=True)[:4]])  # that vary most
-workbench.image_grid(maps, columns=4, scale=1.1)
-third = "5×5" if workbench.PROFILE == "sample" else "3×3, the third"
+plots.image_grid(maps, columns=4, scale=1.1)
+third = "5×5" if PROFILE == "sample" else "3×3, the third"
 for title, cell in zip(("1×1", "3×3", third, "pool"), plt.gcf().axes[::4]):
     cell.set_title(title, loc="left", fontsize=11)
 
@@ -656,8 +663,8 @@ row, c_in, side = TABLE_1["3a"], 192, 28
 weights = c_in * (row.one + row.reduce3 + row.reduce5 + row.pool)
 weights += 9 * row.reduce3 * row.three + 25 * row.reduce5 * row.five
 by_hand = weights + sum(row), side * side * weights
-counted = count_parameters(built["published"].stages.inception3a), cost["3a"][0]
-assert by_hand == counted
+counted = counting.parameters(built["published"].stages.inception3a), cost["3a"][0]
+claim(by_hand == counted, "parameters and MACs by hand are those counted")
 table([("by hand", *by_hand), ("counted", *counted)], ("module 3a", "parameters", "MACs"))
 
 
@@ -674,19 +681,20 @@ class TwoSmall(Inception):
 with torch.device("meta"):
     changed, x = googlenet(block=TwoSmall, heads=()), torch.empty(1, 3, 224, 224)
 size = window(TwoSmall(192, TABLE_1["3a"]).branches[2], 192)
-assert size == 5
-assert count_parameters(changed) > main
-record("twosmall.parameters", count_parameters(changed))
-record("twosmall.gmacs", count_macs(changed, x) / 1e9)
-row = f"{size}×{size}", count_parameters(changed), f"{count_macs(changed, x) / 1e9:.3f}"
+claim(size == 5, "two 3×3 layers see 5×5 pixels")
+claim(counting.parameters(changed) > main, "with two 3×3 layers the network has more parameters")
+record("twosmall.parameters", counting.parameters(changed))
+record("twosmall.gmacs", counting.macs(changed, x) / 1e9)
+row = f"{size}×{size}", counting.parameters(changed), f"{counting.macs(changed, x) / 1e9:.3f}"
 table([row], ("window", "parameters", "G MACs"))
 
 # %% tags=["solution-3"]
-workbench.seed(0)
+seed(0)
 network = xavier(digit_network(form=PLAIN)).to(device)
 history = train(network, train_part)
 loss, validated = main_loss(network, train_part), history["validation"][-1]
-assert workbench.PROFILE == "full" or (loss > 2 and validated < 0.3)
+claim(loss > 2, "without norm and heads the training loss stays above 2")
+claim(validated < 0.3, "without norm and heads less than 30 % of the validation part are right")
 record("plain.loss", loss)
 record("plain.validation", validated)
 table([(f"{loss:.2f}", f"{validated:.1%}")], ("training loss, main output", "validation"))
@@ -706,7 +714,7 @@ x = torch.empty(1, 192, 28, 28, device="meta")
 for name, row in TABLE_1.items():
     with torch.device("meta"):
         module = Naive(x.shape[1], row)
-    macs, x = macs + count_macs(module, x), module(x)
+    macs, x = macs + counting.macs(module, x), module(x)
     rows.append((name, row.c_out, x.shape[1]))
     x = pool()(x) if name in ("3b", "4e") else x
 record("naive.gmacs", macs / 1e9)

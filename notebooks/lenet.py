@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import workbench
-from workbench import count_macs, count_parameters, device, record, table
+from workbench import device, record, seed, table
+from workbench import checks, counting, drawing, images, plots, tracing, training
 
 # %% [markdown]
 # ## Data
@@ -39,7 +39,7 @@ from workbench import count_macs, count_parameters, device, record, table
 # reads the test part once, at the end.
 
 # %% tags=["data"]
-data = workbench.digits(28)
+data = images.digits(28)
 rows = [(name, *part[0].shape) for name, part in zip(data._fields, data[:3])]
 for name, N, *_ in rows:
     record(f"data.{name}", N)
@@ -60,7 +60,7 @@ def as_published(x: Tensor) -> Tensor:
 # the training part.
 
 # %% tags=["prepare-run"]
-framed = workbench.Data(*[(as_published(x), y) for x, y in data[:3]], data.classes)
+framed = images.Data(*[(as_published(x), y) for x, y in data[:3]], data.classes)
 mean, variance = framed.train[0].mean(), framed.train[0].var()
 record("input.mean", mean)
 record("input.variance", variance)
@@ -127,7 +127,7 @@ class Subsample(nn.Module):
 
 
 # %% tags=["subsample-run"]
-workbench.seed(0)
+seed(0)
 Subsample(6)(torch.rand(2, 6, 28, 28)).shape
 
 # %% [markdown]
@@ -168,7 +168,7 @@ class TableConv(nn.Module):
 
 
 # %% tags=["table-conv-run"]
-workbench.seed(0)
+seed(0)
 layer = TableConv(6, C3_TABLE)
 tuple(layer.weight.shape), tuple(layer(torch.rand(2, 6, 14, 14)).shape)
 
@@ -201,7 +201,7 @@ def digit_codes() -> Tensor:
 
 # %% tags=["codes-picture"] alt="Ten small drawings of the digits 0 to 9, light strokes on dark grey, seven pixels wide and twelve high."
 drawings = digit_codes().view(10, 12, 7)
-workbench.image_grid(drawings, list("0123456789"), columns=10, scale=0.5, vmin=-1.72, vmax=1.72)
+plots.image_grid(drawings, list("0123456789"), columns=10, scale=0.5, vmin=-1.72, vmax=1.72)
 
 
 # %% tags=["distance"]
@@ -248,7 +248,7 @@ def published_lenet5() -> nn.Sequential:
 
 
 # %% tags=["published-run"]
-workbench.seed(0)
+seed(0)
 published = published_lenet5()
 blank = torch.zeros(1, 1, 32, 32)
 published(blank).shape
@@ -257,7 +257,7 @@ published(blank).shape
 # The drawing and the table come from one forward pass through the network.
 
 # %% tags=["published-drawing"] alt="Eight blocks from top to bottom, joined by arrows: input, C1, S2, C3, S4, C5, F6, output. The blocks get lower as the maps get smaller and wider as they get more numerous; at the right of each stand its output shape and its parameters."
-workbench.draw(published, blank)
+drawing.draw(published, blank)
 
 
 # %% tags=["connections"]
@@ -277,7 +277,7 @@ def connections_per_position(layer: nn.Module) -> int:
 def stage_table(model: nn.Sequential, x: Tensor) -> list[tuple[str, str, int, int]]:
     """(stage, output shape, trainable parameters, connections) for each stage, from a run on x."""
     rows = []
-    for (name, shape, parameters), stage in zip(workbench.stages(model, x), model):
+    for (name, shape, parameters), stage in zip(tracing.stages(model, x), model):
         positions = math.prod(shape[1:])
         count = positions * sum(connections_per_position(layer) for layer in stage.modules())
         rows.append((name, "×".join(map(str, shape)), parameters, count))
@@ -287,7 +287,7 @@ def stage_table(model: nn.Sequential, x: Tensor) -> list[tuple[str, str, int, in
 # %% tags=["counts"]
 rows = stage_table(published, blank)
 total = ("all", "", sum(row[2] for row in rows), sum(row[3] for row in rows))
-record("published.parameters", count_parameters(published))
+record("published.parameters", counting.parameters(published))
 record("published.connections", total[3])
 table([*rows, total], ("stage", "output", "parameters", "connections"))
 
@@ -304,7 +304,7 @@ weights = {
 for name, count in zip(("full", "local", "shared"), weights.values()):
     record(f"c1.{name}", count)
 _, axes = plt.subplots(figsize=(5, 1.7))
-bars = axes.barh(list(weights), list(weights.values()), color=workbench.COLOURS[0])
+bars = axes.barh(list(weights), list(weights.values()), color=plots.COLOURS[0])
 axes.bar_label(bars, [f"{count:,}" for count in weights.values()], padding=3)
 axes.set(xscale="log", xlim=(10, 1e9), xlabel="trainable weights and biases in C1")
 axes.invert_yaxis()
@@ -335,11 +335,11 @@ class SimplifiedLeNet5(nn.Module):
 
 
 # %% tags=["simplified-run"]
-workbench.seed(0)
+seed(0)
 simplified = SimplifiedLeNet5()
-record("simplified.parameters", count_parameters(simplified))
-record("simplified.macs", count_macs(simplified, torch.zeros(1, 1, 28, 28)))
-count_parameters(simplified)
+record("simplified.parameters", counting.parameters(simplified))
+record("simplified.macs", counting.macs(simplified, torch.zeros(1, 1, 28, 28)))
+counting.parameters(simplified)
 
 
 # %% [markdown]
@@ -372,7 +372,7 @@ class SixteenConvs(nn.Module):
 # %% tags=["check-c3"]
 twin = copy.deepcopy(published)
 twin.C3[0] = SixteenConvs(published.C3[0], C3_TABLE)
-deviation = workbench.same_outputs(published, twin, framed.validation[0][:100])
+deviation = checks.same_outputs(published, twin, framed.validation[0][:100])
 record("c3.deviation", deviation)
 print(f"largest difference, relative to the outputs: {deviation:.1g}")
 
@@ -381,7 +381,7 @@ print(f"largest difference, relative to the outputs: {deviation:.1g}")
 # it also sees products with zeros; sixteen convolutions do the arithmetic that table I asks for.
 
 # %% tags=["check-macs"]
-sparse, dense = count_macs(twin, blank), count_macs(published, blank)
+sparse, dense = counting.macs(twin, blank), counting.macs(published, blank)
 record("published.macs", sparse)
 record("published.macs_dense", dense)
 table([("sixteen convolutions", sparse), ("dense kernel", dense)], ("C3 as", "MACs"))
@@ -390,7 +390,7 @@ table([("sixteen convolutions", sparse), ("dense kernel", dense)], ("C3 as", "MA
 # Table I, read off the network's behaviour: change one map of S2 and see which maps of C3 move.
 
 # %% tags=["check-table"] alt="A grid of six rows and sixteen columns. The first six columns have three squares each, the next nine four, the last one six, as in table I of the paper."
-workbench.seed(0)
+seed(0)
 maps = torch.rand(1, 6, 14, 14)
 before = published.C3(maps)
 moved = torch.zeros(6, 16)
@@ -431,8 +431,8 @@ def plain_layers() -> nn.Sequential:
 
 # %% tags=["check-simplified"]
 plain = plain_layers()
-workbench.transplant(plain, simplified)
-deviation = workbench.same_outputs(simplified, plain, data.validation[0][:100])
+checks.transplant(plain, simplified)
+deviation = checks.same_outputs(simplified, plain, data.validation[0][:100])
 record("simplified.wiring", "exactly" if deviation == 0 else f"up to {deviation:.1g}")
 print(f"largest difference, relative to the outputs: {deviation:.1g}")
 
@@ -472,7 +472,7 @@ def fit(model, train, epochs, optimizer, loss, batch=50, validation=None, schedu
             total += value.detach() * len(chosen)
         history["loss"].append(float(total) / len(y))
         if validation:
-            history["validation"].append(workbench.evaluate(model, validation))
+            history["validation"].append(training.evaluate(model, validation))
     return history
 
 
@@ -499,10 +499,10 @@ def distort(x: Tensor) -> Tensor:
 
 
 # %% tags=["distort-picture"] alt="Eight handwritten digits above and the same digits below, slightly moved, slanted, wider or narrower."
-workbench.seed(0)
+seed(0)
 x, y = data.train
 versions = [(x, y), *[(distort(x), y) for _ in range(3)]]
-workbench.image_grid([*versions[0][0][:8], *versions[1][0][:8]], columns=8, scale=0.6)
+plots.image_grid([*versions[0][0][:8], *versions[1][0][:8]], columns=8, scale=0.6)
 
 
 # %% [markdown]
@@ -514,9 +514,9 @@ EPOCHS = 10
 SEEDS = (0, 1, 2)
 
 
-def train(network, versions, validation, rate, loss, epochs, seed=0):
+def train(network, versions, validation, rate, loss, epochs, number=0):
     """Build a network from a seed and fit it, one version per epoch; return it and its history."""
-    workbench.seed(seed)
+    seed(number)
     model = network().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     steps = epochs * math.ceil(len(versions[0][1]) / BATCH)
@@ -565,20 +565,20 @@ recipes = {
 }
 runs, rows = {}, []
 for name, recipe in recipes.items():
-    runs[name] = [train(*recipe, EPOCHS, seed) for seed in SEEDS]
+    runs[name] = [train(*recipe, EPOCHS, number) for number in SEEDS]
     rows.append((name, *[f"{history['validation'][-1]:.1%}" for _, history in runs[name]]))
-table(rows, ("validation", *[f"seed {seed}" for seed in SEEDS]))
+table(rows, ("validation", *[f"seed {number}" for number in SEEDS]))
 
 # %% tags=["curve"] alt="Validation error over ten epochs, three thin lines for each of the two networks; all fall steeply at first and end close together at a few percent."
 _, axes = plt.subplots()
 ends = {}
-for (name, trained), colour in zip(runs.items(), workbench.COLOURS):
+for (name, trained), colour in zip(runs.items(), plots.COLOURS):
     for _, history in trained:
         error = [100 * (1 - v) for v in history["validation"]]
         axes.plot(range(1, EPOCHS + 1), error, color=colour, alpha=0.8, linewidth=1.2)
     ends[name] = (EPOCHS, error[-1])
 axes.set(xlabel="epoch", ylabel="validation error in %", ylim=(0, None))
-workbench.label_ends(axes, ends)
+plots.label_ends(axes, ends)
 
 # %% [markdown]
 # The held-out digits.
@@ -588,7 +588,7 @@ answers = data.test[1]
 held_out = {"published": framed.test[0], "simplified": data.test[0]}
 guesses, rows = {}, []
 for name, x in held_out.items():
-    guesses[name] = [workbench.predict(model, x).argmax(1) for model, _ in runs[name]]
+    guesses[name] = [training.predict(model, x).argmax(1) for model, _ in runs[name]]
     scores = torch.stack([(guess == answers).double().mean() for guess in guesses[name]]) * 100
     record(f"{name}.accuracy", scores.mean() / 100)
     record(f"{name}.spread", scores.std())
@@ -621,12 +621,12 @@ guess = guesses["published"][0]
 wrong = (guess != answers).nonzero().squeeze(1)
 record("published.errors", len(wrong))
 titles = [f"{answers[i]}→{guess[i]}" for i in wrong]
-workbench.image_grid(data.test[0][wrong], titles, columns=7, scale=0.65)
+plots.image_grid(data.test[0][wrong], titles, columns=7, scale=0.65)
 
 # %% tags=["filters"] alt="Six squares of five by five grey cells, the learned kernels of C1; most have a light and a dark side, some are nearly even."
 trained = runs["published"][0][0].cpu().eval()
 kernels = trained.C1[0].weight.detach()
-workbench.image_grid(kernels, columns=6, vmin=-kernels.abs().max(), vmax=kernels.abs().max())
+plots.image_grid(kernels, columns=6, vmin=-kernels.abs().max(), vmax=kernels.abs().max())
 
 # %% tags=["feature-maps"] alt="A digit at the top left; beside it its six maps after C1, below them six coarser maps after S2. The digit can be recognised in most of them, some are nearly blank. At the bottom sixteen maps after C3, patterns of coarse light and dark spots."
 digit = framed.validation[0][:1]
@@ -652,7 +652,7 @@ x, y = framed.validation
 first = torch.stack([x[y == label][0] for label in range(10)])
 with torch.no_grad():
     state = trained[:6](first).view(10, 12, 7)
-workbench.image_grid([*first, *state], columns=10, scale=0.5, vmin=-1.72, vmax=1.72)
+plots.image_grid([*first, *state], columns=10, scale=0.5, vmin=-1.72, vmax=1.72)
 
 # %% [markdown]
 # Digits and the same digits four pixels further right: their maps of C1 move by four, those of S2 by two.
@@ -662,7 +662,7 @@ workbench.image_grid([*first, *state], columns=10, scale=0.5, vmin=-1.72, vmax=1
 # %% tags=["overlap"]
 def difference(before: Tensor, after: Tensor, step: int) -> float:
     """Deviation of maps from others moved right by `step` columns, where they overlap."""
-    return workbench.deviation(after[..., step:], before[..., : before.shape[-1] - step])
+    return checks.deviation(after[..., step:], before[..., : before.shape[-1] - step])
 
 
 # %% tags=["idea-shift"] alt="Two rows of three pictures: a digit, one of its maps after C1 and after S2; below, the digit moved to the right, with the same two maps moved to the right."
@@ -676,7 +676,7 @@ strongest = c1[0][0].var((1, 2)).argmax()
 pictures = [x[0, 0], *(maps[0][0, strongest] for maps in (c1, s2))]
 pictures += [moved[0, 0], *(maps[1][0, strongest] for maps in (c1, s2))]
 titles = ["input", "C1", "S2", "input, moved", "C1", "S2"]
-workbench.image_grid(pictures, titles, columns=3, scale=1.2, vmin=-1.72, vmax=1.72)
+plots.image_grid(pictures, titles, columns=3, scale=1.2, vmin=-1.72, vmax=1.72)
 
 # %% tags=["shift"]
 print(f"largest difference on {len(x)} digits, where the maps overlap: {largest:.1g}")
@@ -695,7 +695,7 @@ print(f"largest difference on {len(x)} digits, where the maps overlap: {largest:
 # ## Solutions to the exercises
 
 # %% tags=["solution-1"]
-workbench.seed(0)
+seed(0)
 x = torch.rand(1, 6, 14, 14)
 jacobian = torch.autograd.functional.jacobian(published.C3[0], x)  # (1, 16, 10, 10, 1, 6, 14, 14)
 biases = 16 * 10 * 10
@@ -709,14 +709,14 @@ print(f"C1 moved by one: {difference(*c1, 1):.1g}")
 print(f"S2 moved by none: {difference(*s2, 0):.2f}, by one: {difference(*s2, 1):.2f}")
 
 # %% tags=["solution-3"]
-workbench.seed(0)
+seed(0)
 full = published_lenet5()
 full.C3[0] = TableConv(6, ((0, 1, 2, 3, 4, 5),) * 16)
 rows = stage_table(full, blank)
-count_parameters(full), sum(row[3] for row in rows)
+counting.parameters(full), sum(row[3] for row in rows)
 
 # %% tags=["solution-4"]
-workbench.seed(0)
+seed(0)
 strange = {
     "digits": framed.validation[0],
     "upside down": framed.validation[0].flip(2, 3),
@@ -724,7 +724,7 @@ strange = {
 }
 rows = []
 for name, x in strange.items():
-    scores = workbench.predict(trained, x)
+    scores = training.predict(trained, x)
     none = scores.new_full((len(scores), 1), -j)
     posterior = torch.cat((scores, none), dim=1).softmax(1)[:, -1]
     rejected = (posterior > 0.5).double().mean()

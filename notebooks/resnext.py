@@ -22,6 +22,7 @@
 import copy
 import math
 from collections import OrderedDict
+from itertools import product
 
 import matplotlib.pyplot as plt
 import torch
@@ -29,8 +30,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import workbench
-from workbench import count_macs, count_parameters, device, record, record_spread, spread, table
+from workbench import PROFILE, claim, device, record, record_spread, seed, spread, table
+from workbench import checks, counting, diagrams, drawing, images, plots, training
 
 # %% [markdown]
 # ## Three forms of one branch
@@ -39,45 +40,35 @@ from workbench import count_macs, count_parameters, device, record, record_sprea
 
 
 # %% tags=["drawing"]
-def draw_form(axes, left: float, title: str, rows, wide: float, joined: str | None) -> None:
-    """Draw one form: rows of (text, in_paths) boxes; a row in paths is drawn twice with dots between."""
-    edge, gap = workbench.COLOURS[0], 0.28
-    middle = left + wide + gap / 2  # the paths stand at both sides of it
-    grey = {"arrowstyle": "->", "color": workbench.QUIET, "shrinkA": 0, "shrinkB": 0}
-    centred = {"ha": "center", "va": "center", "fontsize": 11}
-    places = [middle - (wide + gap) / 2, middle + (wide + gap) / 2]
-    axes.text(middle, -0.2, title, weight="bold", **centred)
-    axes.text(middle, 0.14, "$x$", **centred)
-    for i, (text, in_paths) in enumerate(rows):
-        y, span = 0.8 + 0.72 * i, wide if in_paths else max(wide, 0.95)
-        for x in places if in_paths else [middle]:
-            half = 0.26 if "\n" in text else 0.17
-            box = (x - span / 2, y - half), span, 2 * half
-            axes.add_patch(plt.Rectangle(*box, fc="none", ec=edge))
-            axes.text(x, y, text, **centred)
-        if in_paths:
-            axes.text(middle, y, "…", **centred)
-        for x in places if in_paths or (i and rows[i - 1][1]) else [middle]:
-            start = x if i and (in_paths or not rows[i - 1][1]) else (x + middle) / 2
-            end = x if in_paths else (x + middle) / 2
-            above, below = (0.28 if "\n" in t else 0.19 for t in (text, rows[i - 1][0]))
-            axes.annotate("", (end, y - above), (start, y - 0.72 + below), arrowprops=grey)
-    if joined:
-        y = 0.8 + 0.72 * len(rows) - 0.3
-        for x in places:
-            axes.annotate("", (middle, y - 0.02), (x, y - 0.23), arrowprops=grey)
-        axes.text(middle, y + 0.12, joined, color=workbench.COLOURS[1], **centred)
+def draw_form(axes, middle: float, title: str, rows: list[str], paths: int, wide: float = 0):
+    """Draw one form; its first `paths` rows stand there twice, for all the paths, with dots between."""
+    nodes = {"x": diagrams.Node(middle, 0.45, "$x$")}
+    above, arrows = ["x"], []
+    for i, text in enumerate(rows):
+        y, offset = 1.05 + 0.72 * i, (wide + 0.28) / 2
+        if i < paths:
+            row = {f"left {i}": middle - offset, f"right {i}": middle + offset}
+            nodes[f"dots {i}"] = diagrams.Node(middle, y, "…")
+        else:
+            row = {f"whole {i}": middle}
+        for name, x in row.items():
+            nodes[name] = diagrams.Node(x, y, text, width=wide if i < paths else 0.95)
+        arrows += zip(above, row) if len(above) == len(row) else product(above, row)
+        above = list(row)
+    nodes["title"] = diagrams.Node(middle, 0.15, title, weight="bold")
+    if len(above) > 1:
+        y = 1 + 0.72 * len(rows)
+        nodes["sum"] = diagrams.Node(middle, y, "sum", colour=plots.COLOURS[1])
+        arrows += product(above, ["sum"])
+    diagrams.draw(axes, nodes, arrows)
 
 
 # %% tags=["forms-figure"] alt="Three columns of boxes. An x stands above each. Form a: two of 32 paths side by side with dots between, each a 1x1 to 4, a 3x3 to 4 and a 1x1 to 256 channels, with arrows meeting in the word sum. Form b: the same two paths without the last box; their arrows meet in one box, 1x1 to 256. Form c: a single column, 1x1 to 128, 3x3 to 128 in 32 groups, 1x1 to 256."
-_, axes = plt.subplots(figsize=(5, 3))
-axes.set(xlim=(-0.03, 5.03), ylim=(2.95, -0.35))
-axes.axis("off")
-paths = [("1×1, 4", True), ("3×3, 4", True)]
-draw_form(axes, 0, "a", [*paths, ("1×1, 256", True)], 0.86, "sum")
-draw_form(axes, 2.2, "b", [*paths, ("1×1, 256", False)], 0.68, None)
-column = ["1×1, 128", "3×3, 128,\n32 groups", "1×1, 256"]
-draw_form(axes, 3.42, "c", [(text, False) for text in column], 0.95, None)
+axes = diagrams.sheet(3.35)
+paths = ["1×1, 4", "3×3, 4", "1×1, 256"]
+draw_form(axes, 1.03, "a", paths, 3, 0.86)
+draw_form(axes, 3.05, "b", paths, 2, 0.68)
+draw_form(axes, 4.5, "c", ["1×1, 128", "3×3, 128,\n32 groups", "1×1, 256"], 0)
 
 # %% [markdown]
 # In code. The helper is that of the ResNet chapter with one more argument, the number of groups.
@@ -172,17 +163,18 @@ def as_paths(branch: nn.Sequential) -> tuple[SummedPaths, ConcatenatedPaths]:
 
 
 # %% tags=["forms-equal"]
-workbench.seed(0)
-c, x = workbench.randomise_norms(grouped(256, 256, 32, 4)), torch.randn(4, 256, 14, 14)
+seed(0)
+c, x = checks.randomise_norms(grouped(256, 256, 32, 4)), torch.randn(4, 256, 14, 14)
 rows, worst = [], {}
 for dtype in (torch.float32, torch.float64):
     for mode in ("evaluation", "training"):
         forms = [form.to(dtype).train(mode == "training") for form in (*as_paths(c), c)]
         a, b, y = (form(x.to(dtype)) for form in forms)
-        found = workbench.deviation(a, y), workbench.deviation(b, y)
+        found = checks.deviation(a, y), checks.deviation(b, y)
         worst[dtype] = max(worst.get(dtype, 0), *found)
         rows.append((str(dtype)[6:], mode, *(f"{d:.1e}" for d in found)))
-    assert worst[dtype] < 20 * torch.finfo(dtype).eps
+    rounding = 20 * torch.finfo(dtype).eps
+    claim(worst[dtype] < rounding, f"the three forms are equal but for the rounding of {dtype}")
 record("forms.deviation", worst[torch.float32])
 table(rows, ("numbers", "mode", "a against c", "b against c"))
 
@@ -294,7 +286,7 @@ rows = []
 for name, build in builders.items():
     with torch.device("meta"):
         network, x = build(), torch.empty(1, 3, 224, 224)
-    parameters, macs = count_parameters(network), count_macs(network, x)
+    parameters, macs = counting.parameters(network), counting.macs(network, x)
     rows.append((name, parameters, f"{macs / 1e9:.3f}"))
     for key, value in (("parameters", parameters), ("macs", macs), ("gmacs", macs / 1e9)):
         record(f"{build.__name__}.{key}", value)
@@ -303,11 +295,11 @@ table(rows, ("network", "parameters", "G MACs"))
 # %% tags=["pairs"]
 rows, published = [], {1: 64, 2: 40, 4: 24, 8: 14, 32: 4}  # Xie et al. 2017, table 2
 for cardinality, width in published.items():
-    assert equal_width(cardinality) == width
+    claim(equal_width(cardinality) == width, f"{cardinality} paths: the width of table 2")
     with torch.device("meta"):
         network, x = resnext50(cardinality, width), torch.empty(1, 3, 224, 224)
     row = cardinality, width, cardinality * width, branch_weights(cardinality, width)
-    rows.append((*row, count_parameters(network), f"{count_macs(network, x) / 1e9:.3f}"))
+    rows.append((*row, counting.parameters(network), f"{counting.macs(network, x) / 1e9:.3f}"))
     record(f"pair{cardinality}.weights", row[-1])
 record("pairs.least", min(float(row[-1]) for row in rows))
 record("pairs.most", max(float(row[-1]) for row in rows))
@@ -317,7 +309,7 @@ table(rows, columns)
 # %% tags=["drawn"] alt="ResNeXt-50 from top to bottom, with output shape and parameters at the right: an input of 3x224x224, the stem, then four stages with a loop past each and the number of its blocks, 3, 4, 6 and 3, whose maps shrink from 56 to 7 pixels a side while the channels grow from 256 to 2048, the pool and the linear layer to 1000."
 with torch.device("meta"):
     network, x = resnext50(), torch.empty(1, 3, 224, 224)
-workbench.draw(network, x)
+drawing.draw(network, x)
 
 # %% [markdown]
 # ## Equal to torchvision
@@ -327,10 +319,10 @@ references = {resnext50: torchvision.models.resnext50_32x4d}
 references[resnext101] = torchvision.models.resnext101_32x8d
 rows, deviations = [], []
 for ours, theirs in references.items():
-    workbench.seed(0)
-    reference, network = workbench.randomise_norms(theirs()), ours()
-    workbench.transplant(reference, network)
-    deviations.append(workbench.same_outputs(network, reference, torch.randn(2, 3, 40, 40)))
+    seed(0)
+    reference, network = checks.randomise_norms(theirs()), ours()
+    checks.transplant(reference, network)
+    deviations.append(checks.same_outputs(network, reference, torch.randn(2, 3, 40, 40)))
     rows.append((theirs.__name__, f"{deviations[-1]:.1e}"))
 record("deviation", max(deviations))
 table(rows, ("torchvision", "largest relative deviation"))
@@ -361,7 +353,7 @@ def channels_read(branch: nn.Sequential) -> float:
 rows = []
 for form in (grouped, first_grouped):
     with torch.device("meta"):
-        parameters = count_parameters(resnext50(form=form))
+        parameters = counting.parameters(resnext50(form=form))
     share = channels_read(form(256, 256, 32, 4))
     record(f"{form.__name__}.parameters", parameters)
     record(f"{form.__name__}.read", share)
@@ -375,8 +367,8 @@ table(rows, ("branch", "parameters, 50 layers", "input channels a path reads"))
 
 
 # %% tags=["data"]
-IMAGES = 700 if workbench.PROFILE == "sample" else 20_000
-data = workbench.digits(size=20)
+IMAGES = 700 if PROFILE == "sample" else 20_000
+data = images.digits(size=20)
 mean, std = data.train[0].mean(), data.train[0].std()
 train_part, validation, test = [((x - mean) / std, y) for x, y in data[:3]]
 train_part = train_part[0][:IMAGES], train_part[1][:IMAGES]
@@ -405,8 +397,8 @@ rows, names = [], {}
 for cardinality in CARDINALITIES:
     network, width = digit_network(cardinality), equal_width(cardinality, 128)
     names[cardinality] = f"{cardinality}x{width}d"
-    parameters = count_parameters(network)
-    macs = count_macs(network, torch.empty(1, 1, 20, 20))
+    parameters = counting.parameters(network)
+    macs = counting.macs(network, torch.empty(1, 1, 20, 20))
     record(f"digits{cardinality}.parameters", parameters)
     rows.append((names[cardinality], parameters, f"{macs / 1e6:.2f}"))
 table(rows, ("network", "parameters", "M MACs"))
@@ -425,12 +417,12 @@ def train(network: nn.Module, part, epochs: int = EPOCHS, rate: float = 0.1) -> 
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, rate, total_steps=steps, pct_start=0.2, cycle_momentum=False
     )
-    return workbench.fit(network, part, epochs, optimizer, batch=BATCH, schedule=schedule)["loss"]
+    return training.fit(network, part, epochs, optimizer, batch=BATCH, schedule=schedule)["loss"]
 
 
 def fresh(cardinality: int, number: int, form=grouped) -> nn.Module:
     """A digit network with the weights of one seed."""
-    workbench.seed(number)
+    seed(number)
     return digit_network(cardinality, form).to(device)
 
 
@@ -438,12 +430,12 @@ def draw_runs(losses: dict[tuple[int, int], list[float]]) -> None:
     """Mean over the seeds of each network's loss per epoch, a band from the smallest to the largest."""
     _, axes = plt.subplots()
     epochs, ends = range(1, EPOCHS + 1), {}
-    for cardinality, colour in zip(CARDINALITIES, workbench.COLOURS):
+    for cardinality, colour in zip(CARDINALITIES, plots.COLOURS):
         runs = torch.tensor([losses[cardinality, number] for number in SEEDS])
         name = f"{cardinality}x{equal_width(cardinality, 128)}d"
-        ends[name] = workbench.seed_band(axes, epochs, runs, colour)
+        ends[name] = plots.seed_band(axes, epochs, runs, colour)
     axes.set(xlabel="epoch", ylabel="training loss", ylim=(0, None), xticks=epochs)
-    workbench.label_ends(axes, ends)
+    plots.label_ends(axes, ends)
 
 
 # %% tags=["curve"] alt="Training loss over five epochs for the networks 1x32d, 4x12d and 8x7d, mean of three seeds with a band from the smallest to the largest. The three lines fall from about 2.4 to about 0.1, that of 8x7d a little above the others; their bands overlap."
@@ -460,7 +452,7 @@ draw_runs(losses)
 rows, tested = [], {}
 for cardinality in CARDINALITIES:
     last = [losses[cardinality, number][-1] for number in SEEDS]
-    tested[cardinality] = [workbench.evaluate(networks[cardinality, n], test) for n in SEEDS]
+    tested[cardinality] = [training.evaluate(networks[cardinality, n], test) for n in SEEDS]
     record_spread(f"digits{cardinality}.loss", last)
     record_spread(f"digits{cardinality}.test", tested[cardinality])
     rows.append((names[cardinality], spread(last, ".3f"), spread(tested[cardinality], ".1%")))
@@ -472,8 +464,7 @@ gap = max(means) - min(means)
 widest = max(max(values) - min(values) for values in tested.values())
 record("gap", 100 * gap)
 record("widest", 100 * widest)
-if workbench.PROFILE == "sample":  # what the chapter says of this budget: no effect to be seen
-    assert gap < 0.03
+claim(gap < 0.03, "the means of the three networks are within three points: no effect is seen")
 table([(f"{100 * gap:.1f}", f"{100 * widest:.1f}")], ("between means, points", "between seeds"))
 
 # %% [markdown]
@@ -497,7 +488,7 @@ for cardinality in CARDINALITIES:
     titles.append(f"{conv.groups} × {conv.in_channels // conv.groups}")
     used = (pictures[-1] > 0).double().mean().item()
     record(f"digits{cardinality}.connected", used)
-workbench.image_grid(pictures, titles, columns=3, scale=1.6, vmin=0)
+plots.image_grid(pictures, titles, columns=3, scale=1.6, vmin=0)
 
 # %% [markdown]
 # ## What we saw
@@ -512,7 +503,7 @@ workbench.image_grid(pictures, titles, columns=3, scale=1.6, vmin=0)
 # ## Solutions
 
 # %% tags=["solution-1"]
-workbench.seed(0)
+seed(0)
 first = [nn.Conv2d(64, 4, 3, padding=1) for _ in range(8)]
 second = [nn.Conv2d(4, 64, 3, padding=1, bias=False) for _ in range(8)]
 x = torch.randn(2, 64, 9, 9)
@@ -520,9 +511,9 @@ paths = sum(b(torch.relu(a(x))) for a, b in zip(first, second))
 weight, bias = torch.cat([a.weight for a in first]), torch.cat([a.bias for a in first])
 middle = torch.relu(F.conv2d(x, weight, bias, padding=1))  # 32 channels, no groups
 wide = F.conv2d(middle, torch.cat([b.weight for b in second], dim=1), padding=1)
-record("two.deviation", workbench.deviation(paths, wide))
-assert workbench.deviation(paths, wide) < 1e-5
-workbench.deviation(paths, wide)
+record("two.deviation", checks.deviation(paths, wide))
+claim(checks.deviation(paths, wide) < 1e-5, "eight paths of two layers are two wide layers")
+checks.deviation(paths, wide)
 
 
 # %% tags=["solution-2"]
@@ -541,11 +532,11 @@ rows, every = [], []
 for number in (1, 2):
     for block in (0, 1):
         cut = [without_path(networks[8, 0], number, block, path) for path in range(8)]
-        scores = [workbench.evaluate(network, validation) for network in cut]
+        scores = [training.evaluate(network, validation) for network in cut]
         every += scores
         rows.append((f"stage {number}, block {block + 1}", spread(scores, ".1%")))
-whole = workbench.evaluate(networks[8, 0], validation)
-assert workbench.PROFILE == "full" or min(every) > whole - 0.1
+whole = training.evaluate(networks[8, 0], validation)
+claim(min(every) > whole - 0.1, "whichever path is left out, less than 10 points are lost")
 for name, value in (("whole", whole), ("validated", len(validation[1]))):
     record(name, value)
 record_spread("cut", every)
@@ -561,12 +552,13 @@ for number in SEEDS:
 rows, means = [], []
 correct = [networks[8, number] for number in SEEDS]
 for name, group in (("grouped", correct), ("first_grouped", mistaken)):
-    right = [workbench.evaluate(network, validation) for network in group]
+    right = [training.evaluate(network, validation) for network in group]
     means.append(sum(right) / len(right))
     record_spread(f"digits.{name}", right)
-    record(f"digits.{name}.parameters", count_parameters(group[0]))
-    rows.append((name, count_parameters(group[0]), spread(right, ".1%")))
-assert workbench.PROFILE == "full" or abs(means[0] - means[1]) < 0.03
+    record(f"digits.{name}.parameters", counting.parameters(group[0]))
+    rows.append((name, counting.parameters(group[0]), spread(right, ".1%")))
+apart = abs(means[0] - means[1])
+claim(apart < 0.03, "the mistaken branch is within three points of the right one")
 table(rows, ("branch of 8x7d", "parameters", "validation accuracy"))
 
 
@@ -585,7 +577,7 @@ def resnext29(cardinality: int, width: int) -> nn.Sequential:
 rows = []
 for cardinality in (8, 16):
     with torch.device("meta"):
-        parameters = count_parameters(resnext29(cardinality, 64))
+        parameters = counting.parameters(resnext29(cardinality, 64))
     record(f"resnext29_{cardinality}x64d.millions", parameters / 1e6)
     rows.append((f"ResNeXt-29 {cardinality}x64d", parameters))
 table(rows, ("network", "parameters"))

@@ -27,8 +27,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-import workbench
-from workbench import count_macs, count_parameters, device, record, record_spread, spread, table
+from workbench import PROFILE, claim, device, record, record_spread, seed, spread, table
+from workbench import checks, counting, drawing, images, plots, training
 
 # %% [markdown]
 # ## From the layer to the network
@@ -144,17 +144,17 @@ for build in (vgg11, vgg13, vgg16_c, vgg16, vgg19):
     for layer, suffix in ((conv_relu, ""), (conv_norm_relu, "_bn")):
         with torch.device("meta"):
             network, x = build(layer), torch.empty(1, 3, 224, 224)
-        name, macs = build.__name__ + suffix, count_macs(network, x)
-        record(f"{name}.parameters", count_parameters(network))
+        name, macs = build.__name__ + suffix, counting.macs(network, x)
+        record(f"{name}.parameters", counting.parameters(network))
         record(f"{name}.macs", macs)
         record(f"{name}.gmacs", macs / 1e9)
-        rows.append((name, count_parameters(network), f"{macs / 1e9:.3f}"))
+        rows.append((name, counting.parameters(network), f"{macs / 1e9:.3f}"))
 table(rows, ("network", "parameters", "G MACs"))
 
 # %% tags=["drawn"] alt="VGG-16 from top to bottom, with output shape and parameters at the right: an input of 3x224x224, five stages whose maps shrink from 112 to 7 pixels a side while the channels grow from 64 to 512, and a classifier with by far the most parameters."
 with torch.device("meta"):
     network, x = vgg16(), torch.empty(1, 3, 224, 224)
-workbench.draw(network, x)
+drawing.draw(network, x)
 
 
 # %% [markdown]
@@ -172,7 +172,7 @@ def costs(part: nn.Module, x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
         y = module(y)
         if isinstance(module, nn.Conv2d | nn.Linear):
             values += y.numel()
-    return y.detach(), (count_parameters(part), values, count_macs(part, x))
+    return y.detach(), (counting.parameters(part), values, counting.macs(part, x))
 
 
 # %% tags=["stages"]
@@ -185,7 +185,7 @@ for name, part in network.named_children():
 totals = [sum(column) for column in zip(*share.values())]
 rows.append(("all", "", *totals))
 record("classifier.share", share["classifier"][0] / totals[0])
-record("linear1.share", count_parameters(network.classifier[1]) / totals[0])
+record("linear1.share", counting.parameters(network.classifier[1]) / totals[0])
 record("classifier.macs.share", share["classifier"][2] / totals[2])
 record("early.share", (share["stage1"][1] + share["stage2"][1]) / totals[1])
 record("values.mebibytes", totals[1] * 4 / 2**20)
@@ -196,10 +196,10 @@ _, axes = plt.subplots(figsize=(5, 4))
 for k, (kind, row) in enumerate(zip(("parameters", "output values", "MACs"), (4.35, 0, 2))):
     percent = [100 * counts[k] / totals[k] for counts in share.values()]
     places = [i + (k - 1) * 0.27 for i in range(len(share))]
-    axes.barh(places, percent, 0.25, color=workbench.COLOURS[k])
+    axes.barh(places, percent, 0.25, color=plots.COLOURS[k])
     x_text = 60 if k == 0 else percent[row] + 1
     y_text = row if k == 0 else places[row]
-    axes.text(x_text, y_text, kind, va="center", color=workbench.COLOURS[k])
+    axes.text(x_text, y_text, kind, va="center", color=plots.COLOURS[k])
 axes.set(yticks=range(6), yticklabels=list(share), xlabel="share in %", xlim=(0, 100))
 axes.invert_yaxis()
 
@@ -246,13 +246,13 @@ def field_formula(kernels, pooled: bool) -> int:
 stacks = {"one 3×3": (3,), "two 3×3": (3, 3), "three 3×3": (3, 3, 3), "one 7×7": (7,)}
 pictures = [reach((sizes,), False, side=11) for sizes in stacks.values()]
 pictures = [picture / picture.max() for picture in pictures]
-workbench.image_grid([p.sqrt() for p in pictures], list(stacks), columns=4, scale=1.2)
+plots.image_grid([p.sqrt() for p in pictures], list(stacks), columns=4, scale=1.2)
 
 # %% tags=["field-table"]
 rows = []
 for n in range(1, 7):
     found = extent(reach(((3,) * n,), False, side=31))
-    assert found == 1 + 2 * n
+    claim(found == 1 + 2 * n, f"an output of {n} layers sees {1 + 2 * n} pixels a side")
     rows.append((n, found, 1 + 2 * n, 9 * n, found**2))
 heads = ("layers", "by gradient", "1 + 2n", "weights of the stack / C²", "of one kernel / C²")
 table(rows, heads)
@@ -261,7 +261,7 @@ table(rows, heads)
 rows = []
 for name, kernels in KERNELS.items():
     found, formula = extent(reach(kernels, True)), field_formula(kernels, True)
-    assert found == formula
+    claim(found == formula, f"{name}: the field by gradient is that of the formula")
     record(f"field.{name}", found)
     rows.append((name, found, formula))
 record("stack.weights", 3 * nn.Conv2d(64, 64, 3, bias=False).weight.numel())
@@ -303,7 +303,7 @@ def share_state(reference: nn.Module, network: nn.Module, large: dict) -> None:
 
 
 # %% tags=["equal"]
-workbench.seed(0)
+seed(0)
 rows, deviations, large = [], [], {}
 x = torch.randn(2, 3, 40, 75)
 for build in (vgg11, vgg13, vgg16, vgg19):
@@ -312,7 +312,7 @@ for build in (vgg11, vgg13, vgg16, vgg19):
         with torch.device("meta"):
             reference, network = getattr(torchvision.models, name)(), build(layer)
         share_state(reference, network, large)
-        deviations.append(workbench.same_outputs(network, reference, x))
+        deviations.append(checks.same_outputs(network, reference, x))
         rows.append((name, f"{deviations[-1]:.1e}"))
 record("deviation", max(deviations))
 table(rows, ("network", "largest relative deviation"))
@@ -342,7 +342,7 @@ def dense(network: nn.Sequential, side: int = 7) -> nn.Sequential:
 
 
 # %% tags=["dense-check"]
-workbench.seed(0)
+seed(0)
 narrow = vgg(KERNELS["D"], widths=(8, 16, 32, 64, 64), hidden=64, num_classes=10).eval()
 score_map, x = dense(narrow).eval(), torch.randn(2, 3, 288, 256)
 with torch.no_grad():
@@ -352,8 +352,8 @@ with torch.no_grad():
         narrow.classifier(maps[..., i : i + 7, j : j + 7]) for i in range(3) for j in range(2)
     ]
 larger = scores, torch.stack(windows, -1).view_as(scores)
-deviation = max(workbench.deviation(*pair) for pair in (published, larger))
-assert deviation < 1e-5
+deviation = max(checks.deviation(*pair) for pair in (published, larger))
+claim(deviation < 1e-5, "the dense form gives the network's scores at every window")
 record("dense.deviation", deviation)
 tuple(scores.shape)
 
@@ -364,8 +364,8 @@ tuple(scores.shape)
 # narrow network of three stages on digits of 24x24; a third network has a single 3x3 layer per stage.
 
 # %% tags=["data"]
-IMAGES = 1200 if workbench.PROFILE == "sample" else 20_000
-data = workbench.digits(size=24)
+IMAGES = 1200 if PROFILE == "sample" else 20_000
+data = images.digits(size=24)
 mean, std = data.train[0].mean(), data.train[0].std()
 train_part, validation, test = [((x - mean) / std, y) for x, y in data[:3]]
 train_part = train_part[0][:IMAGES], train_part[1][:IMAGES]
@@ -391,22 +391,22 @@ def digit_network(kernels, layer=conv_relu) -> nn.Sequential:
 
 def train(kernels, number: int, layer=conv_relu) -> tuple[nn.Module, list[float]]:
     """One network of one seed, trained; with its training loss of each epoch."""
-    workbench.seed(number)
+    seed(number)
     network = digit_network(kernels, layer).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=RATE)
-    return network, workbench.fit(network, train_part, EPOCHS, optimizer, batch=BATCH)["loss"]
+    return network, training.fit(network, train_part, EPOCHS, optimizer, batch=BATCH)["loss"]
 
 
 # %% tags=["curve"] alt="Training loss over eight epochs for three networks, mean of three seeds with a band from the smallest to the largest. All fall steeply, then flatten; the pair of 3x3 layers is above the other two all along."
 networks, losses, ends = {}, {}, {}
 _, axes = plt.subplots()
-for colour, (name, kernels) in zip(workbench.COLOURS, DIGITS.items()):
+for colour, (name, kernels) in zip(plots.COLOURS, DIGITS.items()):
     for number in SEEDS:
         networks[name, number], losses[name, number] = train(kernels, number)
     runs = torch.tensor([losses[name, number] for number in SEEDS])
-    ends[name] = workbench.seed_band(axes, range(1, EPOCHS + 1), runs, colour)
+    ends[name] = plots.seed_band(axes, range(1, EPOCHS + 1), runs, colour)
 axes.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
-workbench.label_ends(axes, ends)
+plots.label_ends(axes, ends)
 
 # %% tags=["result"]
 rows, final, tested = [], {}, {}
@@ -418,17 +418,19 @@ library = torchvision.models.VGG16_Weights.IMAGENET1K_V1.meta["_metrics"]["Image
 record("library.top1", library["acc@1"])
 for name, key in zip(DIGITS, ("pair", "five", "three")):
     final[key] = [losses[name, number][-1] for number in SEEDS]
-    tested[key] = [workbench.evaluate(networks[name, number], test) for number in SEEDS]
-    parameters = count_parameters(networks[name, 0])
+    tested[key] = [training.evaluate(networks[name, number], test) for number in SEEDS]
+    parameters = counting.parameters(networks[name, 0])
     record(f"{key}.parameters", parameters)
     record_spread(f"{key}.loss", final[key])
     record_spread(f"{key}.test", tested[key])
     rows.append((name, parameters, spread(final[key], ".3f"), spread(tested[key], ".1%")))
-assert count_parameters(networks["two 3×3", 0]) > count_parameters(networks["one 5×5", 0])
-if workbench.PROFILE == "sample":  # what the chapter says: no order in accuracy, pairs behind 5x5
-    means = [sum(values) / len(values) for values in tested.values()]
-    assert max(means) - min(means) < min(max(v) - min(v) for v in tested.values())
-    assert max(final["five"]) < min(final["pair"]) < max(final["three"])
+pair, five = (counting.parameters(networks[name, 0]) for name in ("two 3×3", "one 5×5"))
+claim(pair > five, "as narrow as this, the pairs have more parameters than the single 5×5")
+means = [sum(values) / len(values) for values in tested.values()]
+least = min(max(values) - min(values) for values in tested.values())
+claim(max(means) - min(means) < least, "the test means differ less than the seeds of any network")
+claim(max(final["five"]) < min(final["pair"]), "every seed of 5×5 has a lower loss than any pair")
+claim(min(final["pair"]) < max(final["three"]), "the best pair has a lower loss than the worst 3×3")
 table(rows, ("each stage", "parameters", "training loss", "test accuracy"))
 
 # %% [markdown]
@@ -437,14 +439,14 @@ table(rows, ("each stage", "parameters", "training loss", "test accuracy"))
 # The convolutions take any size, so a photograph can go through the network that has only seen digits.
 
 # %% tags=["maps"] alt="Three rows of four feature maps of a portrait photograph, from the three stages of the network trained on digits. The face and cap can be made out in the first row and get coarser below."
-photograph = (workbench.photograph().mean(1, keepdim=True) - mean) / std
+photograph = (images.photograph().mean(1, keepdim=True) - mean) / std
 maps, sides = [], []
 for i in (1, 2, 3):
-    found = workbench.predict(networks["two 3×3", 0][:i], photograph)[0]
+    found = training.predict(networks["two 3×3", 0][:i], photograph)[0]
     most = found[found.flatten(1).std(1).argsort(descending=True)[:4]]  # that vary most
     maps += [m.clamp(max=m.quantile(0.98).item()) for m in most]
     sides.append(found.shape[-1])
-workbench.image_grid(maps, columns=4, scale=1.1)
+plots.image_grid(maps, columns=4, scale=1.1)
 for i, cell in enumerate(plt.gcf().axes[::4]):
     cell.set_title(f"stage {i + 1}, {sides[i]}×{sides[i]}", loc="left", fontsize=11)
 
@@ -468,7 +470,9 @@ for name, kernels in KERNELS.items():
             total, c_in = total + size * size * c_in * c_out + c_out, c_out
     counts[name] = total + 25088 * 4096 + 4096 * 4096 + 4096 * 1000 + 4096 + 4096 + 1000
 with torch.device("meta"):
-    assert all(count_parameters(vgg(KERNELS[name])) == count for name, count in counts.items())
+    for name, count in counts.items():
+        same = counting.parameters(vgg(KERNELS[name])) == count
+        claim(same, f"{name}: the parameters by hand are those counted")
 record("c.by.hand", counts["C"])
 table(counts.items(), ("configuration", "parameters by hand"))
 
@@ -477,15 +481,14 @@ final["norm"], tested["norm"] = [], []
 for number in SEEDS:
     network, loss = train((3, 3), number, conv_norm_relu)
     final["norm"].append(loss[-1])
-    tested["norm"].append(workbench.evaluate(network, validation))
-plain = [workbench.evaluate(networks["two 3×3", number], validation) for number in SEEDS]
+    tested["norm"].append(training.evaluate(network, validation))
+plain = [training.evaluate(networks["two 3×3", number], validation) for number in SEEDS]
 record_spread("norm.loss", final["norm"])
 record_spread("norm.validation", tested["norm"])
 record_spread("pair.validation", plain)
 rows = [("without", spread(final["pair"], ".3f"), spread(plain, ".1%"))]
 rows.append(("with", spread(final["norm"], ".3f"), spread(tested["norm"], ".1%")))
-if workbench.PROFILE == "sample":
-    assert min(final["norm"]) > max(final["pair"])
+claim(min(final["norm"]) > max(final["pair"]), "with batch norm every loss is above any without")
 table(rows, ("batch norm", "training loss", "validation accuracy"))
 
 # %% tags=["solution-3"]
@@ -493,18 +496,18 @@ with torch.device("meta"):
     pooled = nn.Sequential(
         *vgg16()[:5], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000)
     )
-    macs = count_macs(pooled, torch.empty(1, 3, 224, 224))
-record("pooled.parameters", count_parameters(pooled))
+    macs = counting.macs(pooled, torch.empty(1, 3, 224, 224))
+record("pooled.parameters", counting.parameters(pooled))
 record("pooled.gmacs", macs / 1e9)
-table([(count_parameters(pooled), f"{macs / 1e9:.3f}")], ("parameters", "G MACs"))
+table([(counting.parameters(pooled), f"{macs / 1e9:.3f}")], ("parameters", "G MACs"))
 
 # %% tags=["solution-4"]
 x, y = test
 rows = [x[0:300].unflatten(0, (100, 3)), y[0:300].unflatten(0, (100, 3))]
 strips = torch.cat(rows[0].unbind(1), dim=-1)  # (100, 1, 24, 72)
-scores = workbench.predict(dense(networks["two 3×3", 0], side=3), strips)  # (100, 10, 1, 7)
+scores = training.predict(dense(networks["two 3×3", 0], side=3), strips)  # (100, 10, 1, 7)
 right = (scores[:, :, 0, ::3].argmax(1) == rows[1]).double().mean().item()
-alone = workbench.evaluate(networks["two 3×3", 0], (x[:300], y[:300]))
+alone = training.evaluate(networks["two 3×3", 0], (x[:300], y[:300]))
 record("strip.dense", right)
 record("strip.alone", alone)
 table(

@@ -1,5 +1,6 @@
 """Faults of notebooks that run without an error: ``python tools/lint.py FOLDER``."""
 
+import ast
 import re
 import sys
 from collections.abc import Iterator
@@ -7,6 +8,8 @@ from pathlib import Path
 
 MARKER = re.compile(r"^# %%(?P<rest>.*)$")
 KERNELSPEC = re.compile(r"^#   kernelspec:$", re.MULTILINE)
+MATPLOTLIB = re.compile(r"^(import|from) matplotlib", re.MULTILINE)
+STYLED = re.compile(r"^from workbench import .*\bplots\b", re.MULTILINE)
 IN_CODE = {
     r"\.cuda\(": "names a device: use workbench.device",
     r"\btorch\.load\((?!.*weights_only=True)": "torch.load needs weights_only=True",
@@ -19,6 +22,9 @@ def faults(text: str, notebooks: set[str] = frozenset()) -> Iterator[tuple[int, 
     header, *_ = text.partition("# %%")
     if not header.startswith("# ---\n") or not KERNELSPEC.search(header):
         yield 1, "the header with the kernelspec is missing: copy it from another notebook"
+    if (found := MATPLOTLIB.search(text)) and not STYLED.search(text):
+        yield text.count("\n", 0, found.start()) + 1, "draws without its style: import plots"
+    yield from claims(text)
     cell = None
     for number, line in enumerate(text.splitlines(), 1):
         if marker := MARKER.match(line):
@@ -36,8 +42,55 @@ def faults(text: str, notebooks: set[str] = frozenset()) -> Iterator[tuple[int, 
             yield number, "code before the first cell marker"
 
 
+def claims(text: str) -> Iterator[tuple[int, str]]:
+    """What running cells take for shown other than by a `claim`; definitions keep their guards."""
+    try:
+        waiting = ast.parse(text).body
+    except SyntaxError:  # the engine names the line
+        return
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            continue
+        held = [part for part in ast.walk(node) if isinstance(part, ast.Assert) or is_claim(part)]
+        if isinstance(node, ast.If) and names_profile(node.test) and held:
+            yield node.lineno, "a claim knows the profile: leave the guard away"
+            continue
+        waiting += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Assert):
+            yield node.lineno, 'a bare assert in a running cell: claim(condition, "what was shown")'
+        elif is_claim(node) and names_profile(node):
+            yield node.lineno, "a claim knows the profile: leave it out of the condition"
+        elif is_claim(node) and any(map(passes_nan, node.args[:1])):
+            yield node.lineno, "`not a < b` is true of NaN: claim a >= b"
+
+
+def is_claim(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and getattr(node.func, "id", "") == "claim"
+
+
+def names_profile(node: ast.AST) -> bool:
+    return any(
+        getattr(part, "id", getattr(part, "attr", "")) == "PROFILE" for part in ast.walk(node)
+    )
+
+
+def passes_nan(condition: ast.expr) -> bool:
+    """Whether a comparison in it is negated."""
+    return any(
+        isinstance(part, ast.UnaryOp) and isinstance(part.op, ast.Not) and compares(part.operand)
+        for part in ast.walk(condition)
+    )
+
+
+def compares(node: ast.expr) -> bool:
+    order = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
+    parts = [part for part in ast.walk(node) if isinstance(part, ast.Compare)]
+    return any(isinstance(sign, order) for part in parts for sign in part.ops)
+
+
 def main(folder: str) -> int:
-    paths = sorted(p for p in Path(folder).glob("*.py") if p.stem != "workbench")
+    paths = sorted(Path(folder).glob("*.py"))
     stems = {path.stem for path in paths}
     found = 0
     for path in paths:

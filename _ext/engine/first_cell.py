@@ -44,9 +44,18 @@ def is_ours(path, text=None):
     return same or (found.startswith(MARK) and not path.is_symlink())
 
 
+def hidden(folder, name):
+    """The modules that Python no longer finds beside the packages of a path: a.py beside a/b.py."""
+    parts = Path(name).parts
+    return [folder.joinpath(*parts[:n]).with_suffix(".py") for n in range(1, len(parts))]
+
+
 def in_the_way(folder, name, text):
     """The part of a module's path where something of the reader's stands, or None."""
     parts = Path(name).parts
+    for module in hidden(folder, name):
+        if os.path.lexists(module) and not module.is_dir() and not is_ours(module):
+            return module.relative_to(folder).as_posix()
     for n in range(1, len(parts)):
         package = folder.joinpath(*parts[:n])
         if package.is_dir() and not package.is_symlink():
@@ -62,8 +71,9 @@ def in_the_way(folder, name, text):
 
 
 def write_into(folder, files):
-    """Write what differs and return its names. Raises Stop before it touches a file of the reader's,
-    OSError where the folder cannot be written."""
+    """Write what differs and return its names. A package takes the place of a module of that name
+    that a first cell has written. Raises Stop before it touches a file of the reader's, OSError where
+    the folder cannot be written."""
     new = [
         name
         for name, text in files.items()
@@ -85,6 +95,9 @@ def write_into(folder, files):
             os.replace(part, path)  # in one step, and never through a link
         finally:
             part.unlink(missing_ok=True)
+    for module in {module for name in files for module in hidden(folder, name)}:
+        if is_ours(module):
+            module.unlink()
     return new
 
 
@@ -114,9 +127,10 @@ def write_modules(files):
         sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     tops = {Path(name).parts[0].removesuffix(".py") for name in files}
-    for name, module in list(sys.modules.items()):  # an older text, or another module of that name
-        file = Path(getattr(module, "__file__", None) or "")
-        if name.partition(".")[0] in tops and (new or not file.is_relative_to(folder)):
+    held = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in tops}
+    found = {Path(getattr(held[name], "__file__", None) or "") for name in tops & held.keys()}
+    if new or not found <= {folder / name for name in files}:
+        for name in held:  # an older text, or another module of that name
             del sys.modules[name]
 
 

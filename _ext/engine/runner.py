@@ -32,7 +32,7 @@ from .notebook import code_cells, only_imports, tags
 from .surroundings import versions
 from .warm import Server, end, provide, settings
 
-RESULT = "application/vnd.book.result+json"  # as in notebooks/workbench.py
+RESULT = "application/vnd.book.result+json"  # as in notebooks/workbench
 FACTS = "application/vnd.book.facts+json"
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 MOST = 200_000  # characters of text that one cell may leave

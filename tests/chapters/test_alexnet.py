@@ -6,8 +6,8 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-import workbench
 from loader import definitions, without_dropout
+from workbench import checks, counting, training
 
 alexnet = definitions("alexnet")
 
@@ -34,15 +34,15 @@ def test_the_two_towers_have_the_parameters_and_macs_of_a_sum_by_hand():
     macs += sum(n * m for n, m in dense)
     network = on_meta(alexnet.alexnet)
     assert (parameters, macs) == TWO
-    assert workbench.count_parameters(network) == parameters
-    assert workbench.count_macs(network, torch.empty(1, 3, 227, 227, device="meta")) == macs
+    assert counting.parameters(network) == parameters
+    assert counting.macs(network, torch.empty(1, 3, 227, 227, device="meta")) == macs
 
 
 def test_the_variant_of_2014_has_the_parameters_and_macs_torchvision_gives():
     network = on_meta(alexnet.alexnet_2014)
     meta = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.meta
-    assert workbench.count_parameters(network) == meta["num_params"] == 61_100_840
-    macs = workbench.count_macs(network, torch.empty(1, 3, 224, 224, device="meta"))
+    assert counting.parameters(network) == meta["num_params"] == 61_100_840
+    macs = counting.macs(network, torch.empty(1, 3, 224, 224, device="meta"))
     assert macs == 714_188_480
     assert round(macs / 1e9, 3) == meta["_ops"]
 
@@ -50,16 +50,16 @@ def test_the_variant_of_2014_has_the_parameters_and_macs_torchvision_gives():
 def test_the_footnote_of_2014_gives_other_counts_than_the_code():
     network = on_meta(lambda: alexnet.alexnet_2014(alexnet.FOOTNOTE))
     x = torch.empty(1, 3, 224, 224, device="meta")
-    assert workbench.count_parameters(network) == 61_838_248
-    assert workbench.count_macs(network, x) == 838_788_800
+    assert counting.parameters(network) == 61_838_248
+    assert counting.macs(network, x) == 838_788_800
 
 
 @pytest.mark.parametrize(("height", "width"), [(224, 224), (63, 130)])
 def test_outputs_of_2014_equal_torchvision_with_copied_weights(height, width):
     torch.manual_seed(0)
     reference, network = alexnet.he(torchvision.models.alexnet()), alexnet.alexnet_2014()
-    workbench.transplant(reference, network)
-    workbench.same_outputs(network, reference, torch.randn(3, 3, height, width))
+    checks.transplant(reference, network)
+    checks.same_outputs(network, reference, torch.randn(3, 3, height, width))
 
 
 def test_dropout_stands_where_torchvision_has_it():
@@ -82,8 +82,8 @@ def pairs():
 
 def test_grouped_network_equals_two_towers_with_the_same_weights(pairs):
     network, pair = pairs
-    workbench.same_outputs(pair, network, 30 * torch.randn(3, 3, 227, 227))
-    assert workbench.count_parameters(pair) == TWO[0]
+    checks.same_outputs(pair, network, 30 * torch.randn(3, 3, 227, 227))
+    assert counting.parameters(pair) == TWO[0]
 
 
 def test_the_towers_exchange_maps_in_front_of_conv3_and_the_dense_layers_only(pairs):
@@ -298,7 +298,7 @@ def test_maps_that_are_not_square_go_through_the_convolutions():
 
 def fits(network, x, y, rate, steps):
     optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=0.9)
-    losses = workbench.fit(without_dropout(network), (x, y), steps, optimizer)["loss"]
+    losses = training.fit(without_dropout(network), (x, y), steps, optimizer)["loss"]
     return losses[-1] < losses[0] / 10
 
 

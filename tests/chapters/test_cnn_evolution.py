@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.shufflenetv2 import channel_shuffle
 
-import workbench
 from loader import definitions
+from workbench import checks, counting, training
 
 net = definitions("cnn_evolution")
 
@@ -41,15 +41,15 @@ WEIGHTS = {
 @pytest.mark.parametrize("name", KINDS)
 def test_each_kind_costs_what_a_sum_by_hand_gives(name):
     layer = on_meta(net.KINDS[name], 8, 16)
-    assert workbench.count_parameters(layer) == WEIGHTS[name]
-    macs = workbench.count_macs(layer, torch.empty(1, 8, 7, 5, device="meta"))
+    assert counting.parameters(layer) == WEIGHTS[name]
+    macs = counting.macs(layer, torch.empty(1, 8, 7, 5, device="meta"))
     assert macs == WEIGHTS[name] * 35
 
 
 @pytest.mark.parametrize(("size", "groups"), [((3, 3), 1), ((5, 1), 1), ((3, 3), 4), ((1, 7), 8)])
 def test_the_formula_gives_the_counted_cost(size, groups):
     layer = on_meta(net.conv, 16, 24, size, groups)
-    macs = workbench.count_macs(layer, torch.empty(1, 16, 9, 11, device="meta"))
+    macs = counting.macs(layer, torch.empty(1, 16, 9, 11, device="meta"))
     assert net.cost(16, 24, size, groups, 9, 11) == macs
 
 
@@ -57,7 +57,7 @@ def test_the_formula_gives_the_counted_cost(size, groups):
 def test_the_separable_pair_costs_one_over_n_plus_one_over_nine(c_in, c_out):
     x = torch.empty(1, c_in, 8, 8, device="meta")
     pair, full = (on_meta(net.KINDS[k], c_in, c_out) for k in ("depthwise separable", "standard"))
-    share = workbench.count_macs(pair, x) / workbench.count_macs(full, x)
+    share = counting.macs(pair, x) / counting.macs(full, x)
     assert share == pytest.approx(1 / c_out + 1 / 9)
 
 
@@ -177,17 +177,17 @@ def test_mobilenet_has_the_parameters_and_macs_of_the_paper_and_of_timm():
     """Howard et al. 2017, table 4: 569 million and 4.2 million."""
     network, x = on_meta(net.mobilenet), torch.empty(1, 3, 224, 224, device="meta")
     library = on_meta(mobilenetv1_100)
-    assert workbench.count_parameters(network) == 4_231_976
-    assert workbench.count_parameters(network) == workbench.count_parameters(library)
-    assert workbench.count_macs(network, x) == workbench.count_macs(library, x)
-    assert round(workbench.count_macs(network, x) / 1e6) == 569
+    assert counting.parameters(network) == 4_231_976
+    assert counting.parameters(network) == counting.parameters(library)
+    assert counting.macs(network, x) == counting.macs(library, x)
+    assert round(counting.macs(network, x) / 1e6) == 569
 
 
 def test_the_twin_of_standard_kernels_has_the_parameters_and_macs_of_the_paper():
     """Howard et al. 2017, table 4: 4866 million, without the linear layer, and 29.3 million."""
     twin, x = on_meta(net.mobilenet, net.full_block), torch.empty(1, 3, 224, 224, device="meta")
-    assert round(workbench.count_parameters(twin) / 1e6, 1) == 29.3
-    assert round((workbench.count_macs(twin, x) - 1024 * 1000) / 1e6) == 4866
+    assert round(counting.parameters(twin) / 1e6, 1) == 29.3
+    assert round((counting.macs(twin, x) - 1024 * 1000) / 1e6) == 4866
 
 
 def test_shares_of_mobilenet_are_those_of_table_2_of_its_paper():
@@ -206,20 +206,20 @@ def test_shares_of_mobilenet_are_those_of_table_2_of_its_paper():
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (75, 97)])
 def test_mobilenet_equals_timm_with_copied_weights(height, width):
     torch.manual_seed(0)
-    reference, network = workbench.randomise_norms(mobilenetv1_100()), net.mobilenet()
-    workbench.transplant(reference, network)
-    workbench.same_outputs(network, reference, torch.randn(3, 3, height, width))
+    reference, network = checks.randomise_norms(mobilenetv1_100()), net.mobilenet()
+    checks.transplant(reference, network)
+    checks.same_outputs(network, reference, torch.randn(3, 3, height, width))
 
 
 @pytest.mark.parametrize("builder", list(net.NINE))
 def test_the_nine_cost_what_torchvision_publishes(builder):
     network, x = net.built(builder)
     meta = torchvision.models.get_model_weights(builder).DEFAULT.meta
-    macs = workbench.count_macs(network, x)
+    macs = counting.macs(network, x)
     assert round(macs / 1e9, 3) == meta["_ops"]
     assert sum(net.costs_by_kind(network, x)[1].values()) == macs
     heads = 3_326_696 if builder == "inception_v3" else 0  # its published count has the extra head
-    assert workbench.count_parameters(network) + heads == meta["num_params"]
+    assert counting.parameters(network) + heads == meta["num_params"]
 
 
 def test_layers_are_sorted_into_kinds():
@@ -254,7 +254,7 @@ def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss(name):
     network = net.small(net.KINDS[name])
     x, y = torch.randn(20, 3, 16, 16), torch.arange(20) % 10
     optimizer = torch.optim.Adam(network.parameters(), 0.02)
-    losses = workbench.fit(network, (x, y), 80, optimizer)["loss"]
+    losses = training.fit(network, (x, y), 80, optimizer)["loss"]
     assert losses[-1] < losses[0] / 10
 
 

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import set_checkpoint_early_stop
 
 import workbench
 from loader import definitions
+from workbench import checks, counting, training
 
 densenet = definitions("densenet")
 
@@ -37,8 +38,8 @@ def layers_of(network):
 @pytest.mark.parametrize(("name", "weights"), PUBLISHED.items())
 def test_published_sizes_have_the_parameters_and_macs_torchvision_gives(name, weights):
     network = on_meta(getattr(densenet, name))
-    assert workbench.count_parameters(network) == weights.meta["num_params"]
-    macs = workbench.count_macs(network, torch.empty(1, 3, 224, 224, device="meta"))
+    assert counting.parameters(network) == weights.meta["num_params"]
+    macs = counting.macs(network, torch.empty(1, 3, 224, 224, device="meta"))
     assert round(macs / 1e9, 3) == weights.meta["_ops"]
 
 
@@ -50,14 +51,14 @@ def test_the_name_counts_convolutions_and_the_linear_layer(name):
 @pytest.mark.parametrize(("growth", "depth", "millions"), PLAIN)
 def test_plain_cifar_networks_have_the_size_of_table_2(growth, depth, millions):
     network = on_meta(lambda: densenet.cifar_densenet(growth, depth))
-    assert round(workbench.count_parameters(network) / 1e6, 1) == millions
+    assert round(counting.parameters(network) / 1e6, 1) == millions
     assert len(layers_of(network)) == depth
 
 
 @pytest.mark.parametrize(("growth", "depth", "millions"), BC)
 def test_bc_cifar_networks_have_the_size_of_table_2(growth, depth, millions):
     network = on_meta(lambda: densenet.cifar_densenet_bc(growth, depth))
-    assert round(workbench.count_parameters(network) / 1e6, 1) == millions
+    assert round(counting.parameters(network) / 1e6, 1) == millions
     assert len(layers_of(network)) == depth
 
 
@@ -79,7 +80,7 @@ def parameters_by_hand(growth, n):
 @pytest.mark.parametrize(("growth", "depth"), [(12, 100), (24, 250), (40, 190), (6, 40)])
 def test_bc_parameters_equal_a_sum_by_hand(growth, depth):
     network = on_meta(lambda: densenet.cifar_densenet_bc(growth, depth))
-    assert workbench.count_parameters(network) == parameters_by_hand(growth, (depth - 4) // 6)
+    assert counting.parameters(network) == parameters_by_hand(growth, (depth - 4) // 6)
 
 
 def test_depths_that_do_not_fit_are_refused():
@@ -92,10 +93,10 @@ def test_depths_that_do_not_fit_are_refused():
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_outputs_equal_torchvision_with_copied_weights(name):
     torch.manual_seed(0)
-    reference = workbench.randomise_norms(getattr(torchvision.models, name)())
+    reference = checks.randomise_norms(getattr(torchvision.models, name)())
     network = getattr(densenet, name)()
-    workbench.transplant(reference, network)
-    workbench.same_outputs(network, reference, torch.randn(2, 3, 75, 97))
+    checks.transplant(reference, network)
+    checks.same_outputs(network, reference, torch.randn(2, 3, 75, 97))
 
 
 def test_batch_norm_has_the_constants_of_the_library():
@@ -189,7 +190,7 @@ def test_checkpointing_repeats_no_convolution_because_it_stops_early():
             steps.append(densenet.macs_of_step(network, x))
     assert steps[0] == steps[1] < steps[2]
     first = 2 * 64 * 16 * 16 * 3 * 7 * 7  # no gradient of the images is computed
-    assert steps[0] == 3 * workbench.count_macs(network.eval(), x) - first
+    assert steps[0] == 3 * counting.macs(network.eval(), x) - first
 
 
 def test_checkpointing_leaves_gradients_equal_and_moves_statistics_twice():
@@ -251,8 +252,8 @@ def test_the_scale_of_the_narrowing_kernels_does_not_reach_the_output():
 def test_the_networks_compared_have_the_budgets_the_chapter_names():
     networks = {name: on_meta(build) for name, build in densenet.NETWORKS.items()}
     x = torch.empty(1, 3, 20, 20, device="meta")
-    parameters = [workbench.count_parameters(n) for n in networks.values()]
-    macs = [workbench.count_macs(n, x) for n in networks.values()]
+    parameters = [counting.parameters(n) for n in networks.values()]
+    macs = [counting.macs(n, x) for n in networks.values()]
     assert parameters[1] == pytest.approx(parameters[0], rel=0.05)
     assert macs[2] == pytest.approx(macs[0], rel=0.05)
     assert macs[1] < macs[0] / 2 and parameters[2] > 2 * parameters[0]
@@ -267,7 +268,7 @@ def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss(layer):
     network = densenet.densenet(6, (2, 2, 2), 12, densenet.cifar_stem, layer, num_classes=10)
     x, y = torch.randn(20, 3, 12, 12), torch.arange(20) % 10
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
-    losses = workbench.fit(network, (x, y), 30, optimizer)["loss"]
+    losses = training.fit(network, (x, y), 30, optimizer)["loss"]
     assert losses[-1] < losses[0] / 10
 
 

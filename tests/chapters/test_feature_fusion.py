@@ -7,8 +7,8 @@ from timm.layers.cbam import CbamModule
 from torch import nn
 from torch.nn import functional as F
 
-import workbench
 from loader import definitions
+from workbench import checks, counting, training
 
 ff = definitions("feature_fusion")
 C = 64
@@ -41,7 +41,7 @@ def test_parameters_and_macs_are_those_of_a_sum_by_hand(name, cost):
     with torch.device("meta"):
         pair = ff.Pair(ff.FUSIONS[name](C))
         x = torch.empty(1, 2 * C, 28, 28)
-    assert (workbench.count_parameters(pair), workbench.count_macs(pair, x)) == cost
+    assert (counting.parameters(pair), counting.macs(pair, x)) == cost
 
 
 def test_se_blocks_of_resnet50_have_the_parameters_the_paper_gives():
@@ -49,9 +49,9 @@ def test_se_blocks_of_resnet50_have_the_parameters_the_paper_gives():
     blocks = ((256, 3), (512, 4), (1024, 6), (2048, 3))
     with torch.device("meta"):
         gates = nn.ModuleList(ff.SqueezeExcitation(c) for c, n in blocks for _ in range(n))
-        more = workbench.count_parameters(ff.seresnet50())
-        more -= workbench.count_parameters(ff.resnet50())
-    assert workbench.count_parameters(gates) == more
+        more = counting.parameters(ff.seresnet50())
+        more -= counting.parameters(ff.resnet50())
+    assert counting.parameters(gates) == more
     assert sum(p.numel() for p in gates.parameters() if p.ndim > 1) == 2_514_944
 
 
@@ -60,16 +60,16 @@ def test_squeeze_and_excitation_equals_torchvision(channels):
     torch.manual_seed(0)
     ours = ff.SqueezeExcitation(channels)
     theirs = torchvision.ops.SqueezeExcitation(channels, channels // 16)
-    workbench.transplant(theirs, ours)
-    workbench.same_outputs(ours, theirs, two_maps(channels)[0])
+    checks.transplant(theirs, ours)
+    checks.same_outputs(ours, theirs, two_maps(channels)[0])
 
 
 @pytest.mark.parametrize("channels", [32, 64, 96])
 def test_cbam_equals_timm(channels):
     torch.manual_seed(0)
-    ours, theirs = ff.cbam(channels), workbench.randomise_norms(CbamModule(channels))
-    workbench.transplant(theirs, ours)
-    workbench.same_outputs(ours, theirs, two_maps(channels)[0])
+    ours, theirs = ff.cbam(channels), checks.randomise_norms(CbamModule(channels))
+    checks.transplant(theirs, ours)
+    checks.same_outputs(ours, theirs, two_maps(channels)[0])
 
 
 def test_a_sum_is_a_concatenation_read_by_two_identity_matrices():
@@ -196,7 +196,7 @@ def test_the_compact_form_works_in_a_network_under_autocast():
         found = network(x)
     found.float().square().sum().backward()
     assert all(p.grad.isfinite().all() for p in network.parameters())
-    assert workbench.deviation(found.float(), expected) < 0.1
+    assert checks.deviation(found.float(), expected) < 0.1
 
 
 def test_inner_products_of_sketches_are_right_on_average():
@@ -223,9 +223,9 @@ def test_a_residual_chain_is_a_dense_one_with_repeated_kernels(n):
 
 def test_late_fusion_is_early_fusion_with_zeros_between_the_inputs():
     torch.manual_seed(0)
-    two = workbench.randomise_norms(ff.late(4))
+    two = checks.randomise_norms(ff.late(4))
     one = ff.merged(two.luminance, two.colour, ff.classifier(3, 8))
-    workbench.same_outputs(one, two, torch.randn(2, 3, 33, 27))
+    checks.same_outputs(one, two, torch.randn(2, 3, 33, 27))
     assert not one[0][0].weight[:4, 1:].any()
     assert not one[0][0].weight[4:, :1].any()
 
@@ -264,7 +264,7 @@ def test_the_networks_take_any_size_and_join_their_paths(name):
 
 @pytest.mark.parametrize("build", INPUTS[:3])
 def test_the_networks_of_two_inputs_have_about_the_same_parameters(build):
-    assert workbench.count_parameters(build()) == pytest.approx(14_400, rel=0.03)
+    assert counting.parameters(build()) == pytest.approx(14_400, rel=0.03)
 
 
 def test_runs_are_apart_only_if_no_value_lies_between_those_of_the_other():
@@ -279,7 +279,7 @@ def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss(name):
     network = ff.network_with(name)
     x, y = torch.randn(20, 3, 32, 32), torch.arange(20) % 10
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
-    losses = workbench.fit(network, (x, y), 40, optimizer)["loss"]
+    losses = training.fit(network, (x, y), 40, optimizer)["loss"]
     assert losses[-1] < losses[0] / 10
 
 

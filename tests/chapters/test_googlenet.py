@@ -6,8 +6,8 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-import workbench
 from loader import definitions, without_dropout
+from workbench import checks, counting, tracing, training
 
 net = definitions("googlenet")
 
@@ -33,7 +33,7 @@ def on_meta(build):
 
 
 def macs_of(network):
-    return workbench.count_macs(network, torch.empty(1, 3, 224, 224, device="meta"))
+    return counting.macs(network, torch.empty(1, 3, 224, 224, device="meta"))
 
 
 def library(**how):
@@ -49,18 +49,18 @@ def weights_by_hand(c_in, one, reduce3, three, reduce5, five, pool):
 
 def test_the_published_main_branch_has_6998552_parameters():
     network = on_meta(net.googlenet)
-    heads = workbench.count_parameters(network.heads)
-    assert workbench.count_parameters(network) - heads == 6_998_552
-    assert workbench.count_parameters(on_meta(lambda: net.googlenet(heads=()))) == 6_998_552
+    heads = counting.parameters(network.heads)
+    assert counting.parameters(network) - heads == 6_998_552
+    assert counting.parameters(on_meta(lambda: net.googlenet(heads=()))) == 6_998_552
 
 
 def test_torchvisions_form_has_the_parameters_and_macs_torchvision_gives():
     meta = torchvision.models.GoogLeNet_Weights.IMAGENET1K_V1.meta
     network = on_meta(lambda: net.googlenet(net.TORCHVISION, heads=()))
-    assert workbench.count_parameters(network) == meta["num_params"] == 6_624_904
+    assert counting.parameters(network) == meta["num_params"] == 6_624_904
     assert round(macs_of(network) / 1e9, 3) == meta["_ops"] == 1.498
     both = on_meta(lambda: net.googlenet(net.TORCHVISION))
-    assert workbench.count_parameters(both) == 13_004_888
+    assert counting.parameters(both) == 13_004_888
 
 
 def test_the_published_form_costs_what_a_sum_over_the_columns_of_table_1_gives():
@@ -83,7 +83,7 @@ def test_the_network_has_the_channels_of_table_1_and_its_depth_of_22_layers():
             convs = [m for m in stage.modules() if isinstance(m, nn.Conv2d)]
             found[name[-2:]] = (convs[0].in_channels, *(m.out_channels for m in convs))
     assert found == TABLE_1
-    call = workbench.trace(network, torch.empty(1, 3, 224, 224, device="meta"))
+    call = tracing.trace(network, torch.empty(1, 3, 224, 224, device="meta"))
     assert call.parts[-1].depth + 1 == 22  # layers in front of the classifier, and its own
 
 
@@ -92,7 +92,7 @@ def test_heads_have_the_parameters_that_section_5_describes():
     assert list(network.heads) == ["inception4a", "inception4d"]
     for head, c_in in zip(network.heads.values(), (512, 528), strict=True):
         expected = c_in * 128 + 128 + 4 * 4 * 128 * 1024 + 1024 + 1024 * 1000 + 1000
-        assert workbench.count_parameters(head) == expected
+        assert counting.parameters(head) == expected
         assert [m.p for m in head if isinstance(m, nn.Dropout)] == [0.7]
         pooled = head[0](torch.empty(1, c_in, 14, 14, device="meta"))
         assert pooled.shape == (1, c_in, 4, 4)
@@ -104,21 +104,21 @@ def test_without_reductions_every_module_reads_all_channels():
     for name, (c_in, one, _, three, _, five, pool) in TABLE_1.items():
         block = network.stages.get_submodule(f"inception{name}")
         expected = c_in * (one + 9 * three + 25 * five + pool) + one + three + five + pool
-        assert workbench.count_parameters(block) == expected
+        assert counting.parameters(block) == expected
 
 
 def copied():
     torch.manual_seed(0)
-    reference = workbench.randomise_norms(library(aux_logits=True))
+    reference = checks.randomise_norms(library(aux_logits=True))
     network = net.googlenet(net.TORCHVISION)
-    workbench.transplant(reference, network)
+    checks.transplant(reference, network)
     return reference, network
 
 
 @pytest.mark.parametrize(("height", "width"), [(96, 96), (75, 131), (224, 224)])
 def test_the_output_equals_torchvision_with_copied_weights(height, width):
     reference, network = copied()
-    workbench.same_outputs(network, reference, torch.randn(2, 3, height, width))
+    checks.same_outputs(network, reference, torch.randn(2, 3, height, width))
 
 
 def test_the_heads_equal_those_of_torchvision_in_training_mode():
@@ -253,7 +253,7 @@ def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss(heads):
     network = without_dropout(net.digit_network(heads))
     x, y = torch.randn(20, 1, 16, 16), torch.arange(20) % 10
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
-    losses = workbench.fit(network, (x, y), 40, optimizer, net.total_loss)["loss"]
+    losses = training.fit(network, (x, y), 40, optimizer, net.total_loss)["loss"]
     assert losses[-1] < losses[0] / 10
 
 

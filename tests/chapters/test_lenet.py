@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import workbench
 from loader import definitions
+from workbench import checks, counting, images, training
 
 lenet = definitions("lenet")
 NETWORKS = {"published": (lenet.published_lenet5, 32), "simplified": (lenet.SimplifiedLeNet5, 28)}
@@ -54,7 +55,7 @@ def test_each_stage_has_its_parameters_and_connections():
 def test_the_totals_are_those_of_the_paper():
     network = lenet.published_lenet5()
     rows = lenet.stage_table(network, torch.zeros(1, 1, 32, 32))
-    assert (workbench.count_parameters(network), sum(row[3] for row in rows)) == PAPER_TOTALS
+    assert (counting.parameters(network), sum(row[3] for row in rows)) == PAPER_TOTALS
 
 
 @pytest.mark.parametrize(
@@ -78,15 +79,15 @@ def test_connections_are_the_derivatives_that_are_not_zero(stage, shape, biases,
 def test_the_simplified_form_has_its_parameters_and_macs():
     simplified = lenet.SimplifiedLeNet5()
     by_hand = 6 * 25 * 28**2 + 96 * 25 * 10**2 + 400 * 120 + 120 * 84 + 84 * 10
-    assert workbench.count_parameters(simplified) == 61_706
-    assert workbench.count_macs(simplified, torch.zeros(1, 1, 28, 28)) == by_hand
+    assert counting.parameters(simplified) == 61_706
+    assert counting.macs(simplified, torch.zeros(1, 1, 28, 28)) == by_hand
 
 
 def test_macs_of_the_published_form_follow_table_i_without_the_dense_kernel():
     network = lenet.published_lenet5()
-    dense = workbench.count_macs(network, torch.zeros(1, 1, 32, 32))
+    dense = counting.macs(network, torch.zeros(1, 1, 32, 32))
     network.C3[0] = lenet.SixteenConvs(network.C3[0], lenet.C3_TABLE)
-    sparse = workbench.count_macs(network, torch.zeros(1, 1, 32, 32))
+    sparse = counting.macs(network, torch.zeros(1, 1, 32, 32))
     assert sparse == 6 * 25 * 28**2 + 60 * 25 * 10**2 + 400 * 120 + 120 * 84
     assert dense - sparse == 36 * 25 * 10**2
 
@@ -123,7 +124,7 @@ def test_a_map_of_s2_reaches_exactly_the_maps_of_c3_in_table_i():
 
 def test_the_simplified_form_equals_its_layers_written_as_a_list():
     simplified, plain, x = lenet.SimplifiedLeNet5(), lenet.plain_layers(), torch.randn(5, 1, 28, 28)
-    workbench.transplant(plain, simplified)
+    checks.transplant(plain, simplified)
     torch.testing.assert_close(simplified(x), plain(x))
 
 
@@ -280,7 +281,7 @@ def test_penalties_above_j_are_hardly_pushed_further():
 
 def test_digits_moved_by_four_pixels_move_c1_by_four_and_s2_by_two_where_the_maps_overlap():
     network = lenet.published_lenet5()
-    x = lenet.as_published(workbench.digits(28).validation[0][:50])
+    x = lenet.as_published(images.digits(28).validation[0][:50])
     moved = torch.full_like(x, -0.1)
     moved[..., 4:] = x[..., :-4]
     for depth, step in ((1, 4), (2, 2)):
@@ -322,7 +323,7 @@ def test_one_batch_is_learnt_to_a_tenth_of_its_first_loss(network, side):
 def test_the_printed_loop_gives_the_losses_of_the_workbench():
     x, y = torch.rand(70, 1, 28, 28), torch.arange(70) % 10
     histories = []
-    for fit in (lenet.fit, workbench.fit):
+    for fit in (lenet.fit, training.fit):
         workbench.seed(3)
         model = lenet.SimplifiedLeNet5().to(workbench.device)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

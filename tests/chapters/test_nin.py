@@ -5,8 +5,8 @@ import torch
 import torchvision
 from torch import nn
 
-import workbench
 from loader import definitions
+from workbench import checks, counting, training
 
 nin = definitions("nin")
 
@@ -17,14 +17,14 @@ def on_meta(build):
 
 
 def macs_of(network, side):
-    return workbench.count_macs(network, torch.empty(1, 3, side, side, device="meta"))
+    return counting.macs(network, torch.empty(1, 3, side, side, device="meta"))
 
 
 @pytest.mark.parametrize(
     ("name", "parameters"), [("nin_imagenet", 7_595_176), ("nin_cifar10", 966_986)]
 )
 def test_published_sizes_have_the_known_parameters(name, parameters):
-    assert workbench.count_parameters(on_meta(getattr(nin, name))) == parameters
+    assert counting.parameters(on_meta(getattr(nin, name))) == parameters
 
 
 def macs_by_hand(sides, c_in, blocks):
@@ -86,14 +86,14 @@ def test_an_mlpconv_layer_is_a_perceptron_at_each_pixel(size, stride, padding):
 def test_networks_equal_perceptrons_on_patches(name, size):
     torch.manual_seed(0)
     network = nin.randomise_biases(getattr(nin, name)())
-    workbench.same_outputs(network, nin.unfolded(network), torch.randn(3, 3, *size))
+    checks.same_outputs(network, nin.unfolded(network), torch.randn(3, 3, *size))
 
 
 def test_the_cifar10_network_equals_a_list_of_layers():
     torch.manual_seed(0)
     network, plain = nin.nin_cifar10(), nin.plain_cifar10()
-    workbench.transplant(nin.randomise_biases(network), plain)
-    workbench.same_outputs(network, plain, torch.randn(3, 3, 32, 32))
+    checks.transplant(nin.randomise_biases(network), plain)
+    checks.same_outputs(network, plain, torch.randn(3, 3, 32, 32))
 
 
 def test_the_imagenet_network_equals_a_list_of_layers():
@@ -106,8 +106,8 @@ def test_the_imagenet_network_equals_a_list_of_layers():
     layers += [nn.Conv2d(384, 1024, 3, 1, 1), nn.ReLU(), nn.Conv2d(1024, 1024, 1), nn.ReLU()]
     layers += [nn.Conv2d(1024, 1000, 1), nn.ReLU(), nn.AvgPool2d(6), nn.Flatten()]
     network, plain = nin.nin_imagenet(), nn.Sequential(*layers)
-    workbench.transplant(nin.randomise_biases(network), plain)
-    workbench.same_outputs(network, plain, torch.randn(1, 3, 224, 224))
+    checks.transplant(nin.randomise_biases(network), plain)
+    checks.same_outputs(network, plain, torch.randn(1, 3, 224, 224))
 
 
 @pytest.mark.parametrize("name", ["nin_imagenet", "nin_cifar10"])
@@ -230,7 +230,7 @@ def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss(name):
     network = nin.fresh(name, 0)
     x, y = torch.randn(20, 1, 20, 20), torch.arange(20) % 10
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
-    losses = workbench.fit(network, (x, y), 150, optimizer)["loss"]
+    losses = training.fit(network, (x, y), 150, optimizer)["loss"]
     assert losses[-1] < losses[0] / 10
 
 

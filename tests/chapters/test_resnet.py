@@ -6,8 +6,8 @@ import torch
 import torchvision
 from torch import nn
 
-import workbench
 from loader import definitions
+from workbench import checks, counting, training
 
 resnet = definitions("resnet")
 
@@ -43,19 +43,19 @@ def library(name):
 
 
 def macs_of(network):
-    return workbench.count_macs(network, torch.empty(1, 3, 224, 224, device="meta"))
+    return counting.macs(network, torch.empty(1, 3, 224, 224, device="meta"))
 
 
 @pytest.mark.parametrize(("name", "weights"), PUBLISHED.items())
 def test_published_sizes_have_the_parameters_and_macs_torchvision_gives(name, weights):
     network = on_meta(getattr(resnet, name))
-    assert workbench.count_parameters(network) == weights.meta["num_params"]
+    assert counting.parameters(network) == weights.meta["num_params"]
     assert round(macs_of(network) / 1e9, 3) == weights.meta["_ops"]
 
 
 def test_resnet50d_has_the_parameters_and_macs_of_timm():
     ours, theirs = on_meta(resnet.resnet50d), on_meta(lambda: library("resnet50d"))
-    assert workbench.count_parameters(ours) == workbench.count_parameters(theirs)
+    assert counting.parameters(ours) == counting.parameters(theirs)
     assert macs_of(ours) == macs_of(theirs)
 
 
@@ -77,7 +77,7 @@ def test_original_strides_cost_what_a_sum_by_hand_and_table_1_give(name, depths,
     assert macs_of(network) == macs_by_hand(depths)
     assert macs_of(network) / 1e9 == pytest.approx(giga, abs=0.06)  # 3.858 stands as 3.8 there
     same = on_meta(getattr(resnet, name.removeprefix("original_")))
-    assert workbench.count_parameters(network) == workbench.count_parameters(same)
+    assert counting.parameters(network) == counting.parameters(same)
 
 
 def test_the_strides_of_v1_5_cost_three_more_quarters_of_three_convolutions():
@@ -91,8 +91,8 @@ def test_the_strides_of_v1_5_cost_three_more_quarters_of_three_convolutions():
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "wide_resnet50", "resnet50d"])
 def test_outputs_equal_the_library_with_copied_weights(name):
     torch.manual_seed(0)
-    reference, network = workbench.randomise_norms(library(name)), getattr(resnet, name)()
-    workbench.transplant(reference, network)
+    reference, network = checks.randomise_norms(library(name)), getattr(resnet, name)()
+    checks.transplant(reference, network)
     x = torch.randn(2, 3, 75, 97)
     with torch.no_grad():
         expected, found = reference.eval()(x), network.eval()(x)
@@ -101,13 +101,13 @@ def test_outputs_equal_the_library_with_copied_weights(name):
 
 def test_original_strides_equal_torchvision_with_its_strides_moved():
     torch.manual_seed(0)
-    reference = workbench.randomise_norms(torchvision.models.resnet50())
+    reference = checks.randomise_norms(torchvision.models.resnet50())
     for module in reference.modules():
         if isinstance(module, torchvision.models.resnet.Bottleneck):
             module.conv1.stride, module.conv2.stride = module.conv2.stride, module.conv1.stride
     network = resnet.original_resnet50()
-    workbench.transplant(reference, network)
-    workbench.same_outputs(network, reference, torch.randn(2, 3, 64, 64))
+    checks.transplant(reference, network)
+    checks.same_outputs(network, reference, torch.randn(2, 3, 64, 64))
 
 
 @pytest.mark.parametrize("name", ["resnet34", "resnet101", "resnet152", "wide_resnet101"])
@@ -196,7 +196,7 @@ def test_plain_and_residual_networks_start_from_the_same_weights(depth, paramete
         torch.manual_seed(0)
         networks.append(resnet.digit_network(depth, shortcut))
     plain, residual = networks
-    assert workbench.count_parameters(plain) == parameters
+    assert counting.parameters(plain) == parameters
     for a, b in zip(plain.state_dict().values(), residual.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
     layers = [m for m in plain.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
@@ -239,7 +239,7 @@ def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss(block):
     network = resnet.resnet(block, (1, 1, 1), resnet.digit_stem, (8, 16, 32), num_classes=10)
     x, y = torch.randn(20, 1, 28, 28), torch.arange(20) % 10
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
-    losses = workbench.fit(network, (x, y), 30, optimizer)["loss"]
+    losses = training.fit(network, (x, y), 30, optimizer)["loss"]
     assert losses[-1] < losses[0] / 10
 
 

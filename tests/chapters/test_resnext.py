@@ -8,8 +8,8 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-import workbench
 from loader import definitions
+from workbench import checks, counting, training
 
 resnext = definitions("resnext")
 
@@ -33,7 +33,7 @@ def on_meta(build, *args, **how):
 
 
 def parameters_of(build, *args, **how):
-    return workbench.count_parameters(on_meta(build, *args, **how))
+    return counting.parameters(on_meta(build, *args, **how))
 
 
 def close(found, expected, tolerance=1e-5):
@@ -44,8 +44,8 @@ def close(found, expected, tolerance=1e-5):
 @pytest.mark.parametrize(("name", "weights"), PUBLISHED.items())
 def test_published_sizes_have_the_parameters_and_macs_torchvision_gives(name, weights):
     network = on_meta(getattr(resnext, name))
-    assert workbench.count_parameters(network) == weights.meta["num_params"] == PARAMETERS[name]
-    macs = workbench.count_macs(network, torch.empty(1, 3, 224, 224, device="meta"))
+    assert counting.parameters(network) == weights.meta["num_params"] == PARAMETERS[name]
+    macs = counting.macs(network, torch.empty(1, 3, 224, 224, device="meta"))
     assert round(macs / 1e9, 3) == weights.meta["_ops"]
 
 
@@ -118,9 +118,9 @@ def test_the_cifar_networks_have_the_parameters_of_table_7_cut_to_one_decimal(
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_outputs_equal_torchvision_with_copied_weights(name):
     torch.manual_seed(0)
-    reference = workbench.randomise_norms(getattr(torchvision.models, TORCHVISION[name])())
+    reference = checks.randomise_norms(getattr(torchvision.models, TORCHVISION[name])())
     network = getattr(resnext, name)()
-    workbench.transplant(reference, network)
+    checks.transplant(reference, network)
     x = torch.randn(3, 3, 75, 97)
     with torch.no_grad():
         close(network.eval()(x), reference.eval()(x))
@@ -128,7 +128,7 @@ def test_outputs_equal_torchvision_with_copied_weights(name):
 
 def three_forms(stride=1, dtype=torch.float64):
     torch.manual_seed(0)
-    c = workbench.randomise_norms(resnext.grouped(24, 40, 5, 3, stride))
+    c = checks.randomise_norms(resnext.grouped(24, 40, 5, 3, stride))
     return [form.to(dtype) for form in (*resnext.as_paths(c), c)]
 
 
@@ -145,7 +145,7 @@ def test_the_three_forms_are_one_function(stride, training):
 
 def test_the_three_forms_have_the_same_weights_and_the_same_gradients():
     a, b, c = three_forms()
-    assert len({workbench.count_parameters(form) for form in (a, b, c)}) == 1
+    assert len({counting.parameters(form) for form in (a, b, c)}) == 1
     x, target = torch.randn(3, 24, 9, 7).double(), torch.randn(3, 40, 9, 7).double()
     for form in (a, b, c):
         (form(x) * target).sum().backward()
@@ -183,10 +183,10 @@ def test_a_grouped_convolution_is_a_full_one_with_zeros_between_the_groups():
 
 def test_one_path_is_the_bottleneck_of_resnet():
     torch.manual_seed(0)
-    reference = workbench.randomise_norms(torchvision.models.resnet50())
+    reference = checks.randomise_norms(torchvision.models.resnet50())
     network = resnext.resnext50(1, 64)
-    workbench.transplant(reference, network)
-    workbench.same_outputs(network, reference, torch.randn(2, 3, 64, 64))
+    checks.transplant(reference, network)
+    checks.same_outputs(network, reference, torch.randn(2, 3, 64, 64))
 
 
 def test_a_zero_branch_leaves_relu_of_the_input():
@@ -199,7 +199,7 @@ def test_a_zero_branch_leaves_relu_of_the_input():
 
 def test_leaving_out_a_path_is_the_sum_without_its_term():
     torch.manual_seed(0)
-    network = workbench.randomise_norms(resnext.digit_network(4)).eval()
+    network = checks.randomise_norms(resnext.digit_network(4)).eval()
     whole, _ = resnext.as_paths(network.stage1[1].branch)
     cut = resnext.without_path(network, 1, 1, 2)
     del whole.paths[2]
@@ -215,7 +215,7 @@ def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss(form):
     network = resnext.digit_network(4, getattr(resnext, form))
     x, y = torch.randn(20, 1, 20, 20), torch.arange(20) % 10
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
-    losses = workbench.fit(network, (x, y), 30, optimizer)["loss"]
+    losses = training.fit(network, (x, y), 30, optimizer)["loss"]
     assert losses[-1] < losses[0] / 10
 
 

@@ -6,8 +6,8 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-import workbench
 from loader import definitions, without_dropout
+from workbench import checks, counting, training
 
 vgg = definitions("vgg")
 
@@ -36,14 +36,14 @@ def ours(name):
 
 
 def macs_of(network):
-    return workbench.count_macs(network, torch.empty(1, 3, 224, 224, device="meta"))
+    return counting.macs(network, torch.empty(1, 3, 224, 224, device="meta"))
 
 
 @pytest.mark.parametrize(("name", "parameters", "giga"), [(n, *v) for n, v in PUBLISHED.items()])
 def test_published_sizes_have_the_parameters_and_macs_torchvision_gives(name, parameters, giga):
     network = on_meta(ours, name)
     weights = torchvision.models.get_model_weights(name).DEFAULT
-    assert workbench.count_parameters(network) == parameters == weights.meta["num_params"]
+    assert counting.parameters(network) == parameters == weights.meta["num_params"]
     assert round(macs_of(network) / 1e9, 3) == giga == weights.meta["_ops"]
 
 
@@ -60,7 +60,7 @@ def test_configuration_c_has_the_parameters_and_macs_of_a_sum_by_hand():
     for before, after in ((512 * 49, 4096), (4096, 4096), (4096, 1000)):
         parameters, macs = parameters + before * after + after, macs + before * after
     network = on_meta(vgg.vgg16_c)
-    assert workbench.count_parameters(network) == parameters == 133_638_952
+    assert counting.parameters(network) == parameters == 133_638_952
     assert macs_of(network) == macs
 
 
@@ -72,7 +72,7 @@ def test_layers_and_millions_of_parameters_are_those_of_tables_1_and_2(name, lay
     network = on_meta(vgg.vgg, vgg.KERNELS[name])
     weighted = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert len(weighted) == layers
-    assert round(workbench.count_parameters(network) / 1e6) == millions
+    assert round(counting.parameters(network) / 1e6) == millions
 
 
 def test_all_networks_of_torchvision_give_equal_outputs():
@@ -82,7 +82,7 @@ def test_all_networks_of_torchvision_give_equal_outputs():
         reference, network = on_meta(getattr(torchvision.models, name)), on_meta(ours, name)
         vgg.share_state(reference, network, large)
         assert network(x).isfinite().all()
-        workbench.same_outputs(network, reference, x)
+        checks.same_outputs(network, reference, x)
 
 
 def by_matrix_products(network, x):
@@ -178,7 +178,7 @@ def test_costs_of_the_parts_add_up_to_those_of_the_network():
     for part in (*network[:5], network.classifier):
         y, found = vgg.costs(part, y)
         sums = [a + b for a, b in zip(sums, found, strict=True)]
-    assert sums[0] == workbench.count_parameters(network)
+    assert sums[0] == counting.parameters(network)
     assert sums[2] == macs_of(network)
     maps = 2 * 64 * 224**2 + 2 * 128 * 112**2 + 3 * (256 * 56**2 + 512 * 28**2 + 512 * 14**2)
     assert sums[1] == maps + 4096 + 4096 + 1000
@@ -243,7 +243,7 @@ def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss(name):
     network = without_dropout(vgg.digit_network(vgg.DIGITS[name]))
     x, y = torch.randn(20, 1, 24, 24), torch.arange(20) % 10
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
-    losses = workbench.fit(network, (x, y), 60, optimizer)["loss"]
+    losses = training.fit(network, (x, y), 60, optimizer)["loss"]
     assert losses[-1] < losses[0] / 10
 
 

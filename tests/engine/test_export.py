@@ -242,6 +242,44 @@ def test_the_parts_of_two_notebooks_go_into_one_folder(tmp_path):
     assert {"parts/numbers.py", "parts/other.py", "parts/mine.py"} <= set(in_folder(folder))
 
 
+@pytest.mark.parametrize("make", [own_file, own_latin, own_link_to_nowhere, own_link])
+def test_a_package_does_not_hide_what_a_reader_has_under_its_name(tmp_path, make):
+    nb = export(book(tmp_path, TINY, PACKAGE))
+    folder = empty(tmp_path)
+    make(folder / "parts.py")
+    before = {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+    words = stopped(run(script(nb), folder))
+    assert f"its own parts.py, but in {folder} there is another" in words
+    assert {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")} == before
+
+
+def test_a_readers_package_that_hides_a_part_stops_the_first_cell(tmp_path):
+    nb = export(book(tmp_path, TINY, PACKAGE))
+    folder = empty(tmp_path)
+    assert run(script(nb), folder).returncode == 0
+    (folder / "parts" / "numbers.py").unlink()
+    own_package(folder / "parts" / "numbers.py")
+    assert "its own parts/numbers, but in" in stopped(run(script(nb), folder))
+    assert not (folder / "parts" / "numbers.py").exists()
+
+
+def test_a_package_takes_the_place_of_the_older_module_of_this_site(tmp_path):
+    nb = export(book(tmp_path, TINY, PACKAGE))
+    code = script(nb) + "\nimport parts\nprint(four(), parts.__file__)\n"
+    folder = empty(tmp_path)
+    (folder / "parts.py").write_bytes(first_cell.MARK + b"VALUE = 0\n")
+    holds = "import sys\nsys.path.insert(0, '')\nimport parts\nassert parts.VALUE == 0\n"
+    result = run(holds + code, folder)
+    expected = f"abab {folder / 'parts' / '__init__.py'}\n"
+    assert result.stdout == expected, result.stderr
+    assert not (folder / "parts.py").exists()
+    # in a kernel that holds the module while another notebook has written the package
+    held = "import sys, types\nsys.modules['parts'] = held = types.ModuleType('parts')\n"
+    held += "held.__file__ = sys.argv[0] + '" + str(folder / "parts.py") + "'\n"
+    result = run(held.replace("sys.argv[0] + ", "") + code, folder)
+    assert result.stdout == expected, result.stderr
+
+
 def test_jupyter_shows_the_words_of_a_stop_and_no_frames(tmp_path):
     nb = export(book(tmp_path, USES_ONE, ONE))
     own_file(tmp_path / "beside.py")

@@ -116,7 +116,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Audio, display
 
-from workbench import record
+from workbench import plots, record
 
 record("count", 12345)
 words = ["a", "line", "of", "code", "that", "is", "longer", "than", "a", "phone", "is", "wide", "and", "than", "a", "page"]
@@ -153,7 +153,7 @@ def small_site(tmp_path_factory) -> Path:
         shutil.copy(ROOT / name, folder / name)
     (folder / "_ext").symlink_to(ROOT / "_ext")
     (folder / "notebooks").mkdir()
-    shutil.copy(NOTEBOOKS / "workbench.py", folder / "notebooks")
+    shutil.copytree(NOTEBOOKS / "workbench", folder / "notebooks" / "workbench")
     write_site(folder, SMALL, (ROOT / "conf.py").read_text(encoding="utf-8"))
     result = build(folder, GITHUB_REPOSITORY="someone/book")
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr

@@ -8,9 +8,9 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-import workbench
 from figures import DARK, UNLINKED, dark, transparent
 from sites import CONF, build, page, write_site
+from workbench import drawing, plots
 
 PAGE, DARK_PAGE = "#ffffff", "#14181f"
 NOTEBOOK = """# %% [markdown]
@@ -134,15 +134,15 @@ def contrast(a: str, b: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-@pytest.mark.parametrize("colour", [*workbench.COLOURS, workbench.INK, workbench.QUIET])
+@pytest.mark.parametrize("colour", [*plots.COLOURS, plots.INK, plots.QUIET])
 def test_text_in_each_colour_can_be_read_on_the_light_and_the_dark_page(colour):
     assert contrast(colour, PAGE) >= 4.5
     assert contrast(DARK[colour], DARK_PAGE) >= 4.5
 
 
 def test_all_colours_of_the_style_have_a_dark_twin():
-    style = {v for v in workbench.STYLE.values() if str(v).startswith("#")}
-    assert {*style, *workbench.COLOURS} <= set(DARK)
+    style = {v for v in plots.STYLE.values() if str(v).startswith("#")}
+    assert {*style, *plots.COLOURS} <= set(DARK)
 
 
 # what protan and deutan eyes make of linear red, green, blue; Machado et al. 2009, table 1, severity 1
@@ -172,7 +172,7 @@ OKLAB = [
 
 
 @pytest.mark.parametrize("eyes", EYES)
-@pytest.mark.parametrize("colours", [workbench.COLOURS, [DARK[c] for c in workbench.COLOURS]])
+@pytest.mark.parametrize("colours", [plots.COLOURS, [DARK[c] for c in plots.COLOURS]])
 def test_each_two_colours_can_be_told_apart(colours, eyes):
     """Distance in Oklab (Ottosson 2020), which is 1 between black and white, at least 0.09."""
     seen = np.array(EYES[eyes]) @ np.array([linear(colour) for colour in colours]).T
@@ -190,7 +190,7 @@ def test_a_colour_is_exchanged_wherever_it_stands_and_no_other():
 def test_the_same_figure_gives_the_same_bytes(tmp_path):
     files = [tmp_path / "a.svg", tmp_path / "b.svg"]
     for file in files:
-        workbench.draw(torch.nn.Sequential(torch.nn.Linear(4, 2)), torch.zeros(1, 4))
+        drawing.draw(torch.nn.Sequential(torch.nn.Linear(4, 2)), torch.zeros(1, 4))
         plt.savefig(file, metadata={"Date": None})
         plt.close()
     assert files[0].read_bytes() == files[1].read_bytes()

@@ -53,7 +53,7 @@ def runs(session) -> dict[str, nbformat.NotebookNode]:
 
 
 def test_each_chapter_has_a_notebook_and_a_test():
-    notebooks = {path.stem for path in NOTEBOOKS.glob("*.py")} - {"workbench"}
+    notebooks = {path.stem for path in NOTEBOOKS.glob("*.py")}
     tests = {
         path.stem.removeprefix("test_") for path in (ROOT / "tests" / "chapters").glob("test_*.py")
     }
