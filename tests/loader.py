@@ -9,8 +9,9 @@ from types import SimpleNamespace
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 STEMS = sorted(path.stem for path in (ROOT / "chapters").glob("*.rst"))
+EVERY = os.environ.get("EVERY") == "1"  # what takes long is tested at its full length
 # Running a notebook again takes as long as the notebook: one stands for all, unless EVERY=1.
-RUN_AGAIN = STEMS if os.environ.get("EVERY") == "1" else ["lenet"]
+RUN_AGAIN = STEMS if EVERY else ["lenet"]
 
 
 def is_definition(node: ast.stmt) -> bool:

@@ -1,13 +1,22 @@
-"""Build small sites for the tests of the extensions."""
+"""Build sites for the tests of the extensions: small ones, and the book as `make html` does."""
 
+import io
+import logging
 import os
 import re
 import subprocess
 import sys
+import warnings
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 from bs4 import BeautifulSoup
+from sphinx.cmd.build import build_main
 
+from engine.surroundings import ALWAYS, Memo, accelerators, versions
 from loader import ROOT
 
 CONF = f"""
@@ -50,18 +59,91 @@ def sphinx(folder: Path, *options: str, out: str = "html") -> list[str]:
     return [sys.executable, "-m", "sphinx", *options, *where]
 
 
+CHECKED = ("-n", "-W", "--keep-going", "--no-color")
+PLAIN = ("-D", "notebooks_warm=0")
+HIDDEN = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
+
+
 def build(
     folder: Path, *options: str, out: str = "html", **environment: str
 ) -> subprocess.CompletedProcess:
+    """Build a site in this process, with the exit status and the texts of a process of its own.
+
+    Sphinx and its extensions are imported once for all builds. Kernels are plain ones: the server of
+    warm kernels imports torch first, which no small site needs. A parallel build forks, which this
+    process with its threads must not do: it gets one of its own.
+    """
+    if "-j" in options:
+        return build_apart(folder, *PLAIN, *options, out=out, **environment)
+    if (folder / "notebooks").exists():
+        remember(folder)
+    words = [*CHECKED, *PLAIN, *options, str(folder)]
+    with as_a_process(environment) as (status, warning):
+        try:
+            code = build_main([*words, str(folder / "_build" / out)])
+        except SystemExit as stop:
+            code = stop.code
+            if isinstance(code, str):  # Python prints it and ends with 1
+                print(code, file=sys.stderr)
+                code = 1
+    return subprocess.CompletedProcess(words, code, status.getvalue(), warning.getvalue())
+
+
+def build_apart(
+    folder: Path, *options: str, out: str = "html", **environment: str
+) -> subprocess.CompletedProcess:
     """Run sphinx-build as the Makefile does, output in ``folder/_build/<out>``."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "_ext"), **environment}
     return subprocess.run(
-        sphinx(folder, "-n", "-W", "--keep-going", "--no-color", *options, out=out),
+        sphinx(folder, *CHECKED, *options, out=out),
         capture_output=True,
         text=True,
-        env=env,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "_ext"), **environment},
         timeout=300,
     )
+
+
+@contextmanager
+def as_a_process(environment: dict[str, str]):
+    """Undo in this process what a build does to it, and what pytest has done: (stdout, stderr).
+
+    Warnings go to stderr, those that Python hides by itself are hidden, and loggers that have no
+    handler of their own print.
+    """
+    status, warning, path, root = io.StringIO(), io.StringIO(), sys.path[:], logging.getLogger()
+    handlers, root.handlers = root.handlers, []
+    with (
+        patch.dict(os.environ, environment),
+        redirect_stdout(status),
+        redirect_stderr(warning),
+        warnings.catch_warnings(record=True) as caught,
+    ):
+        warnings.resetwarnings()
+        for kind in HIDDEN:
+            warnings.simplefilter("ignore", kind)
+        try:
+            yield status, warning
+        finally:
+            sys.path[:], root.handlers = path, handlers
+    for one in caught:
+        warning.write(warnings.formatwarning(one.message, one.category, one.filename, one.lineno))
+
+
+def remember(folder: Path) -> None:
+    """Give a site without a store one that has been asked what takes seconds to find out."""
+    store = folder / ".store"
+    if not store.exists():
+        store.mkdir()
+        (store / "memo.json").write_text(answers(), encoding="utf-8")
+
+
+@cache
+def answers() -> str:
+    """What a store remembers of this machine, which takes seconds to ask: device and versions."""
+    with TemporaryDirectory() as folder:
+        memo = Memo(Path(folder, "memo.json"))
+        accelerators(memo)
+        versions(ALWAYS, memo)
+        return Path(folder, "memo.json").read_text(encoding="utf-8")
 
 
 def page(folder: Path, name: str) -> BeautifulSoup:
