@@ -59,8 +59,9 @@ def sphinx(folder: Path, *options: str, out: str = "html") -> list[str]:
     return [sys.executable, "-m", "sphinx", *options, *where]
 
 
+BOOK = ("-m", "sphinx", "-n", "-W", "--keep-going", "-b", "html", ".", "_build/html")
 CHECKED = ("-n", "-W", "--keep-going", "--no-color")
-PLAIN = ("-D", "notebooks_warm=0")
+PLAIN = {"WARM": "0"}  # kernels are not forked from a server
 HIDDEN = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
 
 
@@ -74,11 +75,11 @@ def build(
     process with its threads must not do: it gets one of its own.
     """
     if "-j" in options:
-        return build_apart(folder, *PLAIN, *options, out=out, **environment)
+        return build_apart(folder, *options, out=out, **PLAIN, **environment)
     if (folder / "notebooks").exists():
         remember(folder)
-    words = [*CHECKED, *PLAIN, *options, str(folder)]
-    with as_a_process(environment) as (status, warning):
+    words = [*CHECKED, *options, str(folder)]
+    with as_a_process({**PLAIN, **environment}) as (status, warning):
         try:
             code = build_main([*words, str(folder / "_build" / out)])
         except SystemExit as stop:
@@ -155,3 +156,26 @@ def page(folder: Path, name: str) -> BeautifulSoup:
 def ran(result: subprocess.CompletedProcess) -> list[str]:
     """The notebooks that a build ran, in the order in which they finished."""
     return re.findall(r"^\[\d+/\d+\] (\w+)", result.stdout, re.MULTILINE)
+
+
+# ---- the book ------------------------------------------------------------------------------------
+
+
+def bring_up_to_date() -> None:
+    """Build the book into _build/html as `make html` does, which writes what has changed."""
+    everything = ["-E"] if older_than_its_makers(ROOT / "_build" / "html") else []
+    command = [sys.executable, *BOOK, "--no-color", *everything]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr
+
+
+def older_than_its_makers(html: Path, root: Path = ROOT) -> bool:
+    """Whether a page was read or written before the settings, an extension or a template changed.
+
+    Sphinx does not look at these: it compares a page with its source.
+    """
+    makers = [root / "conf.py", *root.glob("_ext/**/*.py"), *root.glob("_templates/**/*.html")]
+    pages = [file for file in html.rglob("*.html") if "_static" not in file.parts]
+    made = [*pages, *html.rglob("*.doctree")]
+    oldest = min((file.stat().st_mtime for file in made), default=0)
+    return max(file.stat().st_mtime for file in makers) > oldest

@@ -16,7 +16,7 @@ from sphinx.util.docutils import docutils_namespace
 from engine.options import Options
 from engine.session import Session
 from engine.surroundings import Memo, accelerators, ask_torch, providers
-from sites import CONF, as_a_process, build, build_apart, page, ran, remember, write_site
+from sites import CONF, PLAIN, as_a_process, build, build_apart, page, ran, remember, write_site
 
 pytestmark = pytest.mark.xdist_group("execution")  # shares the built book
 INDEX = "Book\n====\n\n.. toctree::\n\n   chapters/a\n   chapters/b\n"
@@ -375,10 +375,9 @@ def test_two_builds_in_one_process_do_not_share_a_session(tmp_path):
         }
         conf = CONF.replace('"notebooks/workbench.py"', '"notebooks/helper.py"')
         remember(write_site(tmp_path / word, files, conf))
-    plain = {"notebooks_warm": "0"}
-    with as_a_process({}) as (_, warning), docutils_namespace():
+    with as_a_process(PLAIN) as (_, warning), docutils_namespace():
         apps = [
-            Sphinx(f, f, f / "_build" / "html", f / "_build" / "d", "html", plain, warning=warning)
+            Sphinx(f, f, f / "_build" / "html", f / "_build" / "d", "html", warning=warning)
             for f in (tmp_path / "one", tmp_path / "two")
         ]
         for app in apps:

@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nbformat
 import pytest
 
 from engine.store import SCHEMA, Store, write
-from loader import ROOT
+from loader import EVERY, ROOT
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
@@ -129,18 +130,18 @@ def test_machines_with_the_same_process_number_do_not_take_each_others_parts(tmp
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.slow
 def test_two_builds_at_once_share_a_store(tmp_path):
-    """Twenty rounds: two processes save, read and prune the same entries at the same time."""
+    """In rounds two processes save, read and prune the same entries at the same time."""
+    rounds = 20 if EVERY else 5
     code = f"""
 import sys
-sys.path[:0] = [{str(ROOT / "_ext")!r}, {str(ROOT / "tests")!r}]
+sys.path[:0] = {[str(ROOT / "_ext"), *map(str, Path(__file__).parents[:2])]}
 from pathlib import Path
 from engine.store import Store
 from test_store import executed
 warnings = []
 store = Store(Path(sys.argv[1]), warnings.append)
-for n in range(20):
+for n in range({rounds}):
     for key in "abcdefgh":
         found = store.load(key, "n")
         assert found is None or found.cells[0].source == "x" * 200_000, key

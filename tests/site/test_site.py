@@ -1,18 +1,12 @@
 """The real site: what every page and every notebook must hold."""
 
-import logging
 import re
 
-import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
 from engine.notebook import code_cells
-from engine.options import Options
-from engine.runner import run
-from engine.session import Run, Session
-from engine.surroundings import accelerators
-from loader import NOTEBOOKS, ROOT, RUN_AGAIN, STEMS
+from loader import NOTEBOOKS, ROOT, STEMS
 
 pytestmark = pytest.mark.xdist_group("site")
 GENERATED = {"genindex", "search"}
@@ -33,22 +27,6 @@ def pages(site) -> dict[str, BeautifulSoup]:
         for path in site.rglob("*.html")
         if "_static" not in path.parts
     }
-
-
-@pytest.fixture(scope="session")
-def session(site) -> Session:
-    """What the build of the site knew of each notebook, by its stem."""
-    session = Session(Options(ROOT / ".store"), logging.getLogger())
-    session.device = accelerators(session.memo)[0]
-    for stem, notebook in session.records({s: NOTEBOOKS / f"{s}.py" for s in STEMS}).items():
-        session.runs[stem] = Run(notebook, session.key(notebook))
-    return session
-
-
-@pytest.fixture(scope="session")
-def runs(session) -> dict[str, nbformat.NotebookNode]:
-    """The executed notebooks, from the store that the site was built from."""
-    return {stem: session.store.load(session.runs[stem].key, stem) for stem in STEMS}
 
 
 def test_each_chapter_has_a_notebook_and_a_test():
@@ -72,8 +50,8 @@ def test_the_documents_are_exactly_the_expected_ones(pages):
 
 
 @pytest.mark.parametrize("stem", STEMS)
-def test_each_cell_ran_and_left_nothing_unwanted(site, runs, stem):
-    for cell in code_cells(runs[stem]):
+def test_each_cell_ran_and_left_nothing_unwanted(stored, stem):
+    for cell in code_cells(stored(stem)):
         assert cell.execution_count, f"did not run: {cell.source}"
         for output in cell.outputs:
             assert output.get("name") != "stderr", output
@@ -84,9 +62,9 @@ def test_each_cell_ran_and_left_nothing_unwanted(site, runs, stem):
 
 
 @pytest.mark.parametrize("stem", STEMS)
-def test_a_notebook_keeps_its_time_budget(site, runs, stem):
+def test_a_notebook_keeps_its_time_budget(stored, stem):
     """45 s on two cores (style.md); here, where other tests and kernels run beside it, far more."""
-    assert runs[stem].metadata["book"]["seconds"] < 180
+    assert stored(stem).metadata["book"]["seconds"] < 180
 
 
 @pytest.mark.parametrize("stem", STEMS)
@@ -155,14 +133,3 @@ def test_chinese_titles_are_marked_as_chinese(pages):
     for name, html in pages.items():
         for text in html.select_one("main, body").find_all(string=re.compile(r"[\u4e00-\u9fff]")):
             assert text.find_parent(attrs={"lang": re.compile("^zh")}), f"{name}: {text}"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stem", RUN_AGAIN)
-def test_a_second_run_prints_the_same(session, runs, stem):
-    again = run(session.job(stem))
-    assert again.error == ""
-    second = nbformat.reads(again.notebook, as_version=4)
-    assert second.metadata["book"]["results"] == runs[stem].metadata["book"]["results"]
-    for cell, other in zip(code_cells(runs[stem]), code_cells(second)):
-        assert cell.outputs == other.outputs, f"differs: {cell.source}"
