@@ -11,7 +11,7 @@ import nbformat
 import pytest
 
 from engine.store import SCHEMA, Store, write
-from loader import EVERY, ROOT
+from loader import ROOT
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
@@ -131,8 +131,7 @@ def test_machines_with_the_same_process_number_do_not_take_each_others_parts(tmp
 
 
 def test_two_builds_at_once_share_a_store(tmp_path):
-    """In rounds two processes save, read and prune the same entries at the same time."""
-    rounds = 20 if EVERY else 5
+    """Twenty rounds: two processes save, read and prune the same entries at the same time."""
     code = f"""
 import sys
 sys.path[:0] = {[str(ROOT / "_ext"), *map(str, Path(__file__).parents[:2])]}
@@ -141,7 +140,7 @@ from engine.store import Store
 from test_store import executed
 warnings = []
 store = Store(Path(sys.argv[1]), warnings.append)
-for n in range({rounds}):
+for n in range(20):
     for key in "abcdefgh":
         found = store.load(key, "n")
         assert found is None or found.cells[0].source == "x" * 200_000, key

@@ -1,7 +1,10 @@
 """The real site: what every page and every notebook must hold."""
 
+import os
 import re
+from pathlib import Path
 
+import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
@@ -23,10 +26,17 @@ UNWANTED = (
 @pytest.fixture(scope="session")
 def pages(site) -> dict[str, BeautifulSoup]:
     return {
-        str(path.relative_to(site).with_suffix("")): BeautifulSoup(path.read_bytes(), "html.parser")
+        str(path.relative_to(site).with_suffix("")): BeautifulSoup(whole(path), "html.parser")
         for path in site.rglob("*.html")
         if "_static" not in path.parts
     }
+
+
+def whole(path: Path) -> bytes:
+    """What a page holds; a build that was killed may have written a part, which stays until -E."""
+    text = path.read_bytes()
+    assert text.rstrip().endswith(b"</html>"), f"{path} is not whole: make clean html"
+    return text
 
 
 def test_each_chapter_has_a_notebook_and_a_test():
@@ -112,21 +122,33 @@ def test_each_page_forbids_what_comes_from_elsewhere(pages):
 
 
 def test_links_within_the_site_lead_to_a_file_and_an_anchor(site, pages):
+    site = site.resolve()
+    anchors = {
+        site / f"{name}.html": {tag["id"] for tag in html.select("[id]")}
+        for name, html in pages.items()
+    }
     for name, html in pages.items():
-        for a in html.select("a[href]"):
-            href = a["href"]
-            if re.match(r"[a-z]+:", href) or name in GENERATED:
+        links = set() if name in GENERATED else {a["href"] for a in html.select("a[href]")}
+        for href in links:
+            if re.match(r"[a-z]+:", href):
                 continue
             path, _, anchor = href.partition("#")
-            path = path.partition("?")[0]
-            target = (
-                (site / name).parent.joinpath(path).resolve() if path else site / f"{name}.html"
-            )
+            page = site / f"{name}.html"
+            target = Path(os.path.normpath(page.parent / path.partition("?")[0])) if path else page
             target = target / "index.html" if target.is_dir() else target
             assert target.is_file(), f"{name}: {href}"
             if anchor and target.suffix == ".html":
-                there = str(target.relative_to(site.resolve() if path else site).with_suffix(""))
-                assert pages[there].find(id=anchor), f"{name}: {href}"
+                assert anchor in anchors[target], f"{name}: {href}"
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_each_button_for_a_file_leads_to_a_notebook_or_code_that_can_be_read(site, pages, stem):
+    for name in (f"chapters/{stem}", f"notebooks/{stem}"):
+        buttons = pages[name].select(".article-header-buttons a[title^=Download]")
+        notebook, code = ((site / name).parent / button["href"] for button in buttons)
+        assert (notebook.suffix, code.suffix) == (".ipynb", ".py")
+        nbformat.validate(nbformat.read(notebook, as_version=4))
+        compile(code.read_text(encoding="utf-8"), name, "exec")
 
 
 def test_chinese_titles_are_marked_as_chinese(pages):
