@@ -22,7 +22,9 @@ def test_a_build_in_this_process_says_and_leaves_what_one_of_its_own_does(tmp_pa
     """The tests rest on it: exit status, both streams, and nothing that a later test would see."""
     monkeypatch.setenv("WORD", "before")
     text = "A\n=\n\nText.\n"
-    folder = write_site(tmp_path, {"index.rst": text}, LOUD + "import os; print(os.environ['WORD'])")
+    folder = write_site(
+        tmp_path, {"index.rst": text}, LOUD + "import os; print(os.environ['WORD'])"
+    )
     path = sys.path[:]
     here = build(folder, WORD="given")
     apart = build_apart(folder, out="apart", WORD="given")
