@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,7 @@ from unittest.mock import patch
 
 from bs4 import BeautifulSoup
 from sphinx.cmd.build import build_main
+from sphinx.config import Config
 
 from engine.surroundings import ALWAYS, Memo, accelerators, versions
 from loader import ROOT
@@ -108,12 +110,13 @@ def as_a_process(environment: dict[str, str]):
     """Undo in this process what a build does to it, and what pytest has done: (stdout, stderr).
 
     Warnings go to stderr, those that Python hides by itself are hidden, and loggers that have no
-    handler of their own print.
+    handler of their own print. Sphinx adds to its own defaults, such as the suffixes of sources.
     """
     status, warning, path, root = io.StringIO(), io.StringIO(), sys.path[:], logging.getLogger()
     handlers, root.handlers = root.handlers, []
     with (
         patch.dict(os.environ, environment),
+        patch.object(Config, "config_values", deepcopy(Config.config_values)),
         redirect_stdout(status),
         redirect_stderr(warning),
         warnings.catch_warnings(record=True) as caught,

@@ -36,6 +36,14 @@ def test_a_build_in_this_process_says_and_leaves_what_one_of_its_own_does(tmp_pa
     assert (sys.path, os.environ["WORD"]) == (path, "before")
 
 
+def test_a_build_knows_nothing_of_the_settings_of_the_build_before(tmp_path):
+    """Notebooks as .py files are known to the first site alone: conf.py is no page of the second."""
+    index = {"index.rst": "A\n=\n\nText.\n"}
+    assert build(write_site(tmp_path / "one", index)).returncode == 0
+    plain = build(write_site(tmp_path / "two", index, "extensions = []\n"))
+    assert (plain.returncode, plain.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("conf", ["raise SystemExit('stop')", "1 / 0", "extensions = ['absent']"])
 def test_a_build_that_breaks_in_this_process_ends_as_one_of_its_own_does(tmp_path, conf):
     folder = write_site(tmp_path, {"index.rst": "A\n=\n"}, conf)
