@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,23 +18,29 @@ from loader import NOTEBOOKS, ROOT, STEMS
 from sites import bring_up_to_date
 
 
-def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """A folder that one of the processes of a test run makes for all of them."""
-    shared = factory.getbasetemp()
+@pytest.fixture(scope="session")
+def once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """once("name", make) is a folder that one process of a test run has made for all of them."""
+    shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
-    made, folder = shared / f"{name}.made", shared / name
-    with FileLock(shared / f"{name}.lock"):
-        if not made.exists():
-            make(folder)
-            made.touch()
+
+    def folder(name: str, make: Callable[[Path], None]) -> Path:
+        with FileLock(shared / f"{name}.lock"):
+            if not (shared / f"{name}.made").exists():
+                shutil.rmtree(shared / name, ignore_errors=True)
+                (shared / name).mkdir()
+                make(shared / name)
+                (shared / f"{name}.made").touch()
+        return shared / name
+
     return folder
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory) -> Path:
+def site(once) -> Path:
     """The site that `make html` has built; what it has not, or not from these sources, is now."""
-    once(tmp_path_factory, "site", lambda _: bring_up_to_date())
+    once("site", lambda _: bring_up_to_date())
     return ROOT / "_build" / "html"
 
 
