@@ -54,6 +54,12 @@ window.book = (() => {
     await document.fonts.ready;
   }
 
+  // All pictures, also those that a reader has not come to.
+  async function load() {
+    for (const image of document.images) image.loading = "eager";
+    await pictures();
+  }
+
   // Distance of blocks from the top: what must not change when pictures and fonts arrive.
   function places() {
     return all("main :is(h1, h2, h3, p, table, figure, audio, video, pre)").map((element) => [
@@ -188,6 +194,6 @@ window.book = (() => {
   }
 
   return {
-    shifts, refused, scroll, places, wide, headings, moving, brightness, faint, rest, focused,
+    shifts, refused, scroll, load, places, wide, headings, moving, brightness, faint, rest, focused,
   };
 })();

@@ -151,6 +151,16 @@ class Visit:
         self.scroll()
         return self
 
+    def go(self, name: str) -> "Visit":
+        """Go on to another page and let it load all its pictures, without scrolling."""
+        self.page.goto("about:blank")  # what the page before has left undone is not this one's
+        self.trouble.clear()
+        self.requests.clear()
+        self.page.goto(self.root + name)
+        self.page.evaluate("book.load()")
+        self.trouble += self.page.evaluate("book.refused.splice(0)")
+        return self
+
     def scroll(self) -> None:
         self.page.evaluate("book.scroll()")
         self.trouble += self.page.evaluate("book.refused.splice(0)")

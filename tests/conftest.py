@@ -1,19 +1,60 @@
 """The real site, built once for the tests that look at it."""
 
-import subprocess
-import sys
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
+import nbformat
 import pytest
+from filelock import FileLock
 
-from loader import ROOT
+from engine.options import Options
+from engine.session import Run, Session
+from engine.surroundings import accelerators
+from loader import NOTEBOOKS, ROOT, STEMS
+from sites import bring_up_to_date
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory) -> Path:
-    """The site as `make html` builds it, in a fresh folder; runs what the store does not have."""
-    out = tmp_path_factory.mktemp("site") / "html"
-    command = [sys.executable, "-m", "sphinx", "-n", "-W", "--keep-going", "--no-color", str(ROOT)]
-    result = subprocess.run([*command, str(out)], capture_output=True, text=True, cwd=ROOT)
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr
-    return out
+def once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """once("name", make) is a folder that one process of a test run has made for all of them."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def folder(name: str, make: Callable[[Path], None]) -> Path:
+        with FileLock(shared / f"{name}.lock"):
+            if not (shared / f"{name}.made").exists():
+                shutil.rmtree(shared / name, ignore_errors=True)
+                (shared / name).mkdir()
+                make(shared / name)
+                (shared / f"{name}.made").touch()
+        return shared / name
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def site(once) -> Path:
+    """The site that `make html` has built; what it has not, or not from these sources, is now."""
+    once("site", lambda _: bring_up_to_date())
+    return ROOT / "_build" / "html"
+
+
+@pytest.fixture(scope="session")
+def session(site) -> Session:
+    """What the build of the site knew of each notebook, by its stem."""
+    session = Session(Options(ROOT / ".store"), logging.getLogger())
+    session.device = accelerators(session.memo)[0]
+    for stem, notebook in session.records({s: NOTEBOOKS / f"{s}.py" for s in STEMS}).items():
+        session.runs[stem] = Run(notebook, session.key(notebook))
+    return session
+
+
+@pytest.fixture(scope="session")
+def stored(session) -> Callable[[str], nbformat.NotebookNode]:
+    """stored("lenet") is that notebook with its outputs, from the store that the site shows."""
+    return cache(lambda stem: session.store.load(session.runs[stem].key, stem))

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,8 +10,35 @@ from types import SimpleNamespace
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 STEMS = sorted(path.stem for path in (ROOT / "chapters").glob("*.rst"))
-# Running a notebook again takes as long as the notebook: one stands for all, unless EVERY=1.
-RUN_AGAIN = STEMS if os.environ.get("EVERY") == "1" else ["lenet"]
+EVERY = os.environ.get("EVERY") == "1"  # what takes long is tested at its full length
+
+
+def git(root: Path, *words: str) -> str:
+    """What git says of a folder; nothing without git, a repository or the commit it is asked for."""
+    try:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def changed_stems(root: Path = ROOT) -> set[str]:
+    """The notebooks that are not as they were where this branch left origin/main.
+
+    On main itself: not as they were one commit before. What is not committed counts, too.
+    """
+    base = git(root, "merge-base", "HEAD", "origin/main")
+    if base == git(root, "rev-parse", "HEAD") or not base:
+        base = git(root, "rev-parse", "--verify", "HEAD~1") or "HEAD"
+    which = ("--", ":(glob)notebooks/*.py")
+    differ = git(root, "diff", "--name-only", base, *which).splitlines()
+    new = git(root, "ls-files", "--others", "--exclude-standard", *which).splitlines()
+    return {Path(name).stem for name in differ + new}
+
+
+def looked_at_closely() -> list[str]:
+    """Chapters for which the tests do what takes long: those that changed and one more, or all."""
+    return STEMS if EVERY else sorted({"lenet"} | changed_stems().intersection(STEMS))
 
 
 def is_definition(node: ast.stmt) -> bool:

@@ -1,5 +1,6 @@
 """The same jobs on a Dask cluster: a scheduler and two workers on the loopback interface."""
 
+import json
 import os
 import re
 import signal
@@ -13,21 +14,37 @@ import nbformat
 import psutil
 import pytest
 
-from engine.cluster import Cluster, here_and_there
+from engine.cluster import Cluster
 from engine.notebook import parse
 from engine.runner import Job
-from sites import build, page, ran, write_site
+from engine.surroundings import python, versions
+from sites import CONF, answers, build, page, ran, remember, write_site
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
 HELPER = "VALUE = 'from the helper'\n"
+# In place of torch, which takes seconds to import, where a worker is asked for its device.
+TORCH = """
+class accelerator:
+    is_available = staticmethod(lambda: {count} > 0)
+    current_accelerator = staticmethod(lambda: type("Device", (), {{"type": {kind!r}}}))
+    device_count = staticmethod(lambda: {count})
+"""
 INDEX = "Book\n====\n\n.. toctree::\n   :glob:\n\n   chapters/*\n"
 
 
 class Dask:
-    """Processes of `dask scheduler` and `dask worker`, each in a folder of its own."""
+    """Processes of `dask scheduler` and `dask worker`, each in a folder of its own.
 
-    def __init__(self, folder: Path):
+    They can import nothing of this repository. real: not from a stand-in for torch, either.
+    """
+
+    def __init__(self, folder: Path, real: bool = False):
         self.folder, self.processes, self.logs = folder, [], []
+        self.modules = folder / "modules"
+        self.modules.mkdir(parents=True)
+        if not real:
+            kind, count = device()
+            (self.modules / "torch.py").write_text(TORCH.format(kind=kind, count=count))
         self.start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")
         wait_for(lambda: re.search(r"tcp://127\.0\.0\.1:\d+", self.log(0)))
         self.address = re.search(r"tcp://127\.0\.0\.1:\d+", self.log(0))[0]
@@ -37,8 +54,9 @@ class Dask:
         own.mkdir(parents=True)
         self.logs.append(own / "log")
         command = [sys.executable, "-m", "distributed.cli.dask_" + kind, *options]
+        environment = {**os.environ, "PYTHONPATH": str(self.modules)}
         with open(own / "log", "w") as log:
-            process = subprocess.Popen(command, cwd=own, stdout=log, stderr=log, env=clean())
+            process = subprocess.Popen(command, cwd=own, stdout=log, stderr=log, env=environment)
         self.processes.append(process)
         return process
 
@@ -61,11 +79,6 @@ class Dask:
             process.wait()
 
 
-def clean() -> dict[str, str]:
-    """An environment in which nothing of this repository can be imported."""
-    return {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-
-
 def wait_for(condition, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -73,9 +86,21 @@ def wait_for(condition, seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
+def device() -> list:
+    """Kind and number of this machine's accelerators."""
+    return json.loads(answers())["device"]["value"]
+
+
 @pytest.fixture
 def dask(tmp_path):
     cluster = Dask(tmp_path / "dask")
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def real_dask(tmp_path):
+    cluster = Dask(tmp_path / "dask", real=True)
     yield cluster
     cluster.stop()
 
@@ -86,16 +111,21 @@ def book(folder: Path, seconds: float) -> Path:
         code = f"import helper, time\ntime.sleep({seconds})\nprint(helper.VALUE, helper.__file__)\n"
         files[f"chapters/{name}.rst"] = f"{name}\n=\n\n.. cells:: it\n   :part: output\n"
         files[f"notebooks/{name}.py"] = f'# %% [markdown]\n# # N\n\n# %% tags=["it"]\n{code}'
-    from sites import CONF
-
     return write_site(folder, files, CONF.replace("workbench.py", "helper.py"))
 
 
-def test_the_notebooks_run_on_the_workers_and_come_into_the_same_store(dask, tmp_path):
-    dask.worker()
-    dask.worker()
+def start(folder: Path, address: str) -> subprocess.Popen:
+    """A build in a process of its own, which can be sent signals."""
+    remember(folder)
+    options = ["-n", "-W", "-D", f"notebooks_cluster={address}", str(folder)]
+    command = [sys.executable, "-m", "sphinx", *options, str(folder / "_build" / "html")]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_the_notebooks_run_on_a_worker_and_come_into_the_same_store(real_dask, tmp_path):
+    real_dask.worker()
     folder = book(tmp_path / "book", 0)
-    result = build(folder, "-D", f"notebooks_cluster={dask.address}")
+    result = build(folder, "-D", f"notebooks_cluster={real_dask.address}")
     assert (result.returncode, result.stderr) == (0, "")
     assert sorted(ran(result)) == list("abcd")
     shown = page(folder, "chapters/c").select_one(".cell_output").text
@@ -108,9 +138,7 @@ def test_the_notebooks_of_a_lost_worker_are_run_again(dask, tmp_path):
     first = dask.worker()
     dask.worker()
     folder = book(tmp_path / "book", 4)
-    options = ["-n", "-W", "-D", f"notebooks_cluster={dask.address}", str(folder)]
-    command = [sys.executable, "-m", "sphinx", *options, str(folder / "_build" / "html")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = start(folder, dask.address)
     wait_for(lambda: list((folder / ".store").glob("*.ipynb")))  # one has finished, others run
     first.kill()
     output = process.communicate(timeout=120)[0]
@@ -120,24 +148,14 @@ def test_the_notebooks_of_a_lost_worker_are_run_again(dask, tmp_path):
 
 def test_a_worker_that_differs_is_refused_with_the_difference(dask, tmp_path):
     """The worker's interpreter claims another version of numpy."""
-    lie = tmp_path / "lie" / "sitecustomize.py"
-    lie.parent.mkdir()
+    lie = dask.modules / "sitecustomize.py"
     lie.write_text(
         "import importlib.metadata as m\n"
         "true = m.version\n"
         "m.version = lambda name: '0.1' if name == 'numpy' else true(name)\n"
     )
-    os.environ["PYTHONPATH"] = str(lie.parent)
-    try:
-        own = dask.folder / "odd"
-        own.mkdir()
-        with open(own / "log", "w") as log:
-            limits = ["--nthreads", "1", "--no-dashboard", "--no-nanny", "--host", "127.0.0.1"]
-            command = [sys.executable, "-m", "distributed.cli.dask_worker", dask.address, *limits]
-            dask.processes.append(subprocess.Popen(command, cwd=own, stdout=log, stderr=log))
-    finally:
-        del os.environ["PYTHONPATH"]
-    wait_for(lambda: "Registered to" in (own / "log").read_text())
+    dask.worker()
+    lie.unlink()
     folder = book(tmp_path / "book", 0)
     alone = build(folder, "-D", f"notebooks_cluster={dask.address}")
     assert alone.returncode != 0
@@ -164,7 +182,8 @@ def job(name: str, code: str) -> Job:
 
 @pytest.fixture(scope="module")
 def here() -> dict:
-    return here_and_there(["numpy"])
+    """What the workers must have."""
+    return {"versions": versions(["numpy"]), "python": python(), "device": device()[0]}
 
 
 def test_a_scheduler_without_workers_is_waited_for_and_late_workers_are_used(dask, here):
@@ -245,10 +264,7 @@ def test_a_scheduler_that_dies_is_named(dask, here, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_kernels_on_the_workers_end_with_the_build(dask, tmp_path, number):
     dask.worker()
-    folder = book(tmp_path / "book", 600)
-    options = ["-n", "-W", "-D", f"notebooks_cluster={dask.address}", str(folder)]
-    command = [sys.executable, "-m", "sphinx", *options, str(folder / "_build" / "html")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start(book(tmp_path / "book", 600), dask.address)
     worker = psutil.Process(dask.processes[1].pid)
 
     def kernels():
@@ -260,5 +276,6 @@ def test_kernels_on_the_workers_end_with_the_build(dask, tmp_path, number):
 
     wait_for(kernels)
     process.send_signal(number)
-    assert process.wait(30) != 0
+    process.communicate(timeout=30)
+    assert process.returncode != 0
     wait_for(lambda: not kernels(), 45)

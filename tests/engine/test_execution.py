@@ -5,19 +5,20 @@ import json
 import logging
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from sphinx.application import Sphinx
+from sphinx.util.docutils import docutils_namespace
 
 from engine.options import Options
 from engine.session import Session
 from engine.surroundings import Memo, accelerators, ask_torch, providers
-from sites import CONF, build, page, ran, write_site
+from sites import CONF, PLAIN, as_a_process, build, build_apart, page, ran, remember, write_site
 
+pytestmark = pytest.mark.xdist_group("execution")  # shares the built book
 INDEX = "Book\n====\n\n.. toctree::\n\n   chapters/a\n   chapters/b\n"
 CHAPTER = "{0}\n=\n\nValue :result:`value`.\n"
 RECORD = """
@@ -32,11 +33,11 @@ def notebook(code: str) -> str:
     return f"# %% [markdown]\n# # Notebook\n# Some text.\n\n# %%\nimport helper\n\n# %%\n{code}\n"
 
 
-@pytest.fixture
-def book(tmp_path):
+@pytest.fixture(scope="module")
+def unbuilt(tmp_path_factory) -> Path:
     """Two chapters with their notebooks, which import a module beside them."""
     return write_site(
-        tmp_path,
+        tmp_path_factory.mktemp("execution") / "book",
         {
             "index.rst": INDEX,
             "chapters/a.rst": CHAPTER.format("A"),
@@ -52,14 +53,29 @@ def book(tmp_path):
     )
 
 
+@pytest.fixture(scope="module")
+def first(unbuilt):
+    """The first build of the book, in a process of its own, as `make html` runs it."""
+    result = build_apart(unbuilt)
+    shutil.copytree(unbuilt, unbuilt.with_name("as it was built"))
+    return result
+
+
+@pytest.fixture
+def book(first, unbuilt) -> Path:
+    """The book as its first build has left it, again for each test."""
+    shutil.rmtree(unbuilt)
+    shutil.copytree(unbuilt.with_name("as it was built"), unbuilt)
+    return unbuilt
+
+
 def edit(path, old, new):
     text = path.read_text(encoding="utf-8")
     assert old in text
     path.write_text(text.replace(old, new), encoding="utf-8")
 
 
-def test_a_second_build_runs_nothing_and_an_edit_of_code_runs_that_notebook(book):
-    first = build(book)
+def test_a_second_build_runs_nothing_and_an_edit_of_code_runs_that_notebook(first, book):
     assert first.returncode == 0, first.stdout + first.stderr
     assert first.stderr == ""
     assert sorted(ran(first)) == ["a", "b"]
@@ -72,7 +88,6 @@ def test_a_second_build_runs_nothing_and_an_edit_of_code_runs_that_notebook(book
 
 
 def test_a_changed_helper_reruns_and_a_changed_tag_alt_text_or_paragraph_does_not(book):
-    build(book)
     edit(book / "notebooks" / "b.py", "# Some text.", "# Another paragraph.")
     edit(
         book / "notebooks" / "b.py", "# %%\nhelper", '# %% tags=["hide-input"] alt="words"\nhelper'
@@ -100,10 +115,10 @@ def test_a_failing_notebook_is_named_and_fails_each_build_until_it_is_mended(boo
         )
         assert "x / 0" in failed.stderr  # the last frames
         assert "Value second." in page(book, "chapters/b").text
-    path.write_text(good, encoding="utf-8")
+    path.write_text(good.replace("first", "mended"), encoding="utf-8")
     mended = build(book)
     assert mended.returncode == 0, mended.stderr
-    assert "Value first." in page(book, "chapters/a").text
+    assert "Value mended." in page(book, "chapters/a").text
 
 
 def test_a_notebook_whose_surroundings_are_mended_is_read_again(book):
@@ -123,7 +138,6 @@ def test_a_notebook_whose_surroundings_are_mended_is_read_again(book):
 
 
 def test_only_the_notebook_asked_for_is_run_and_force_runs_it_again(book):
-    build(book)
     assert ran(build(book, "-D", "notebooks_only=b", "-D", "notebooks_force=1")) == ["b"]
     edit(book / "notebooks" / "a.py", "'first'", "'changed'")
     edit(book / "notebooks" / "b.py", "'second'", "'changed'")
@@ -136,7 +150,6 @@ def test_only_the_notebook_asked_for_is_run_and_force_runs_it_again(book):
 
 
 def test_a_damaged_entry_of_the_store_is_run_again_with_a_warning(book):
-    build(book)
     last = json.loads((book / ".store" / "a.last").read_text())
     entry = book / ".store" / f"{last['key']}.ipynb"
     entry.write_text(entry.read_text()[:100])
@@ -147,7 +160,7 @@ def test_a_damaged_entry_of_the_store_is_run_again_with_a_warning(book):
 
 
 def test_a_parallel_build_gives_the_same_pages(book):
-    parallel = build(book, "-j", "2")
+    parallel = build(book, "-j", "2", "-E")
     assert parallel.returncode == 0, parallel.stderr
     assert "Value second." in page(book, "chapters/b").text
     edit(book / "notebooks" / "b.py", "'second'", "'third'")
@@ -237,18 +250,24 @@ while not pathlib.Path({folder!r}, "go").exists():
 
 def while_it_runs(book, change, *options: str):
     """A build of the book during whose run of b something changes; its result and times b ran."""
-    path = book / "notebooks" / "b.py"
+    path, over = book / "notebooks" / "b.py", threading.Event()
     path.write_text(path.read_text() + WAIT.format(folder=str(book)))
-    found = []
-    builder = threading.Thread(target=lambda: found.append(build(book, *options)))
-    builder.start()
-    while not (book / "runs").exists():
-        assert builder.is_alive(), found[0].stderr
-        time.sleep(0.05)
-    change()
-    (book / "go").touch()
-    builder.join()
-    return found[0], len((book / "runs").read_text())
+
+    def watch():
+        while not (book / "runs").exists():
+            if over.wait(0.05):
+                return
+        try:
+            change()
+        finally:
+            (book / "go").touch()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    result = build(book, *options)
+    over.set()
+    watcher.join()
+    return result, len((book / "runs").read_text())
 
 
 def test_a_helper_that_is_edited_meanwhile_is_not_stored_as_what_ran(book):
@@ -272,7 +291,9 @@ def test_a_notebook_that_is_edited_meanwhile_shows_what_ran_and_runs_in_the_next
 
 
 def test_a_store_that_is_deleted_meanwhile_runs_nothing_twice(book):
-    result, runs = while_it_runs(book, lambda: shutil.rmtree(book / ".store"))
+    result, runs = while_it_runs(
+        book, lambda: shutil.rmtree(book / ".store"), "-D", "notebooks_force=1"
+    )
     assert (result.returncode, runs) == (0, 1)
     assert "Value second." in page(book, "chapters/b").text
 
@@ -290,7 +311,6 @@ def test_a_notebook_that_is_deleted_meanwhile_is_named_in_one_line(book):
     "content", ['{"x": 1}', "[]", "{}", '{"cells": [], "metadata": {"book": {}}}']
 )
 def test_an_entry_that_is_not_ours_is_replaced_and_the_build_after_is_silent(book, content):
-    build(book)
     last = json.loads((book / ".store" / "a.last").read_text())
     (book / ".store" / f"{last['key']}.ipynb").write_text(content)
     again = build(book)
@@ -302,6 +322,7 @@ def test_an_entry_that_is_not_ours_is_replaced_and_the_build_after_is_silent(boo
 
 
 def test_a_store_that_cannot_be_written_is_named_and_the_results_are_shown(book):
+    shutil.rmtree(book / ".store")
     (book / ".store").write_text("a file is in the way")
     result = build(book)
     assert result.returncode != 0
@@ -325,9 +346,9 @@ def test_a_text_of_the_notebook_is_no_markup_in_its_foot(book):
 
 
 def test_time_and_date_of_the_foot_are_not_in_the_catalogues(book):
-    result = build(book, "-b", "gettext")
+    result = build(book, "-b", "gettext", out="gettext")
     assert (result.returncode, result.stderr) == (0, "")
-    catalogue = (book / "_build" / "html" / "notebooks.pot").read_text()
+    catalogue = (book / "_build" / "gettext" / "notebooks.pot").read_text()
     assert "Some text." in catalogue
     assert (
         "Device" not in catalogue
@@ -338,7 +359,7 @@ def test_time_and_date_of_the_foot_are_not_in_the_catalogues(book):
 def test_two_notebooks_of_the_same_code_have_an_entry_each(book):
     path = book / "notebooks" / "b.py"
     path.write_text((book / "notebooks" / "a.py").read_text())
-    assert sorted(ran(build(book))) == ["a", "b"]
+    assert ran(build(book)) == ["b"]
     again = build(book)
     assert (again.returncode, again.stderr, ran(again)) == (0, "", [])
 
@@ -353,18 +374,15 @@ def test_two_builds_in_one_process_do_not_share_a_session(tmp_path):
             "notebooks/helper.py": RECORD + f"WORD = {word!r}\n",
         }
         conf = CONF.replace('"notebooks/workbench.py"', '"notebooks/helper.py"')
-        write_site(tmp_path / word, files, conf)
-    code = """
-import sys
-from sphinx.application import Sphinx
-apps = [Sphinx(f, f, f + "/_build/html", f + "/_build/d", "html", freshenv=True) for f in sys.argv[1:]]
-for app in apps:
-    app.build()
-sys.exit(max(app.statuscode for app in apps))
-"""
-    folders = [str(tmp_path / word) for word in ("one", "two")]
-    result = subprocess.run([sys.executable, "-c", code, *folders], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+        remember(write_site(tmp_path / word, files, conf))
+    with as_a_process(PLAIN) as (_, warning), docutils_namespace():
+        apps = [
+            Sphinx(f, f, f / "_build" / "html", f / "_build" / "d", "html", warning=warning)
+            for f in (tmp_path / "one", tmp_path / "two")
+        ]
+        for app in apps:
+            app.build()
+    assert [app.statuscode for app in apps] == [0, 0], warning.getvalue()
     assert "Value one." in page(tmp_path / "one", "chapters/a").text
     assert "Value two." in page(tmp_path / "two", "chapters/a").text
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -130,12 +131,11 @@ def test_machines_with_the_same_process_number_do_not_take_each_others_parts(tmp
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.slow
 def test_two_builds_at_once_share_a_store(tmp_path):
     """Twenty rounds: two processes save, read and prune the same entries at the same time."""
     code = f"""
 import sys
-sys.path[:0] = [{str(ROOT / "_ext")!r}, {str(ROOT / "tests")!r}, {str(ROOT / "tests" / "engine")!r}]
+sys.path[:0] = {[str(ROOT / "_ext"), *map(str, Path(__file__).parents[:2])]}
 from pathlib import Path
 from engine.store import Store
 from test_store import executed

@@ -1,7 +1,9 @@
 """Pages in a real browser: quiet, steady, accessible, light; every button does what it says.
 
 Two sites are served as a project's pages are, gzipped and under a sub-path: the real one, and a small
-one with the real settings and all that a chapter may hold, whose repository is known.
+one with the real settings and all that a chapter may hold, whose repository is known. Every page is
+visited, in a tab that goes from one to the next; a page of each kind, and those of the chapters that
+changed, are looked at closely, each in a fresh profile. With EVERY=1 all are.
 """
 
 import contextlib
@@ -18,26 +20,24 @@ from playwright.sync_api import sync_playwright
 
 from browser import FLAGS, MISSING, Visit, find, new_context, serve
 from engine.notebook import code_cells, parse
-from loader import NOTEBOOKS, ROOT, STEMS
+from loader import NOTEBOOKS, ROOT, STEMS, looked_at_closely
 from sites import build, write_site
 
-pytestmark = [
-    pytest.mark.xdist_group("site"),  # shares the build with test_site
-    pytest.mark.skipif(find() is None, reason=MISSING),
-]
+pytestmark = pytest.mark.skipif(find() is None, reason=MISSING)
 AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
 STANDARD = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 WIDTHS = (390, 768, 1300)
+OWN = ("index", "bibliography", "genindex", "search", "status", "timeline")
 PAGES = [
-    *(
-        f"real/{page}"
-        for page in ("index", "bibliography", "genindex", "search", "status", "timeline")
-    ),
+    *(f"real/{page}" for page in OWN),
     *(f"real/{folder}/{stem}" for stem in STEMS for folder in ("chapters", "notebooks")),
     *("small/index", "small/chapters/a", "small/chapters/b", "small/notebooks/a"),
 ]
-CHAPTERS = [page for page in PAGES if "/chapters/" in page]
-WITH_FILES = [page for page in PAGES if "/chapters/" in page or "/notebooks/" in page]
+CLOSELY = [page for page in PAGES if page[:6] == "small/" or page[5:] in OWN]
+CLOSELY += [
+    f"real/{folder}/{s}" for s in looked_at_closely() for folder in ("chapters", "notebooks")
+]
+CHAPTERS = [page for page in CLOSELY if "/chapters/" in page]
 SMALL = {
     "index.rst": """Small book
 ==========
@@ -143,10 +143,8 @@ display({"text/html": f'<table class="dataframe"><tbody><tr>{row}</tr></tbody></
 }
 
 
-@pytest.fixture(scope="session")
-def small_site(tmp_path_factory) -> Path:
+def build_small_site(folder: Path) -> None:
     """The small site, with the real settings, style and templates."""
-    folder = tmp_path_factory.mktemp("small")
     for name in ("_static", "_templates"):
         shutil.copytree(ROOT / name, folder / name)
     for name in ("conf.py", "references.bib", "docutils.conf"):
@@ -157,7 +155,11 @@ def small_site(tmp_path_factory) -> Path:
     write_site(folder, SMALL, (ROOT / "conf.py").read_text(encoding="utf-8"))
     result = build(folder, GITHUB_REPOSITORY="someone/book")
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr
-    return folder / "_build" / "html"
+
+
+@pytest.fixture(scope="session")
+def small_site(once) -> Path:
+    return once("small", build_small_site) / "_build" / "html"
 
 
 @pytest.fixture(scope="session")
@@ -187,6 +189,13 @@ def visit(browser, roots):
         yield open_page
 
 
+@pytest.fixture(scope="module")
+def tabs(browser, roots):
+    """A tab for each site that goes from page to page; it holds what pages share already."""
+    with contextlib.closing(new_context(browser)) as context:
+        yield {which: Visit(context, root).open("index.html") for which, root in roots.items()}
+
+
 # ---- every page ----------------------------------------------------------------------------------
 
 
@@ -200,25 +209,48 @@ def test_no_page_of_the_site_is_left_out(site):
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_is_quiet_steady_and_as_wide_as_the_window(visit, name):
-    tab = visit(name)
-    shifts = tab.page.evaluate("book.shifts")
-    assert sum(shift["value"] for shift in shifts) < 0.01, shifts
+def test_a_page_is_quiet_light_in_order_and_no_wider_than_the_window(tabs, name):
+    which, _, path = name.partition("/")
+    tab = tabs[which].go(f"{path}.html")
     levels = tab.page.evaluate("book.headings()")
     assert levels[0][0] == 1 and [level for level, _ in levels].count(1) == 1, levels
     for (before, _), (after, text) in zip(levels, levels[1:]):
         assert after <= before + 1, f"a level is left out before {text}"
+    assert tab.page.evaluate("book.wide()") == []
+    tab.page.set_viewport_size({"width": 390, "height": 900})
+    assert tab.page.evaluate("book.wide()") == [], "390 px"
+    tab.page.set_viewport_size({"width": 1300, "height": 900})
+    assert tab.trouble == []
+    assert not tab.loaded("searchindex.js") or name.endswith("/search")
+    if "/chapters/" in name:
+        sizes = tab.bytes()
+        assert sizes["document"] <= 150_000  # with what all pages share, see below
+        assert sizes["image"] <= 1_200_000
+
+
+# ---- pages looked at closely ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CLOSELY)
+def test_a_page_is_steady_and_as_wide_as_the_window_in_light_and_dark(visit, name):
+    tab = visit(name)
+    shifts = tab.page.evaluate("book.shifts")
+    assert sum(shift["value"] for shift in shifts) < 0.01, shifts
     for mode in ("light", "dark"):
         tab.page.emulate_media(color_scheme=mode)
         for width in WIDTHS:
             tab.page.set_viewport_size({"width": width, "height": 900})
             assert tab.page.evaluate("book.wide()") == [], f"{width} px, {mode}"
     assert tab.trouble == []
-    assert not tab.loaded("searchindex.js") or name.endswith("/search")
+    if "/chapters/" in name:
+        sizes = tab.bytes()
+        images = sizes.pop("image", 0)
+        assert sum(sizes.values()) <= 300_000, sizes
+        assert images <= 1_500_000 - sum(sizes.values())
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", CLOSELY)
 def test_axe_finds_nothing(visit, name, mode):
     width = 390 if mode == "light" else 1300
     tab = visit(
@@ -236,31 +268,6 @@ def test_axe_finds_nothing(visit, name, mode):
     }
     assert found == {}
     assert tab.page.evaluate("book.faint()") == []  # axe leaves text that scrolls undecided
-
-
-def test_the_policy_refuses_scripts_in_a_page_and_files_from_elsewhere(visit):
-    tab = visit("real/index")
-    tab.page.evaluate("""() => {
-        const script = document.createElement("script");
-        script.textContent = "window.ran = true";
-        document.head.append(script);
-        document.body.append(Object.assign(new Image(), { src: "https://example.org/a.png" }));
-    }""")
-    tab.page.wait_for_function("() => book.refused.length > 1")
-    assert tab.page.evaluate("window.ran") is None
-    refused = sorted(text.split(":")[0] for text in tab.page.evaluate("book.refused"))
-    assert refused == ["img-src", "script-src-elem"]
-
-
-# ---- one chapter ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", CHAPTERS)
-def test_a_chapter_is_light(visit, name):
-    sizes = visit(name).bytes()
-    images = sizes.pop("image", 0)
-    assert sum(sizes.values()) <= 300_000, sizes
-    assert images <= 1_500_000 - sum(sizes.values())
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
@@ -284,6 +291,23 @@ def test_nothing_moves_when_pictures_and_fonts_come_late(browser, roots, name):
         f"{text}: {y} -> {new}" for (text, y), (_, new) in zip(before, after) if abs(new - y) > 2
     ]
     assert moved == []
+
+
+def test_the_policy_refuses_scripts_in_a_page_and_files_from_elsewhere(visit):
+    tab = visit("real/index")
+    tab.page.evaluate("""() => {
+        const script = document.createElement("script");
+        script.textContent = "window.ran = true";
+        document.head.append(script);
+        document.body.append(Object.assign(new Image(), { src: "https://example.org/a.png" }));
+    }""")
+    tab.page.wait_for_function("() => book.refused.length > 1")
+    assert tab.page.evaluate("window.ran") is None
+    refused = sorted(text.split(":")[0] for text in tab.page.evaluate("book.refused"))
+    assert refused == ["img-src", "script-src-elem"]
+
+
+# ---- one chapter ---------------------------------------------------------------------------------
 
 
 def test_the_keyboard_reaches_everything_and_shows_where_it_is(visit):
@@ -346,18 +370,6 @@ def test_the_links_of_a_chapter_lead_to_its_files(visit, roots):
     assert href["Open in Colab"] == colab
     edit = tab.page.locator(".article-header-buttons a[title='Edit this page']")
     assert edit.get_attribute("href") == "https://github.com/someone/book/edit/main/chapters/a.rst"
-
-
-@pytest.mark.parametrize("name", WITH_FILES)
-def test_each_button_for_a_file_leads_to_a_notebook_or_code_that_can_be_read(visit, name):
-    tab = visit(name)
-    buttons = tab.page.locator(".article-header-buttons a[title^=Download]").all()
-    addresses = [button.evaluate("a => a.href") for button in buttons]
-    assert [address.rpartition(".")[2] for address in addresses] == ["ipynb", "py"]
-    notebook, code = (tab.page.request.get(address) for address in addresses)
-    assert notebook.ok and code.ok
-    nbformat.validate(nbformat.reads(notebook.text(), as_version=4))
-    compile(code.text(), name, "exec")
 
 
 @pytest.mark.skipif("GITHUB_REPOSITORY" in os.environ, reason="the repository is known here")
@@ -483,8 +495,8 @@ QUERIES = {
 
 
 @pytest.mark.parametrize("query", QUERIES)
-def test_a_query_finds_its_page_among_the_first_three(visit, query):
-    tab = visit("real/search", reduced_motion="reduce")
+def test_a_query_finds_its_page_among_the_first_three(tabs, query):
+    tab = tabs["real"].go("search.html")
     tab.page.locator(".bd-search-container input[name=q]").fill(query)
     tab.page.keyboard.press("Enter")
     tab.page.wait_for_url("**q=*")
