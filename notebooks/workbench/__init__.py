@@ -18,12 +18,14 @@ import math
 import numbers
 import os
 import random
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import display
 from torch import nn
 
@@ -32,6 +34,11 @@ if PROFILE not in ("sample", "full"):
     raise ValueError(f"PROFILE must be 'sample' or 'full', not {PROFILE!r}")
 BUILDING = os.environ.get("BOOK_BUILD") == "1"  # set while the site is built: no progress bars
 RESULT = "application/vnd.book.result+json"  # the MIME type under which `record` leaves a value
+
+SCRIPT = None  # the file that plain Python runs, where there is no kernel
+if not InteractiveShell.initialized():
+    SCRIPT = getattr(sys.modules["__main__"], "__file__", None)
+    InteractiveShell.instance()  # without a shell `display` prints all that it is given
 
 _accelerator = torch.accelerator.is_available()
 device = torch.accelerator.current_accelerator() if _accelerator else torch.device("cpu")
@@ -91,6 +98,25 @@ def spread(values, form: str) -> str:
     """The mean of several seeds, and the smallest and largest of them, in words for a table."""
     values = finite(values, "spread")
     return f"{sum(values) / len(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def claim(condition, words: str) -> None:
+    """Hold what a run has shown to its words; a claim that is true leaves no output.
+
+    condition: a bool, or a tensor or array of one. A number is refused: NaN would pass for true. The
+    book speaks of the sample profile on the CPU, where a false claim is an AssertionError; with other
+    data or on another device it prints a line that says so.
+    """
+    if not isinstance(words, str) or not words.strip():
+        raise ValueError("claim: say in words what was shown")
+    single = hasattr(condition, "item") and math.prod(condition.shape) == 1
+    shown = condition.item() if single else condition
+    if not isinstance(shown, bool):
+        raise TypeError(f"claim({words!r}): one bool is needed, not {shown!r:.60}")
+    if not shown and PROFILE == "sample" and device.type == "cpu":
+        raise AssertionError(words)
+    if not shown:
+        print(f"not shown in the profile {PROFILE} on {device}: {words}")
 
 
 def written(value) -> str:
