@@ -27,7 +27,17 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from workbench import PROFILE, claim, device, finite, record, record_spread, seed, spread, table
+from workbench import (
+    PROFILE,
+    claim,
+    device,
+    finite,
+    record,
+    record_spread,
+    seed,
+    spread,
+    table,
+)
 from workbench import checks, counting, drawing, images, plots, tracing, training
 
 # %% [markdown]
@@ -37,7 +47,9 @@ from workbench import checks, counting, drawing, images, plots, tracing, trainin
 
 
 # %% tags=["response-norm"]
-def response_norm(a: Tensor, n: int = 5, k: float = 2, alpha: float = 1e-4, beta: float = 0.75):
+def response_norm(
+    a: Tensor, n: int = 5, k: float = 2, alpha: float = 1e-4, beta: float = 0.75
+):
     """b_i = a_i / (k + alpha * sum of a_j^2 over the n maps around i)^beta, n odd; section 3.3.
 
     (B, C, H, W) -> the same; beyond the first and the last map there is nothing to add.
@@ -57,7 +69,9 @@ class ResponseNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape
-        x = x.reshape(B * self.towers, C // self.towers, H, W)  # (B * towers, C / towers, H, W)
+        x = x.reshape(
+            B * self.towers, C // self.towers, H, W
+        )  # (B * towers, C / towers, H, W)
         return response_norm(x).reshape(B, C, H, W)  # (B, C, H, W)
 
 
@@ -70,7 +84,10 @@ x = 30 * torch.randn(2, 48, 9, 7)  # large enough for the sum to matter
 theirs = F.local_response_norm(x, size=5, alpha=5 * 1e-4, beta=0.75, k=2)
 unscaled = F.local_response_norm(x, size=5, alpha=1e-4, beta=0.75, k=2)
 deviations = [checks.deviation(response_norm(x), y) for y in (theirs, unscaled)]
-claim(deviations[0] < 1e-6, "with five times alpha torch's normalisation gives what ours gives")
+claim(
+    deviations[0] < 1e-6,
+    "with five times alpha torch's normalisation gives what ours gives",
+)
 claim(deviations[1] > 1e-6, "with the same alpha it gives something else")
 record("norm.deviation", deviations[0])
 record("norm.unscaled", deviations[1])
@@ -85,7 +102,9 @@ table([(f"{d:.1e}" for d in deviations)], ("alpha × 5 in torch", "same alpha in
 
 
 # %% tags=["parts"]
-def conv(c_in: int, c_out: int, size: int, stride: int = 1, padding: int = 0, groups: int = 1):
+def conv(
+    c_in: int, c_out: int, size: int, stride: int = 1, padding: int = 0, groups: int = 1
+):
     """Convolution and ReLU."""
     layer = nn.Conv2d(c_in, c_out, size, stride, padding, groups=groups)
     return nn.Sequential(layer, nn.ReLU())
@@ -118,7 +137,9 @@ def alexnet(
     c1, c2, c3, c4, c5 = widths
     parts = OrderedDict(
         conv1=conv(3, c1, *first).extend([ResponseNorm(towers), pool()]),
-        conv2=conv(c1, c2, 5, padding=2, groups=towers).extend([ResponseNorm(towers), pool()]),
+        conv2=conv(c1, c2, 5, padding=2, groups=towers).extend(
+            [ResponseNorm(towers), pool()]
+        ),
         conv3=conv(c2, c3, 3, padding=1),
         conv4=conv(c3, c4, 3, padding=1, groups=towers),
         conv5=conv(c4, c5, 3, padding=1, groups=towers).append(pool()),
@@ -137,7 +158,9 @@ def alexnet(
 
 
 # %% tags=["one-tower"]
-def alexnet_2014(widths=(64, 192, 384, 256, 256), num_classes: int = 1000) -> nn.Sequential:
+def alexnet_2014(
+    widths=(64, 192, 384, 256, 256), num_classes: int = 1000
+) -> nn.Sequential:
     """The single column of Krizhevsky 2014 with the fourth width of his code and without his response
     normalisation, as in torchvision.
 
@@ -174,7 +197,9 @@ for name, (build, size) in networks.items():
 for key, row in zip(("two", "joined", "single", "footnote"), rows):
     for unit, value in zip(("parameters", "macs"), row[2:]):
         record(f"{key}.{unit}", value)
-        record(f"{key}.{unit}.more", value / rows[0][2 if unit == "parameters" else 3] - 1)
+        record(
+            f"{key}.{unit}.more", value / rows[0][2 if unit == "parameters" else 3] - 1
+        )
 table(rows, ("network", "input", "parameters", "MACs"))
 
 # %% [markdown]
@@ -199,10 +224,26 @@ for size, padding in ((224, 0), (227, 0), (224, 3), (224, 4)):
     with torch.device("meta"):
         network = alexnet(side=found[-1])
         x = F.pad(torch.empty(1, 3, size, size), (0, padding, 0, padding))
-        claim(network(x).shape == (1, 1000), f"the network takes {size} pixels and {padding} zeros")
-    units = sum(n * s * s for n, s in zip((96, 256, 384 * 2 + 256), found)) + 2 * 4096 + 1000
+        claim(
+            network(x).shape == (1, 1000),
+            f"the network takes {size} pixels and {padding} zeros",
+        )
+    units = (
+        sum(n * s * s for n, s in zip((96, 256, 384 * 2 + 256), found))
+        + 2 * 4096
+        + 1000
+    )
     rows.append((size, padding, *found, counting.parameters(network), units))
-columns = ("input", "zeros added", "conv1", "pool1", "pool2", "pool5", "parameters", "units")
+columns = (
+    "input",
+    "zeros added",
+    "conv1",
+    "pool1",
+    "pool2",
+    "pool5",
+    "parameters",
+    "units",
+)
 record("short.parameters", rows[0][-2])
 table(rows, columns)
 
@@ -231,10 +272,14 @@ def tower() -> nn.ModuleDict:
     """Half of the maps of each layer; conv3 and the dense layers read the maps of both towers."""
     parts = {
         "conv1": nn.Sequential(nn.Conv2d(3, 48, 11, 4), nn.ReLU(), TorchNorm(), pool()),
-        "conv2": nn.Sequential(nn.Conv2d(48, 128, 5, 1, 2), nn.ReLU(), TorchNorm(), pool()),
+        "conv2": nn.Sequential(
+            nn.Conv2d(48, 128, 5, 1, 2), nn.ReLU(), TorchNorm(), pool()
+        ),
         "conv3": nn.Sequential(nn.Conv2d(256, 192, 3, 1, 1), nn.ReLU()),
         "conv4": nn.Sequential(nn.Conv2d(192, 192, 3, 1, 1), nn.ReLU()),
-        "conv5": nn.Sequential(nn.Conv2d(192, 128, 3, 1, 1), nn.ReLU(), pool(), nn.Flatten()),
+        "conv5": nn.Sequential(
+            nn.Conv2d(192, 128, 3, 1, 1), nn.ReLU(), pool(), nn.Flatten()
+        ),
         "fc6": nn.Sequential(nn.Linear(9216, 2048), nn.ReLU(), nn.Dropout(0.5)),
         "fc7": nn.Sequential(nn.Linear(4096, 2048), nn.ReLU(), nn.Dropout(0.5)),
         "fc8": nn.Linear(4096, 500),
@@ -273,7 +318,9 @@ def split_weights(network: nn.Module, pair: TwoDevices) -> None:
     halves = [tensor.chunk(2) for tensor in network.state_dict().values()]
     for half, part in enumerate((pair.first, pair.second)):
         names = part.state_dict()
-        part.load_state_dict({name: both[half] for name, both in zip(names, halves, strict=True)})
+        part.load_state_dict(
+            {name: both[half] for name, both in zip(names, halves, strict=True)}
+        )
 
 
 # %% tags=["he"]
@@ -305,7 +352,9 @@ table(pair.sent.items(), ("in front of", "numbers sent by each tower"))
 
 
 # %% tags=["wiring"]
-def wiring(network: nn.Module, image: Tensor, towers: int = 2) -> dict[str, list[list[bool]]]:
+def wiring(
+    network: nn.Module, image: Tensor, towers: int = 2
+) -> dict[str, list[list[bool]]]:
     """For each stage, whether the maps of a tower (row) depend on those of a tower below (column)."""
     found, x = {}, image
     for name, stage in network.eval().named_children():
@@ -320,7 +369,9 @@ def wiring(network: nn.Module, image: Tensor, towers: int = 2) -> dict[str, list
 
 
 # %% tags=["layout"]
-def draw_layout(reads: dict[str, list[list[bool]]], shapes: dict[str, tuple[int, ...]]) -> None:
+def draw_layout(
+    reads: dict[str, list[list[bool]]], shapes: dict[str, tuple[int, ...]]
+) -> None:
     """Two columns, one for each GPU; arrows where a tower reads the maps of a tower below."""
     _, axes = plt.subplots(figsize=(5, 6.4))
     axes.set(xlim=(0, 10), ylim=(-len(reads) - 0.4, 0.95))
@@ -328,23 +379,35 @@ def draw_layout(reads: dict[str, list[list[bool]]], shapes: dict[str, tuple[int,
     places, colours = (3.4, 7), (plots.COLOURS[0], plots.COLOURS[2])
     for place, colour, text in zip(places, colours, ("GPU 1", "GPU 2")):
         axes.text(place, 0.62, text, ha="center", color=colour, weight="bold")
-    axes.add_patch(plt.Rectangle((2.1, -0.24), 6.2, 0.48, fill=False, edgecolor=plots.QUIET))
+    axes.add_patch(
+        plt.Rectangle((2.1, -0.24), 6.2, 0.48, fill=False, edgecolor=plots.QUIET)
+    )
     axes.text(5.2, 0, "image, 3×227×227", ha="center", va="center", fontsize=11)
     for y, (name, wires) in enumerate(reads.items(), start=1):
         axes.text(0, -y, name, va="center", weight="bold")
-        source = "image" if name == "conv1" else "both" if all(map(all, wires)) else "own"
+        source = (
+            "image" if name == "conv1" else "both" if all(map(all, wires)) else "own"
+        )
         axes.text(8.6, -y, source, va="center", color=plots.QUIET)
         half = "×".join(map(str, (shapes[name][0] // 2, *shapes[name][1:])))
         for row, (place, colour) in enumerate(zip(places, colours)):
             axes.add_patch(
-                plt.Rectangle((place - 1.3, -y - 0.24), 2.6, 0.48, fill=False, ec=colour)
+                plt.Rectangle(
+                    (place - 1.3, -y - 0.24), 2.6, 0.48, fill=False, ec=colour
+                )
             )
             axes.text(place, -y, half, ha="center", va="center", fontsize=11)
             for column, start in enumerate(places):
                 if wires[row][column] and (name != "conv1" or row == column):
                     own = row == column
-                    arrow = drawing.ARROW | {"color": plots.QUIET if own else plots.COLOURS[1]}
-                    end = (place, -y + 0.25) if own else (place + (start - place) * 0.15, -y + 0.25)
+                    arrow = drawing.ARROW | {
+                        "color": plots.QUIET if own else plots.COLOURS[1]
+                    }
+                    end = (
+                        (place, -y + 0.25)
+                        if own
+                        else (place + (start - place) * 0.15, -y + 0.25)
+                    )
                     axes.annotate("", end, (start, -y + 0.75), arrowprops=arrow)
 
 
@@ -355,7 +418,10 @@ shapes = {name: shape for name, shape, _ in tracing.stages(network, image)}
 draw_layout(reads, shapes)
 crossing = [name for name, wires in reads.items() if all(map(all, wires))]
 expected = ["conv1", *TwoDevices.exchange]  # conv1: the image has no halves
-claim(crossing == expected, "the towers meet in conv3 and the dense layers and nowhere else")
+claim(
+    crossing == expected,
+    "the towers meet in conv3 and the dense layers and nowhere else",
+)
 
 # %% [markdown]
 # ## Equal to torchvision
@@ -366,7 +432,9 @@ reference, single = he(torchvision.models.alexnet()), alexnet_2014()
 checks.transplant(reference, single)
 deviations = []
 for height, width in ((224, 224), (131, 97)):
-    deviations.append(checks.same_outputs(single, reference, torch.randn(3, 3, height, width)))
+    deviations.append(
+        checks.same_outputs(single, reference, torch.randn(3, 3, height, width))
+    )
 record("torchvision.deviation", max(deviations))
 table([(f"{d:.1e}" for d in deviations)], ("224×224", "131×97"))
 
@@ -382,7 +450,9 @@ class PaperSGD(torch.optim.Optimizer):
     """v <- momentum v - decay lr w - lr gradient, then w <- w + v; Krizhevsky et al. 2012, section 5."""
 
     def __init__(self, parameters, lr=0.01, momentum=0.9, weight_decay=0.0005):
-        super().__init__(parameters, {"lr": lr, "momentum": momentum, "decay": weight_decay})
+        super().__init__(
+            parameters, {"lr": lr, "momentum": momentum, "decay": weight_decay}
+        )
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -390,7 +460,9 @@ class PaperSGD(torch.optim.Optimizer):
         for group in self.param_groups:
             for w in (w for w in group["params"] if w.grad is not None):
                 v = self.state[w].setdefault("v", torch.zeros_like(w))
-                v.mul_(group["momentum"]).sub_(group["lr"] * (w.grad + group["decay"] * w))
+                v.mul_(group["momentum"]).sub_(
+                    group["lr"] * (w.grad + group["decay"] * w)
+                )
                 w.add_(v)
         return loss
 
@@ -446,7 +518,13 @@ def random_crops(x: Tensor, size: int) -> Tensor:
 def ten_crops(x: Tensor, size: int) -> Tensor:
     """Corners, centre and their mirror images: (B, C, H, W) -> (B, 10, C, size, size); section 4.1."""
     bottom, right = x.shape[-2] - size, x.shape[-1] - size
-    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
+    corners = [
+        (0, 0),
+        (0, right),
+        (bottom, 0),
+        (bottom, right),
+        (bottom // 2, right // 2),
+    ]
     both = (x, x.flip(-1))
     crops = [y[..., i : i + size, j : j + size] for y in both for i, j in corners]
     return torch.stack(crops, 1)  # (B, 10, C, size, size)
@@ -458,7 +536,9 @@ def colour_axes(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.linalg.eigh(torch.cov(x.transpose(0, 1).flatten(1)))
 
 
-def shift_colour(x: Tensor, values: Tensor, vectors: Tensor, sigma: float = 0.1) -> Tensor:
+def shift_colour(
+    x: Tensor, values: Tensor, vectors: Tensor, sigma: float = 0.1
+) -> Tensor:
     """Add p_1 a_1 l_1 + p_2 a_2 l_2 + p_3 a_3 l_3 to all pixels of an image, a_i normal; section 4.1."""
     a = sigma * torch.randn(len(x), 3, device=x.device)
     return x + ((a * values) @ vectors.T)[:, :, None, None]
@@ -551,7 +631,9 @@ def four_layers(
 def learn(build, part, rate: float, number: int, epochs: int) -> list[float]:
     """Error on the training part after each epoch of the network that `build` makes."""
     seed(number)
-    network = build().to(device, memory_format=torch.channels_last)  # half the time on a CPU
+    network = build().to(
+        device, memory_format=torch.channels_last
+    )  # half the time on a CPU
     optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=0.9)
     history = training.fit(network, part, epochs, optimizer, validation=part)
     return [1 - right for right in history["validation"]]
@@ -563,10 +645,17 @@ for units, scale in SCALES.items():
     factor = scale * std if units == "0..255" else scale
     parts[units] = train_part[0] * factor, train_part[1]
 for (kind, units), rates in RATES.items():
-    means = {rate: sum(learn(UNITS[kind], parts[units], rate, 9, 3)) / 3 for rate in rates}
+    means = {
+        rate: sum(learn(UNITS[kind], parts[units], rate, 9, 3)) / 3 for rate in rates
+    }
     best[kind, units] = min(means, key=means.get)
-    rows.append((kind, units, *(f"{rate:g}: {mean:.0%}" for rate, mean in means.items())))
-table(rows, ("units", "pixels", "rate: mean training error", "of three epochs", "(seed 9)"))
+    rows.append(
+        (kind, units, *(f"{rate:g}: {mean:.0%}" for rate, mean in means.items()))
+    )
+table(
+    rows,
+    ("units", "pixels", "rate: mean training error", "of three epochs", "(seed 9)"),
+)
 
 
 # %% tags=["speed"]
@@ -577,7 +666,9 @@ def draw_speed(axes, runs: dict[str, Tensor], title: str) -> None:
         epochs = range(1, errors.shape[1] + 1)
         ends[kind] = plots.seed_band(axes, epochs, errors, colour)
     axes.hlines(0.25, 1, errors.shape[1], color=plots.QUIET, linestyle=":")
-    axes.set(title=f"pixels: {title}", xlabel="epoch", ylabel="training error", ylim=(0, 1))
+    axes.set(
+        title=f"pixels: {title}", xlabel="epoch", ylabel="training error", ylim=(0, 1)
+    )
     plots.label_ends(axes, ends)
 
 
@@ -599,7 +690,10 @@ for axes, units in zip(grid, SCALES):
 # %% tags=["speed-result"]
 rows = []
 for (kind, units), errors in speed.items():
-    below = [next((i + 1 for i, e in enumerate(run) if e <= 0.25), None) for run in errors.tolist()]
+    below = [
+        next((i + 1 for i, e in enumerate(run) if e <= 0.25), None)
+        for run in errors.tolist()
+    ]
     short = f"{kind}.{'raw' if units == '0..255' else 'scaled'}"
     record_spread(f"{short}.error", errors.mean(1).tolist())
     record_spread(f"{short}.last", errors[:, -1].tolist())
@@ -608,20 +702,30 @@ for (kind, units), errors in speed.items():
     reached = ", ".join(str(b or "–") for b in below)
     ends = [spread(e.tolist(), ".0%") for e in (errors.mean(1), errors[:, -1])]
     rows.append((kind, units, best[kind, units], *ends, reached))
-table(rows, ("units", "pixels", "rate", "mean of all epochs", "last epoch", "25 % in epoch"))
+table(
+    rows,
+    ("units", "pixels", "rate", "mean of all epochs", "last epoch", "25 % in epoch"),
+)
 
 # %% tags=["speed-checked"]
 whole = {key: errors.mean(1) for key, errors in speed.items()}
 raw_gap = whole["tanh", "0..255"].min() - whole["ReLU", "0..255"].max()
 claim(
-    raw_gap > 0.03, "on pixels in 0..255 every seed of ReLU has the smaller error, by 0.03 or more"
+    raw_gap > 0.03,
+    "on pixels in 0..255 every seed of ReLU has the smaller error, by 0.03 or more",
 )
 quick = (speed["ReLU", "0..255"].amin(1) <= 0.25).sum()
-claim(quick >= 2, "on pixels in 0..255 two seeds of ReLU or more reach an error of 25 %")
-claim(speed["tanh", "0..255"].min() > 0.25, "on pixels in 0..255 no seed of tanh reaches 25 %")
+claim(
+    quick >= 2, "on pixels in 0..255 two seeds of ReLU or more reach an error of 25 %"
+)
+claim(
+    speed["tanh", "0..255"].min() > 0.25,
+    "on pixels in 0..255 no seed of tanh reaches 25 %",
+)
 scaled_gap = whole["ReLU", "deviation 1"].mean() - whole["tanh", "deviation 1"].mean()
 claim(
-    scaled_gap > 0.03, "on pixels of deviation 1 tanh has the smaller mean error, by 0.03 or more"
+    scaled_gap > 0.03,
+    "on pixels of deviation 1 tanh has the smaller mean error, by 0.03 or more",
 )
 
 # %% [markdown]
@@ -636,9 +740,17 @@ with torch.no_grad():
         share = (before_tanh(parts[units][0]).abs() > 2).double().mean().item()
         record(f"flat.{short}", share)
         shares.append(share)
-claim(shares[0] < 0.05, "on pixels of deviation 1 less than 5 % of the tanh units start flat")
-claim(shares[1] > 0.8, "on pixels in 0..255 more than 80 % of the tanh units start flat")
-table([(f"{share:.0%}" for share in shares)], ("beyond ±2, deviation 1", "beyond ±2, 0..255"))
+claim(
+    shares[0] < 0.05,
+    "on pixels of deviation 1 less than 5 % of the tanh units start flat",
+)
+claim(
+    shares[1] > 0.8, "on pixels in 0..255 more than 80 % of the tanh units start flat"
+)
+table(
+    [(f"{share:.0%}" for share in shares)],
+    ("beyond ±2, deviation 1", "beyond ±2, 0..255"),
+)
 
 # %% [markdown]
 # ## A small AlexNet
@@ -658,25 +770,38 @@ def small_alexnet(num_classes: int = 10) -> nn.Sequential:
     return alexnet((12, 32, 48, 48, 32), 128, num_classes, first=(5, 1, 0), side=2)
 
 
-def train(network: nn.Module, part, epochs: int = LONG, rate: float = 0.01) -> list[float]:
+def train(
+    network: nn.Module, part, epochs: int = LONG, rate: float = 0.01
+) -> list[float]:
     """Loss per epoch with the update of the paper; the rate is divided by 10 for the last quarter."""
     optimizer = PaperSGD(network.parameters(), lr=rate)
     steps = epochs * -(-len(part[1]) // 20)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [steps * 3 // 4])
-    return training.fit(network, part, epochs, optimizer, batch=20, schedule=schedule)["loss"]
+    return training.fit(network, part, epochs, optimizer, batch=20, schedule=schedule)[
+        "loss"
+    ]
 
 
 def ten_crop_accuracy(network: nn.Module, part, size: int) -> float:
     """Fraction right when the softmax is averaged over ten crops; `network` takes crops."""
-    scores = training.predict(network, ten_crops(part[0], size).flatten(0, 1)).softmax(1)
-    return (scores.unflatten(0, (-1, 10)).mean(1).argmax(1) == part[1]).double().mean().item()
+    scores = training.predict(network, ten_crops(part[0], size).flatten(0, 1)).softmax(
+        1
+    )
+    return (
+        (scores.unflatten(0, (-1, 10)).mean(1).argmax(1) == part[1])
+        .double()
+        .mean()
+        .item()
+    )
 
 
 # %% tags=["small-train"]
 towers, one, ten, trained = {}, [], [], []
 for number in SEEDS:
     seed(number)
-    towers[number] = nn.Sequential(Augment(CROP, values, vectors), he(small_alexnet())).to(device)
+    towers[number] = nn.Sequential(
+        Augment(CROP, values, vectors), he(small_alexnet())
+    ).to(device)
     train(towers[number], train_part)
     trained.append(training.evaluate(towers[number], train_part))
     one.append(training.evaluate(towers[number], test))
@@ -710,7 +835,10 @@ with torch.no_grad():
 least, most = (end.item() for end in torch.cat(divisors).aminmax())
 record("small.divisor.least", least)
 record("small.divisor.most", most)
-claim(most / least < 1.02, "the divisors of response normalisation differ by less than 2 %")
+claim(
+    most / least < 1.02,
+    "the divisors of response normalisation differ by less than 2 %",
+)
 table([(f"{least:.3f}", f"{most:.3f}")], ("least divisor", "greatest divisor"))
 
 
@@ -748,7 +876,10 @@ for number in SEEDS:
     gaps.append(abs(shares[0] - shares[1]))
 widest = max(finite(gaps))
 record("colour.gap", widest)
-claim(widest < 0.15, "in no seed do the first layers of the towers differ by 0.15 in colour")
+claim(
+    widest < 0.15,
+    "in no seed do the first layers of the towers differ by 0.15 in colour",
+)
 table(rows, ("seed", "colour in tower 1", "colour in tower 2"))
 
 # %% [markdown]
@@ -775,7 +906,10 @@ total = sum(c_out * (c_in * size**2 + 1) for c_in, c_out, size in layers)
 conv_parameters = total
 total += 4096 * (256 * 6 * 6 + 1) + 4096 * (4096 + 1) + 1000 * (4096 + 1)
 with torch.device("meta"):
-    claim(total == counting.parameters(alexnet()), "the parameters by hand are those counted")
+    claim(
+        total == counting.parameters(alexnet()),
+        "the parameters by hand are those counted",
+    )
 record("dense.share", 1 - conv_parameters / total)
 table(
     [(conv_parameters, total - conv_parameters, total)],
@@ -788,7 +922,8 @@ x = 30 * torch.rand(1, 96, 5, 5)
 inside, across = ResponseNorm(2)(x), ResponseNorm(1)(x)
 changed = (inside - across).abs().amax((0, 2, 3)).nonzero().flatten()
 claim(
-    changed.tolist() == [46, 47, 48, 49], "joined towers change two maps at either side of the seam"
+    changed.tolist() == [46, 47, 48, 49],
+    "joined towers change two maps at either side of the seam",
 )
 [int(i) + 1 for i in changed]  # counted from 1
 
@@ -799,7 +934,9 @@ def larger() -> nn.Module:
 
 
 scaled = parts["deviation 1"]
-means = {rate: sum(learn(larger, scaled, rate, 9, 3)) / 3 for rate in (0.003, 0.01, 0.03)}
+means = {
+    rate: sum(learn(larger, scaled, rate, 9, 3)) / 3 for rate in (0.003, 0.01, 0.03)
+}
 rate = min(means, key=means.get)
 runs = [learn(larger, scaled, rate, number, EPOCHS) for number in SEEDS]
 errors = {kind: speed[kind, "deviation 1"].mean(1) for kind in ("ReLU", "tanh")}
@@ -821,5 +958,8 @@ for n in (1, 2, 4):
 narrow = he(alexnet((8, 16, 16, 16, 8), hidden=16, num_classes=8, towers=4))
 reads = wiring(narrow, torch.randn(1, 3, 227, 227), towers=4)
 own = [name for name in reads if sum(map(sum, reads[name])) == 4]
-claim(own == ["conv2", "conv4", "conv5"], "four towers read their own maps alone in conv2, 4 and 5")
+claim(
+    own == ["conv2", "conv4", "conv5"],
+    "four towers read their own maps alone in conv2, 4 and 5",
+)
 table(rows, ("towers", "parameters", "MACs"))

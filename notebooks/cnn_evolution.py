@@ -43,7 +43,9 @@ def conv(c_in: int, c_out: int, size=3, groups: int = 1, stride: int = 1) -> nn.
     """A convolution of size k or (rows, columns), both odd, without bias."""
     rows, columns = (size, size) if isinstance(size, int) else size
     padding = rows // 2, columns // 2
-    return nn.Conv2d(c_in, c_out, (rows, columns), stride, padding, groups=groups, bias=False)
+    return nn.Conv2d(
+        c_in, c_out, (rows, columns), stride, padding, groups=groups, bias=False
+    )
 
 
 # %% tags=["shuffle"]
@@ -130,14 +132,20 @@ def draw_kernel(axes, kernel: Tensor, title: str) -> None:
     colour = plots.COLOURS[0]
     for n in range(c_out):
         for m in range(c_in):
-            frame = plt.Rectangle((m + 0.06, n + 0.06), 0.88, 0.88, fill=False, ec=plots.GRID)
+            frame = plt.Rectangle(
+                (m + 0.06, n + 0.06), 0.88, 0.88, fill=False, ec=plots.GRID
+            )
             axes.add_patch(frame)
             if not kernel[n, m].any():
                 continue
             rows, columns = ((kernel[n, m] != 0).any(axis).nonzero() for axis in (1, 0))
             left, top = (0.06 + 0.88 * int(t.min()) / size for t in (columns, rows))
-            spans = [0.88 * (int(t.max() - t.min()) + 1) / size for t in (columns, rows)]
-            axes.add_patch(plt.Rectangle((m + left, n + top), *spans, color=colour, linewidth=0))
+            spans = [
+                0.88 * (int(t.max() - t.min()) + 1) / size for t in (columns, rows)
+            ]
+            axes.add_patch(
+                plt.Rectangle((m + left, n + top), *spans, color=colour, linewidth=0)
+            )
     axes.set(xlim=(0, c_in), ylim=(c_out, 0), aspect="equal", title=title)
     axes.title.set_fontsize(11)
     axes.axis("off")
@@ -146,11 +154,17 @@ def draw_kernel(axes, kernel: Tensor, title: str) -> None:
 # %% tags=["kinds-figure"] alt="Eight grids of six by six tiles, one tile for each pair of output channel, a row, and input channel, a column. Standard 3x3: all tiles filled, 324 weights. 3x1: a standing bar in each tile, 108. 1x3: a lying bar in each tile, 108. 1x1: a dot in each tile, 36. Grouped 3x3: three full blocks of two by two tiles on the diagonal, 108. Depthwise 3x3: the diagonal only, 54. Shuffle: one dot in each row and column, off the diagonal, no weights. Grouped and shuffled: the rows of the blocks dealt out, 108."
 seed(0)
 shown = {"3×3": conv(6, 6), "3×1": conv(6, 6, (3, 1)), "1×3": conv(6, 6, (1, 3))}
-shown |= {"1×1": conv(6, 6, 1), "grouped": grouped(6, 6, 3), "depthwise": depthwise(6, 6)}
+shown |= {
+    "1×1": conv(6, 6, 1),
+    "grouped": grouped(6, 6, 3),
+    "depthwise": depthwise(6, 6),
+}
 shown |= {"shuffle": Shuffle(3), "shuffled": shuffled(6, 6, 3)}
 _, grid = plt.subplots(2, 4, figsize=(5, 3.3))
 for axes, (name, layer) in zip(grid.flat, shown.items()):
-    draw_kernel(axes, dense_kernel(layer, 6), f"{name}\n{counting.parameters(layer)} weights")
+    draw_kernel(
+        axes, dense_kernel(layer, 6), f"{name}\n{counting.parameters(layer)} weights"
+    )
 
 # %% [markdown]
 # ## Cost
@@ -160,7 +174,9 @@ for axes, (name, layer) in zip(grid.flat, shown.items()):
 
 
 # %% tags=["cost"]
-def cost(c_in: int, c_out: int, size: tuple[int, int], groups: int, H: int, W: int) -> int:
+def cost(
+    c_in: int, c_out: int, size: tuple[int, int], groups: int, H: int, W: int
+) -> int:
     """MACs of one convolution with an output map of H x W, by the formula."""
     return size[0] * size[1] * (c_in // groups) * c_out * H * W
 
@@ -184,14 +200,23 @@ x, rows, macs = torch.empty(1, 64, 56, 56, device="meta"), [], {}
 for name, kind in KINDS.items():
     with torch.device("meta"):
         layer = kind(64, 64)
-    macs[name], ratio = counting.macs(layer, x), counting.macs(layer, x) / values_moved(layer, x)
+    macs[name], ratio = (
+        counting.macs(layer, x),
+        counting.macs(layer, x) / values_moved(layer, x),
+    )
     record(f"cost.{name.replace(' ', '-')}.share", macs[name] / macs["standard"])
     record(f"cost.{name.replace(' ', '-')}.intensity", ratio)
     row = name, counting.parameters(layer), f"{macs[name] / 1e6:.1f}", f"{ratio:.0f}"
     rows.append((*row, f"{macs[name] / macs['standard']:.3f}"))
-claim(macs["standard"] == cost(64, 64, (3, 3), 1, 56, 56), "the formula gives the standard cost")
+claim(
+    macs["standard"] == cost(64, 64, (3, 3), 1, 56, 56),
+    "the formula gives the standard cost",
+)
 quarter = cost(64, 64, (3, 3), 4, 56, 56)
-claim(macs["grouped"] == macs["shuffled"] == quarter, "the formula gives the cost of four groups")
+claim(
+    macs["grouped"] == macs["shuffled"] == quarter,
+    "the formula gives the cost of four groups",
+)
 table(rows, ("kind", "weights", "M MACs", "per value", "of standard"))
 
 # %% [markdown]
@@ -256,7 +281,9 @@ def with_kernel(weight: Tensor) -> nn.Conv2d:
 
 # %% tags=["dense-forms"]
 seed(0)
-layers = {name: kind(24, 48) for name, kind in KINDS.items()} | {"shuffle alone": Shuffle(4)}
+layers = {name: kind(24, 48) for name, kind in KINDS.items()} | {
+    "shuffle alone": Shuffle(4)
+}
 column, row = layers["spatially separable"]
 space, channels = layers["depthwise separable"]
 written = {
@@ -273,7 +300,8 @@ x, rows, deviations = torch.randn(2, 24, 13, 10), [], []
 for name, kernel in written.items():
     found = dense_kernel(layers[name], 24, kernel.shape[-1])
     claim(
-        (found - kernel).abs().max() <= 1e-6, f"{name}: the kernel read off is the one written out"
+        (found - kernel).abs().max() <= 1e-6,
+        f"{name}: the kernel read off is the one written out",
     )
     deviations.append(checks.same_outputs(layers[name], with_kernel(kernel), x))
     share = (kernel != 0).double().mean().item()
@@ -321,7 +349,10 @@ for groups in (2, 4, 8):
             heard.append(int(reach(stack, 64)[0].sum()))
         record(f"reach.{name}{groups}", heard[1])
         expected = 64 if name == "shuffled" else 64 // groups
-        claim(heard[1] == expected, f"{name}, {groups} groups: two layers hear {expected} channels")
+        claim(
+            heard[1] == expected,
+            f"{name}, {groups} groups: two layers hear {expected} channels",
+        )
         rows.append((f"{name}, {groups} groups", *heard))
 table(rows, ("of 64 channels, one output hears", "1 layer", "2 layers", "3 layers"))
 
@@ -340,7 +371,11 @@ def draw_flow(axes, layers: list[nn.Module], C: int, title: str) -> None:
         for n, m in connected.nonzero().tolist():
             colour, width = (plots.COLOURS[1], 1.5) if needed[n] else (plots.GRID, 1)
             axes.plot(
-                [i - 1, i], [m, n], color=colour, linewidth=width, zorder=2 if needed[n] else 1
+                [i - 1, i],
+                [m, n],
+                color=colour,
+                linewidth=width,
+                zorder=2 if needed[n] else 1,
             )
         needed = connected[needed].any(0)
     names = ["shuffle" if isinstance(layer, Shuffle) else "grouped" for layer in layers]
@@ -388,7 +423,9 @@ def mobilenet(block=separable_block, num_classes: int = 1000) -> nn.Sequential:
     Stages are the blocks of one map size. Table 1 prints stride 2 in the last depthwise layer,
     but a map of 7x7 before and behind it: the stride is 1, as in timm.
     """
-    parts = OrderedDict(stem=nn.Sequential(*norm_act(conv(3, 32, 3, 1, 2), channels=32)))
+    parts = OrderedDict(
+        stem=nn.Sequential(*norm_act(conv(3, 32, 3, 1, 2), channels=32))
+    )
     c_in, plan = 32, ((64, 1), (128, 2), (256, 2), (512, 6), (1024, 2))
     for i, (c_out, depth) in enumerate(plan, start=1):
         blocks = [block(c_in, c_out, 1 if i == 1 else 2)]
@@ -406,7 +443,9 @@ for name, block in (("separable", separable_block), ("full", full_block)):
         network = mobilenet(block)
     record(f"mobilenet.{name}.parameters", counting.parameters(network))
     record(f"mobilenet.{name}.mmacs", counting.macs(network, x) / 1e6)
-    rows.append((name, counting.parameters(network), f"{counting.macs(network, x) / 1e6:,.1f}"))
+    rows.append(
+        (name, counting.parameters(network), f"{counting.macs(network, x) / 1e6:,.1f}")
+    )
 table(rows, ("MobileNet with blocks", "parameters", "M MACs"))
 
 # %% tags=["drawn"] alt="MobileNet from top to bottom, with output shape and parameters at the right: an input of 3x224x224, the stem of 32 channels, five stages of 1, 2, 2, 6 and 2 blocks whose maps shrink from 112 to 7 pixels a side while the channels grow from 64 to 1024, the pool and the linear layer to 1000."
@@ -490,7 +529,9 @@ for builder, (name, _) in NINE.items():
     network, x = built(builder)
     parameters, total = counting.parameters(network), counting.macs(network, x)
     macs = costs_by_kind(network, x)[1]
-    claim(sum(macs.values()) == total, f"{name}: the MACs of all kinds make up the whole")
+    claim(
+        sum(macs.values()) == total, f"{name}: the MACs of all kinds make up the whole"
+    )
     shares[name] = [macs[kind] / total for kind in ORDER]
     record(f"{builder}.parameters", parameters)
     record(f"{builder}.gmacs", total / 1e9)
@@ -518,19 +559,26 @@ for y, name in enumerate(names):
     axes.text(-0.1, y + 0.5, name, ha="right", va="center", fontsize=11)
     for i, share in enumerate(shares[name]):
         colour = (plots.COLOURS[0], 0.55 * share + 0.03 * (share > 0))
-        axes.add_patch(plt.Rectangle((i + 0.04, y + 0.06), 0.92, 0.88, color=colour, linewidth=0))
+        axes.add_patch(
+            plt.Rectangle((i + 0.04, y + 0.06), 0.92, 0.88, color=colour, linewidth=0)
+        )
         text = f"{share:.0%}" if share >= 0.005 else "<1%" if share else ""
         axes.text(i + 0.5, y + 0.5, text, ha="center", va="center", fontsize=11)
 for i, kind in enumerate(ORDER):
     name = {"depthwise": "depth-\nwise", "grouped": "groups"}.get(kind, kind)
-    axes.text(i + 0.5, -0.1, name, ha="center", va="bottom", fontsize=11, color=plots.QUIET)
+    axes.text(
+        i + 0.5, -0.1, name, ha="center", va="bottom", fontsize=11, color=plots.QUIET
+    )
 axes.set(xlim=(-2.3, 7), ylim=(10, -1.1))
 _ = axes.axis("off")
 
 # %% tags=["shares-checked"]
 mixing = [shares[name][ORDER.index("1×1")] for name in names]
 later = names.index("ResNeXt-50")
-claim(min(mixing[later:]) > 0.85, "from ResNeXt-50 on, 1x1 kernels do more than 85 % of the MACs")
+claim(
+    min(mixing[later:]) > 0.85,
+    "from ResNeXt-50 on, 1x1 kernels do more than 85 % of the MACs",
+)
 claim(max(mixing[:later]) < 0.85, "before it they do less than that in every network")
 record("shares.mixing", min(mixing[later:]))
 
@@ -545,14 +593,26 @@ MAP = {  # year: lane, network, idea
     1998: [(0, "LeNet-5", "5×5, shared")],
     2012: [(0, "AlexNet", "11×11 to 3×3"), (2, "(AlexNet)", "2 groups")],
     2013: [(1, "NiN", "1×1, mean")],
-    2014: [(0, "VGG", "3×3, deep"), (1, "GoogLeNet", "1×1 first"), (3, "(GoogLeNet)", "parallel")],
-    2015: [(0, "Inception-v3", "1×n, n×1"), (1, "(ResNet)", "bottleneck"), (3, "ResNet", "add")],
+    2014: [
+        (0, "VGG", "3×3, deep"),
+        (1, "GoogLeNet", "1×1 first"),
+        (3, "(GoogLeNet)", "parallel"),
+    ],
+    2015: [
+        (0, "Inception-v3", "1×n, n×1"),
+        (1, "(ResNet)", "bottleneck"),
+        (3, "ResNet", "add"),
+    ],
     2016: [
         (2, "Xception", "one each"),
         (2, "ResNeXt", "32 groups"),
         (3, "DenseNet", "concatenate"),
     ],
-    2017: [(2, "MobileNet", "one each"), (2, "ShuffleNet", "+ shuffle"), (3, "SENet", "weigh")],
+    2017: [
+        (2, "MobileNet", "one each"),
+        (2, "ShuffleNet", "+ shuffle"),
+        (3, "SENet", "weigh"),
+    ],
     2018: [(2, "MobileNetV2", "wide inside"), (2, "ShuffleNetV2", "split, shuffle")],
 }
 
@@ -568,7 +628,9 @@ for year, entries in MAP.items():
     for lane, name, idea in entries:
         at = lane + 0.5, y + used[lane]
         axes.text(*at, name, fontsize=10.5, **middle)
-        axes.text(at[0], at[1] + 0.36, idea, fontsize=10, color=plots.COLOURS[0], **middle)
+        axes.text(
+            at[0], at[1] + 0.36, idea, fontsize=10, color=plots.COLOURS[0], **middle
+        )
         used[lane] += 0.85
     y += max(used.values()) + 0.25
 axes.set(xlim=(-0.55, 4.05), ylim=(y - 0.3, -1))
@@ -590,7 +652,12 @@ def small(kind, widths=WIDTHS, num_classes: int = 10) -> nn.Sequential:
     a, b, c = widths
     stem = nn.Conv2d(3, a, 2, stride=2, bias=False)
     parts = [stem, nn.BatchNorm2d(a), nn.ReLU()]
-    for c_in, c_out, pool in ((a, b, False), (b, b, False), (b, c, True), (c, c, False)):
+    for c_in, c_out, pool in (
+        (a, b, False),
+        (b, b, False),
+        (b, c, True),
+        (c, c, False),
+    ):
         parts += [nn.MaxPool2d(2)] if pool else []
         parts += [kind(c_in, c_out), nn.BatchNorm2d(c_out), nn.ReLU()]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, num_classes)]
@@ -606,7 +673,9 @@ SEEDS = (0, 1, 2)
 def train(network: nn.Module, part: tuple[Tensor, Tensor]) -> nn.Module:
     """SGD with momentum; the rate rises for 30 % of the steps and falls to about nothing."""
     network = network.to(device)
-    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(
+        network.parameters(), 0.1, momentum=0.9, weight_decay=1e-4
+    )
     steps = EPOCHS * -(-len(part[1]) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps)
     training.fit(network, part, EPOCHS, optimizer, batch=BATCH, schedule=schedule)
@@ -642,12 +711,16 @@ table(
 colour = {}
 for name, data in tasks.items():
     six, known = (
-        torch.cat((x.mean((2, 3)), x.std((2, 3))), dim=1) for x in (data.test[0], data.train[0])
+        torch.cat((x.mean((2, 3)), x.std((2, 3))), dim=1)
+        for x in (data.test[0], data.train[0])
     )
     nearest = torch.cdist(six, known).argmin(1)
     colour[name] = (data.train[1][nearest] == data.test[1]).double().mean().item()
     record(f"{name}.colour", colour[name])
-table([(name, f"{right:.1%}") for name, right in colour.items()], ("data", "right by colour alone"))
+table(
+    [(name, f"{right:.1%}") for name, right in colour.items()],
+    ("data", "right by colour alone"),
+)
 
 
 # %% tags=["spread"]
@@ -661,7 +734,9 @@ networks, scores = {}, {}
 for task, data in tasks.items():
     for name, kind in KINDS.items():
         networks[task, name] = trained(kind, data.train)
-        scores[task, name] = [training.evaluate(n, data.test) for n in networks[task, name]]
+        scores[task, name] = [
+            training.evaluate(n, data.test) for n in networks[task, name]
+        ]
         record_spread(f"{task}.{name.replace(' ', '-')}", scores[task, name])
 
 # %% tags=["result"]
@@ -684,7 +759,9 @@ for (task, name), values in scores.items():
     if y == 0:
         mean = 100 * sum(values) / len(values)
         axes.text(mean, -0.55, task, color=hue, ha="center", va="center")
-axes.set_yticks(range(len(KINDS)), [name.replace(" separable", "\nseparable") for name in KINDS])
+axes.set_yticks(
+    range(len(KINDS)), [name.replace(" separable", "\nseparable") for name in KINDS]
+)
 axes.set(xlabel="held-out accuracy, %", ylim=(len(KINDS) - 0.6, -0.95))
 axes.grid(axis="y")
 
@@ -693,21 +770,39 @@ means = {key: sum(values) / len(values) for key, values in scores.items()}
 digits = {name: means["digits", name] for name in KINDS}
 patches = {name: means["patches", name] for name in KINDS}
 for name in ("grouped", "shuffled", "depthwise separable", "pointwise", "depthwise"):
-    ahead = digits["standard"] > digits[name] + 0.01  # with margins: three seeds are few
-    claim(ahead, f"digits: the mean of standard is more than a point above that of {name}")
+    ahead = (
+        digits["standard"] > digits[name] + 0.01
+    )  # with margins: three seeds are few
+    claim(
+        ahead, f"digits: the mean of standard is more than a point above that of {name}"
+    )
 ahead = digits["depthwise"] > digits["pointwise"] + 0.15
-claim(ahead, "digits: the mean of depthwise is more than 15 points above that of pointwise")
+claim(
+    ahead,
+    "digits: the mean of depthwise is more than 15 points above that of pointwise",
+)
 ahead = digits["depthwise separable"] > digits["depthwise"] - 0.01
-claim(ahead, "digits: the mean of depthwise separable is at most a point below depthwise")
-claim(digits["shuffled"] > digits["grouped"], "digits: shuffling raises the mean of four groups")
+claim(
+    ahead, "digits: the mean of depthwise separable is at most a point below depthwise"
+)
+claim(
+    digits["shuffled"] > digits["grouped"],
+    "digits: shuffling raises the mean of four groups",
+)
 apart = abs(patches["shuffled"] - patches["grouped"])
 claim(apart < 0.08, "patches: with and without shuffling the means are within 8 points")
 for name in KINDS:
     ahead = patches["pointwise"] > patches[name] - 0.02
-    claim(ahead, f"patches: the mean of pointwise is at most two points below that of {name}")
+    claim(
+        ahead,
+        f"patches: the mean of pointwise is at most two points below that of {name}",
+    )
 claim(colour["digits"] < 0.3, "digits: colour alone is right on less than 30 %")
 best = max(patches.values())
-claim(colour["patches"] > best, "patches: colour alone is right more often than any network")
+claim(
+    colour["patches"] > best,
+    "patches: colour alone is right more often than any network",
+)
 
 # %% tags=["overlap"]
 spans = [
@@ -717,7 +812,10 @@ spans = [
 ]
 pairs = [(a, b) for i, a in enumerate(spans) for b in spans[:i]]
 overlapping = sum(a[0] <= b[1] and b[0] <= a[1] for a, b in pairs)
-claim(overlapping > len(pairs) / 2, "patches: without pointwise, most ranges of two kinds overlap")
+claim(
+    overlapping > len(pairs) / 2,
+    "patches: without pointwise, most ranges of two kinds overlap",
+)
 
 # %% [markdown]
 # ## Solutions to the exercises
@@ -729,15 +827,26 @@ x = torch.empty(1, M, side, side, device="meta")
 both = counting.macs(depthwise_separable(M, N).to("meta"), x)
 full = counting.macs(standard(M, N).to("meta"), x)
 claim(sum(by_hand) == both, "the MACs by hand are those counted")
-claim(abs(both / full - 1 / N - 1 / 9) < 1e-12, "the share of standard is 1 / N + 1 / 9")
+claim(
+    abs(both / full - 1 / N - 1 / 9) < 1e-12, "the share of standard is 1 / N + 1 / 9"
+)
 record("first.share", both / full)
-rows = [("depthwise", by_hand[0]), ("pointwise", by_hand[1]), ("counted together", both)]
+rows = [
+    ("depthwise", by_hand[0]),
+    ("pointwise", by_hand[1]),
+    ("counted together", both),
+]
 table([*rows, ("standard", full)], ("first block of MobileNet", "MACs"))
 
 # %% tags=["solution-2"]
 seed(0)
-turned, x = nn.Sequential(pointwise(24, 48), depthwise(48, 48)), torch.randn(2, 24, 9, 8)
-kernel = torch.einsum("nm,nhw->nmhw", turned[0].weight[:, :, 0, 0], turned[1].weight[:, 0])
+turned, x = (
+    nn.Sequential(pointwise(24, 48), depthwise(48, 48)),
+    torch.randn(2, 24, 9, 8),
+)
+kernel = torch.einsum(
+    "nm,nhw->nmhw", turned[0].weight[:, :, 0, 0], turned[1].weight[:, 0]
+)
 record("turned.deviation", checks.same_outputs(turned, with_kernel(kernel), x))
 orders = {"depthwise first": depthwise_separable(24, 48), "pointwise first": turned}
 x = torch.empty(1, 24, 56, 56, device="meta")
@@ -750,7 +859,10 @@ with torch.device("meta"):
     network, x = small(depthwise_separable, wide), torch.empty(1, 3, 16, 16)
 record("wide.kmacs", counting.macs(network, x) / 1e3)
 record("wide.parameters", counting.parameters(network))
-found, test = trained(depthwise_separable, tasks["digits"].train, wide), tasks["digits"].test
+found, test = (
+    trained(depthwise_separable, tasks["digits"].train, wide),
+    tasks["digits"].test,
+)
 scores["digits", "wide"] = [training.evaluate(n, test) for n in found]
 record_spread("wide", scores["digits", "wide"])
 names = "depthwise separable", "wide", "standard"
@@ -759,8 +871,14 @@ table([(name, spread(scores["digits", name])) for name in names], ("network", "d
 # %% tags=["wide-checked"]
 mean = sum(scores["digits", "wide"]) / len(SEEDS)
 ahead = mean > digits["depthwise separable"] + 0.02
-claim(ahead, "the mean of the wide network is more than two points above that of the narrow one")
-claim(abs(mean - digits["standard"]) < 0.03, "it is within three points of that of standard")
+claim(
+    ahead,
+    "the mean of the wide network is more than two points above that of the narrow one",
+)
+claim(
+    abs(mean - digits["standard"]) < 0.03,
+    "it is within three points of that of standard",
+)
 
 
 # %% tags=["terms"]
@@ -768,9 +886,13 @@ claim(abs(mean - digits["standard"]) < 0.03, "it is within three points of that 
 def separable_terms(layer: nn.Conv2d, r: int) -> nn.Sequential:
     """The nearest sum of r depthwise separable kernels per input channel, by singular values."""
     N, M = layer.weight.shape[:2]
-    U, S, patterns = torch.linalg.svd(layer.weight.transpose(0, 1).flatten(2), full_matrices=False)
+    U, S, patterns = torch.linalg.svd(
+        layer.weight.transpose(0, 1).flatten(2), full_matrices=False
+    )
     space, channels = conv(M, M * r, groups=M), conv(M * r, N, 1)
-    space.weight.copy_(patterns[:, :r].reshape(M * r, 1, 3, 3))  # of (M, 9, 9), one a row
+    space.weight.copy_(
+        patterns[:, :r].reshape(M * r, 1, 3, 3)
+    )  # of (M, 9, 9), one a row
     mixed = (U * S.unsqueeze(1))[..., :r]  # (M, N, r)
     channels.weight.copy_(mixed.transpose(0, 1).reshape(N, M * r, 1, 1))
     return nn.Sequential(space, channels).to(layer.weight.device)
@@ -779,16 +901,24 @@ def separable_terms(layer: nn.Conv2d, r: int) -> nn.Sequential:
 def factorised(network: nn.Sequential, r: int) -> nn.Sequential:
     """The network with each 3x3 convolution replaced by r separable terms; the rest is shared."""
     dense = [isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) for m in network]
-    return nn.Sequential(*(separable_terms(m, r) if d else m for m, d in zip(network, dense)))
+    return nn.Sequential(
+        *(separable_terms(m, r) if d else m for m, d in zip(network, dense))
+    )
 
 
 # %% tags=["solution-4"]
-x, dense, rows = torch.zeros(1, 3, 16, 16, device=device), networks["digits", "standard"], []
+x, dense, rows = (
+    torch.zeros(1, 3, 16, 16, device=device),
+    networks["digits", "standard"],
+    [],
+)
 for r in (1, 2, 3, 4, 6, 9):
     split = [factorised(n, r) for n in dense]
     scores["digits", r] = [training.evaluate(n, test) for n in split]
     record_spread(f"terms{r}", scores["digits", r])
-    rows.append((r, f"{counting.macs(split[0], x) / 1e3:.0f}", spread(scores["digits", r])))
+    rows.append(
+        (r, f"{counting.macs(split[0], x) / 1e3:.0f}", spread(scores["digits", r]))
+    )
 macs = f"{counting.macs(dense[0], x) / 1e3:.0f}"
 rows.append(("dense", macs, spread(scores["digits", "standard"])))
 table(rows, ("terms", "k MACs", "digits"))
@@ -796,12 +926,18 @@ table(rows, ("terms", "k MACs", "digits"))
 # %% tags=["terms-checked"]
 pairs = zip(scores["digits", 9], scores["digits", "standard"])
 same = all(abs(a - b) < 0.005 for a, b in pairs)
-claim(same, "nine terms are right as often as the dense kernels, to half a point, in each seed")
+claim(
+    same,
+    "nine terms are right as often as the dense kernels, to half a point, in each seed",
+)
 one, four = (sum(scores["digits", r]) / len(SEEDS) for r in (1, 4))
 claim(one < 0.25, "one term is right on less than a quarter")
 claim(four > one + 0.2, "four terms are more than 20 points above one term")
 ahead = digits["depthwise separable"] > one + 0.3
-claim(ahead, "trained from the start, one term is more than 30 points above one term cut out")
+claim(
+    ahead,
+    "trained from the start, one term is more than 30 points above one term cut out",
+)
 
 # %% [markdown]
 # ## What we saw

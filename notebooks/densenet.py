@@ -35,7 +35,17 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import BasicBlock
 
-from workbench import PROFILE, claim, device, finite, record, record_spread, seed, spread, table
+from workbench import (
+    PROFILE,
+    claim,
+    device,
+    finite,
+    record,
+    record_spread,
+    seed,
+    spread,
+    table,
+)
 from workbench import checks, counting, drawing, images, plots, training
 
 # %% [markdown]
@@ -109,7 +119,9 @@ def transition(c_in: int, c_out: int) -> nn.Sequential:
 def imagenet_stem(c_out: int) -> nn.Sequential:
     """7x7 convolution and max pool, a quarter of the side: table 1."""
     conv = nn.Conv2d(3, c_out, 7, stride=2, padding=3, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(c_out), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1))
+    return nn.Sequential(
+        conv, nn.BatchNorm2d(c_out), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)
+    )
 
 
 def cifar_stem(c_out: int) -> nn.Sequential:
@@ -210,7 +222,9 @@ def draw_reads(block: DenseBlock, c_next: int) -> None:
         axes.text(-8, -row, name, ha="right", va="center")
         axes.text(c + 8, -row, made, va="center", color=plots.QUIET, fontsize=11)
     for i, (start, stop) in enumerate(zip(edges, edges[1:])):
-        axes.text((start + stop) / 2, -row - 0.8, f"$x_{i}$", ha="center", color=colours[i])
+        axes.text(
+            (start + stop) / 2, -row - 0.8, f"$x_{i}$", ha="center", color=colours[i]
+        )
     axes.set(xlim=(-80, 350), ylim=(-row - 1.1, 0.6))
     axes.axis("off")
 
@@ -239,7 +253,9 @@ for build in (densenet121, densenet161, densenet169, densenet201):
     theirs = torchvision.models.get_model_weights(build.__name__).DEFAULT.meta
     found = parameters, round(cost[build] / 1e9, 3)
     expected = theirs["num_params"], theirs["_ops"]
-    claim(found == expected, f"{build.__name__} has torchvision's parameters and G MACs")
+    claim(
+        found == expected, f"{build.__name__} has torchvision's parameters and G MACs"
+    )
     record(f"{build.__name__}.parameters", parameters)
     record(f"{build.__name__}.macs", cost[build])
     rows.append((build.__name__, parameters, f"{cost[build] / 1e9:.3f}"))
@@ -260,7 +276,10 @@ rows = []
 for build, growth, depth, millions in TABLE_2:
     with torch.device("meta"):
         parameters = counting.parameters(build(growth, depth))
-    claim(round(parameters / 1e6, 1) == millions, f"k = {growth}, L = {depth}: as in table 2")
+    claim(
+        round(parameters / 1e6, 1) == millions,
+        f"k = {growth}, L = {depth}: as in table 2",
+    )
     record(f"{build.__name__}.{growth}.{depth}.parameters", parameters)
     kind = "DenseNet-BC" if build is cifar_densenet_bc else "DenseNet"
     rows.append((kind, growth, depth, parameters, f"{millions} M"))
@@ -279,7 +298,9 @@ for build in cost:
     reference = checks.randomise_norms(getattr(torchvision.models, build.__name__)())
     network = build()
     checks.transplant(reference, network)
-    deviations.append(checks.same_outputs(network, reference, torch.randn(2, 3, 40, 40)))
+    deviations.append(
+        checks.same_outputs(network, reference, torch.randn(2, 3, 40, 40))
+    )
     rows.append((build.__name__, f"{deviations[-1]:.1e}"))
 record("deviation", max(deviations))
 table(rows, ("network", "largest relative deviation"))
@@ -301,7 +322,9 @@ rows = [
     ("input, layers 1 to 3", changed[:160].max().item()),
     ("layers 4 to 6", changed[160:].max().item()),
 ]
-table([(name, f"{value:.2f}") for name, value in rows], ("channels of", "largest change"))
+table(
+    [(name, f"{value:.2f}") for name, value in rows], ("channels of", "largest change")
+)
 
 # %% [markdown]
 # ## What has to be kept for the backward pass
@@ -337,7 +360,9 @@ class Ledger(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         output = function(*args, **(kwargs or {}))
-        made = {t.untyped_storage() for t in tree_leaves(output) if isinstance(t, Tensor)}
+        made = {
+            t.untyped_storage() for t in tree_leaves(output) if isinstance(t, Tensor)
+        }
         self.alive.update(storage for storage in made if storage not in self.known)
         return output
 
@@ -371,7 +396,9 @@ def kept_by_hand(c_in: int, growth: int, depth: int, frugal: bool) -> tuple[int,
     narrow = 8 * growth * depth  # in front of and behind the second batch norm
     if frugal:
         return narrow + growth * (depth - 1), 8 * growth * depth
-    return narrow + sum(2 * c for c in widths), 8 * growth * depth + sum(2 * c for c in widths)
+    return narrow + sum(2 * c for c in widths), 8 * growth * depth + sum(
+        2 * c for c in widths
+    )
 
 
 # %% tags=["block-memory"] alt="Memory that a dense block keeps for the backward pass, in MiB, against its number of layers, 6 to 48. The curve of the plain block bends upwards; that of the checkpointed one is straight and far below it at the right end."
@@ -383,7 +410,10 @@ for name, layer in (("plain", DenseLayer), ("checkpointed", FrugalLayer)):
     for depth, measured in zip(depths, found):
         pixel, once = kept_by_hand(256, k, depth, layer is FrugalLayer)
         by_hand = 4 * (B * side * side * pixel + once)  # bytes of float32
-        claim(measured == by_hand, f"{name}, {depth} layers: the memory is that counted by hand")
+        claim(
+            measured == by_hand,
+            f"{name}, {depth} layers: the memory is that counted by hand",
+        )
     record(f"block24.{name}", found[depths.index(24)] / 2**20)
     axes.plot(depths, [value / 2**20 for value in found])
     ends[name] = (48, found[-1] / 2**20)
@@ -444,7 +474,10 @@ def furthest(ours, theirs) -> float:
 
 # %% tags=["same-gradients"]
 plain, frugal = twins()
-small, labels = torch.randn(16, 3, 16, 16, device=device), torch.arange(16, device=device) % 10
+small, labels = (
+    torch.randn(16, 3, 16, 16, device=device),
+    torch.arange(16, device=device) % 10,
+)
 difference = furthest(gradients(frugal, small, labels), gradients(plain, small, labels))
 means = [network.block1[3].narrow[0].running_mean for network in (plain, frugal)]
 moved = (means[1].norm() / means[0].norm()).item()
@@ -517,7 +550,9 @@ for name, build in NETWORKS.items():
         kept, macs = memory(network, x) / 2**20, counting.macs(network, x[:1])
     budget[KEYS[name]] = counting.parameters(network), macs
     record(f"{KEYS[name]}.kept", kept)
-    rows.append((name, counting.parameters(network), f"{macs / 1e6:.2f}", f"{kept:.1f}"))
+    rows.append(
+        (name, counting.parameters(network), f"{macs / 1e6:.2f}", f"{kept:.1f}")
+    )
 record("macs.ratio", budget["dense"][1] / budget["slim"][1])  # at equal parameters
 record("parameters.ratio", budget["wide"][0] / budget["dense"][0])  # at equal MACs
 table(rows, ("network", "parameters", "M MACs", "MiB kept, batch 50"))
@@ -529,7 +564,9 @@ BATCH = 50
 SEEDS = (0, 1, 2)
 
 
-def train(network: nn.Module, part, epochs: int = EPOCHS, rate: float = 0.1) -> list[float]:
+def train(
+    network: nn.Module, part, epochs: int = EPOCHS, rate: float = 0.1
+) -> list[float]:
     """Mean training loss of each epoch; the rate rises to `rate` in a fifth of the steps, then falls."""
     optimizer = torch.optim.SGD(
         network.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=1e-4
@@ -541,7 +578,9 @@ def train(network: nn.Module, part, epochs: int = EPOCHS, rate: float = 0.1) -> 
         pct_start=0.2,
         cycle_momentum=False,
     )
-    return training.fit(network, part, epochs, optimizer, batch=BATCH, schedule=schedule)["loss"]
+    return training.fit(
+        network, part, epochs, optimizer, batch=BATCH, schedule=schedule
+    )["loss"]
 
 
 def draw_runs(losses: dict[tuple[str, int], list[float]]) -> None:
@@ -579,9 +618,15 @@ table(rows, ("network", "training loss, last epoch", "test accuracy"))
 # %% tags=["gaps"]
 for other in ("slim", "wide"):
     ahead = sum(tested["dense"]) > sum(tested[other])
-    claim(ahead, f"the mean of DenseNet-BC on the test part is above that of the {other} network")
+    claim(
+        ahead,
+        f"the mean of DenseNet-BC on the test part is above that of the {other} network",
+    )
     overlap = min(tested["dense"]) < max(tested[other])
-    claim(overlap, f"three seeds do not tell DenseNet-BC from the {other} network: ranges overlap")
+    claim(
+        overlap,
+        f"three seeds do not tell DenseNet-BC from the {other} network: ranges overlap",
+    )
 record("widest", 100 * max(max(values) - min(values) for values in tested.values()))
 record("gap.slim", 100 * (sum(tested["dense"]) - sum(tested["slim"])) / 3)
 record("gap.wide", 100 * (sum(tested["dense"]) - sum(tested["wide"])) / 3)
@@ -617,7 +662,10 @@ def small_start(network: nn.Sequential) -> nn.Sequential:
 
 def sources(weight: Tensor, c_block: int, growth: int = 6) -> list[Tensor]:
     """Split a weight (c_out, c_in, ...) by who made the channels it reads: input, layer 1, 2, ..."""
-    return [weight[:, :c_block], *(w for w in weight[:, c_block:].split(growth, 1) if w.numel())]
+    return [
+        weight[:, :c_block],
+        *(w for w in weight[:, c_block:].split(growth, 1) if w.numel()),
+    ]
 
 
 def reading(network: nn.Sequential) -> Tensor:
@@ -626,7 +674,9 @@ def reading(network: nn.Sequential) -> Tensor:
     for i, block in enumerate(readers(network)):
         c_block = block[0].weight.shape[1]
         for j, layer in enumerate(block):
-            parts = [w.abs().mean().item() for w in sources(layer.weight.detach(), c_block)]
+            parts = [
+                w.abs().mean().item() for w in sources(layer.weight.detach(), c_block)
+            ]
             found[i, : len(parts), j] = torch.tensor(parts) / (sum(parts) / len(parts))
     return found
 
@@ -638,9 +688,13 @@ def draw_reading(found: Tensor) -> None:
     for i, (axes, values) in enumerate(zip(grid, found.tolist()), start=1):
         for s, row in enumerate(values):
             for reader, value in enumerate(row):
-                shade = 0 if math.isnan(value) else min(max((value - 0.7) / 0.6, 0.03), 1)
+                shade = (
+                    0 if math.isnan(value) else min(max((value - 0.7) / 0.6, 0.03), 1)
+                )
                 colour = (plots.COLOURS[0], shade)
-                axes.add_patch(plt.Rectangle((reader - 0.5, s - 0.5), 1, 1, facecolor=colour))
+                axes.add_patch(
+                    plt.Rectangle((reader - 0.5, s - 0.5), 1, 1, facecolor=colour)
+                )
         last = "fc" if i == 3 else "tr"
         axes.set(xlim=(-0.5, 6.5), ylim=(6.5, -0.5), aspect="equal", title=f"block {i}")
         axes.set_xticks(range(7), [*"123456", last], fontsize=10)
@@ -654,7 +708,9 @@ def draw_reading(found: Tensor) -> None:
 cosines = []
 for number in SEEDS:
     seed(number)  # draws the weights of the trained network once more
-    pairs = zip(readers(small_densenet()), readers(networks["DenseNet-BC", number]), strict=True)
+    pairs = zip(
+        readers(small_densenet()), readers(networks["DenseNet-BC", number]), strict=True
+    )
     for before, after in (pair for blocks in pairs for pair in zip(*blocks)):
         if isinstance(before, nn.Conv2d):
             weights = before.weight.flatten(), after.weight.cpu().flatten()
@@ -683,13 +739,26 @@ made, read = torch.triu_indices(5, 5) + 1  # without input, transition and class
 layers = maps[:, made, read]  # what layers read from layers
 record("reading.least", layers.min())
 record("reading.most", layers.max())
-record("reading.input", maps[1:, 0, 1:6].mean())  # from the transition before, in blocks 2 and 3
+record(
+    "reading.input", maps[1:, 0, 1:6].mean()
+)  # from the transition before, in blocks 2 and 3
 record("reading.fc.input", maps[2, 0, 6])
 record("reading.fc.last", maps[2, 4:, 6].mean())
-claim(layers.min() > 0.75, "no layer is read with less than three quarters of the mean weight")
-claim(layers.max() < 1.25, "no layer is read with more than five quarters of the mean weight")
-claim(maps[1:, 0, 1:6].mean() > 1.05, "the input of blocks 2 and 3 is read more than the mean")
-claim(maps[2, 0, 6] > 1.15, "the classifier reads the input of block 3 more than the mean")
+claim(
+    layers.min() > 0.75,
+    "no layer is read with less than three quarters of the mean weight",
+)
+claim(
+    layers.max() < 1.25,
+    "no layer is read with more than five quarters of the mean weight",
+)
+claim(
+    maps[1:, 0, 1:6].mean() > 1.05,
+    "the input of blocks 2 and 3 is read more than the mean",
+)
+claim(
+    maps[2, 0, 6] > 1.15, "the classifier reads the input of block 3 more than the mean"
+)
 claim(maps[2, 4:, 6].mean() < 1.15, "it reads the last three layers less than that")
 table([(f"{layers.min():.2f}", f"{layers.max():.2f}")], ("smallest", "largest"))
 
@@ -714,12 +783,17 @@ rows = []
 for build, depths in zip(
     cost, ((6, 12, 24, 16), (6, 12, 36, 24), (6, 12, 32, 32), (6, 12, 48, 32))
 ):
-    by_hand = 1 + 2 * sum(depths) + 3 + 1  # stem, two per layer, transitions, linear layer
+    by_hand = (
+        1 + 2 * sum(depths) + 3 + 1
+    )  # stem, two per layer, transitions, linear layer
     with torch.device("meta"):
         modules = build().modules()
     counted = sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in modules)
     named = int(build.__name__.removeprefix("densenet"))
-    claim(by_hand == counted == named, f"{build.__name__}: the layers are those of its name")
+    claim(
+        by_hand == counted == named,
+        f"{build.__name__}: the layers are those of its name",
+    )
     rows.append((build.__name__, by_hand, counted))
 table(rows, ("network", "by hand", "counted"))
 
@@ -730,12 +804,15 @@ for layer in (m for m in frugal.modules() if isinstance(m, FrugalLayer)):
 for network in (plain, frugal):
     gradients(network, small, labels)
 statistics = [
-    [b for b in network.buffers() if b.dtype.is_floating_point] for network in (plain, frugal)
+    [b for b in network.buffers() if b.dtype.is_floating_point]
+    for network in (plain, frugal)
 ]
 difference = furthest(*statistics)
 claim(difference < 1e-5, "with the mended momentum the running statistics are equal")
 record("mended.difference", difference)
-table([(f"{difference:.1e}",)], ("largest relative difference of the running statistics",))
+table(
+    [(f"{difference:.1e}",)], ("largest relative difference of the running statistics",)
+)
 
 # %% tags=["solution-3"]
 rows = []
@@ -743,7 +820,9 @@ forms = {"DenseNet-BC": (DenseLayer, 0.5), "no compression": (DenseLayer, 1.0)}
 forms |= {"no bottleneck": (BasicLayer, 0.5), "neither": (BasicLayer, 1.0)}
 for name, (layer, compression) in forms.items():
     with torch.device("meta"):
-        network = densenet(32, (6, 12, 24, 16), 64, layer=layer, compression=compression)
+        network = densenet(
+            32, (6, 12, 24, 16), 64, layer=layer, compression=compression
+        )
         macs = counting.macs(network, torch.empty(1, 3, 224, 224))
     key = name.replace(" ", ".")
     record(f"form.{key}.millions", counting.parameters(network) / 1e6)
@@ -763,12 +842,30 @@ seen = reading(reader)
 
 # %% tags=["solution-4-table"]
 rows = []
-for name, values in (("patches, mean of three seeds", maps), ("digits, one seed", seen)):
-    found = values[1:, 0, 1:6].mean().item(), values[2, 0, 6].item(), values[2, 4:, 6].mean().item()
+for name, values in (
+    ("patches, mean of three seeds", maps),
+    ("digits, one seed", seen),
+):
+    found = (
+        values[1:, 0, 1:6].mean().item(),
+        values[2, 0, 6].item(),
+        values[2, 4:, 6].mean().item(),
+    )
     rows.append((name, *(f"{value:.2f}" for value in found)))
 for key, value in zip(("input", "fc.input", "fc.last"), found):
     record(f"digits.{key}", value)
-claim(seen[1:, 0, 1:6].mean() < 1.05, "digits: the input of blocks 2 and 3 is read like the rest")
-claim(seen[2, 0, 6] < seen[2, 4:, 6].mean(), "digits: the classifier reads the last layers more")
-columns = ("network", "blocks 2 and 3: input", "classifier: input", "classifier: last 3")
+claim(
+    seen[1:, 0, 1:6].mean() < 1.05,
+    "digits: the input of blocks 2 and 3 is read like the rest",
+)
+claim(
+    seen[2, 0, 6] < seen[2, 4:, 6].mean(),
+    "digits: the classifier reads the last layers more",
+)
+columns = (
+    "network",
+    "blocks 2 and 3: input",
+    "classifier: input",
+    "classifier: last 3",
+)
 table(rows, columns)

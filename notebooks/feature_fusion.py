@@ -45,13 +45,17 @@ def draw_weights(axes, top: float, text: str, weights: Tensor) -> None:
             for j in range(n):
                 corner = 1.4 * k + j / n, top + i / n
                 face = (plots.COLOURS[0], 0.05 + 0.85 * weights[k, i, j].item())
-                axes.add_patch(plt.Rectangle(corner, 1 / n, 1 / n, facecolor=face, linewidth=0))
+                axes.add_patch(
+                    plt.Rectangle(corner, 1 / n, 1 / n, facecolor=face, linewidth=0)
+                )
         axes.add_patch(plt.Rectangle((1.4 * k, top), 1, 1, fill=False, ec=plots.QUIET))
     axes.text(1.4 * C, top + 0.5, text, va="center", fontsize=11)
 
 
 # %% tags=["weights-figure"] alt="Four rows of three squares, one square for each channel; a fuller colour means a larger weight. First row, sum: all squares alike. Second, SE: each square evenly filled, each differently. Third, ASFF and attention gate: all three squares show the same blob. Fourth, CBAM: the blob in each square, in each differently strong."
-blob = torch.tensor([0.1, 0.5, 1.0, 0.8, 0.3]).outer(torch.tensor([0.2, 0.7, 1.0, 0.4, 0.1]))
+blob = torch.tensor([0.1, 0.5, 1.0, 0.8, 0.3]).outer(
+    torch.tensor([0.2, 0.7, 1.0, 0.4, 0.1])
+)
 levels = torch.tensor([0.3, 1.0, 0.6]).view(3, 1, 1)
 _, axes = plt.subplots(figsize=(5, 3.6))
 axes.set(xlim=(-0.05, 7.3), ylim=(5, -0.1), aspect="equal")
@@ -218,7 +222,9 @@ levels, asff = torch.randn(3, 2, 64, 9, 7), ASFF(64, levels=3)
 total = asff.weights(levels).sum(1)
 nn.init.constant_(asff.scores[1].bias, 100.0)  # a score far above the others
 one_hot = (asff(*levels) - levels[1]).abs().max().item()
-claim((total - 1).abs().max() < 1e-6, "at each place the weights of the levels sum to 1")
+claim(
+    (total - 1).abs().max() < 1e-6, "at each place the weights of the levels sum to 1"
+)
 claim(one_hot < 1e-6, "a score far above the others passes its level on alone")
 rows = [("sum of the weights - 1", f"{(total - 1).abs().max():.1e}")]
 rows.append(("one-hot output - level 2", f"{one_hot:.1e}"))
@@ -317,7 +323,9 @@ class CountSketch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         B, _, H, W = x.shape
         signed = x * self.sign.view(-1, 1, 1)
-        slots = signed.new_zeros(B, self.d, H, W)  # not of x: autocast may have halved it
+        slots = signed.new_zeros(
+            B, self.d, H, W
+        )  # not of x: autocast may have halved it
         return slots.index_add(1, self.slot, signed)  # (B, d, H, W)
 
 
@@ -352,7 +360,9 @@ def sketch_by_hand(products: Tensor, compact: CompactBilinear) -> Tensor:
     first, second, d = compact.first, compact.second, compact.first.d
     slots = (first.slot.unsqueeze(1) + second.slot).flatten() % d
     signs = (first.sign.unsqueeze(1) * second.sign).flatten()
-    return products.new_zeros(len(products), d).index_add(1, slots, products.flatten(1) * signs)
+    return products.new_zeros(len(products), d).index_add(
+        1, slots, products.flatten(1) * signs
+    )
 
 
 # %% [markdown]
@@ -391,12 +401,18 @@ def densely(layers: list[nn.Conv2d]) -> list[nn.Conv2d]:
 
 # %% tags=["skip-is-dense"]
 seed(0)
-layers, x = [nn.Conv2d(16, 16, 3, padding=1) for _ in range(4)], torch.randn(2, 16, 9, 7)
+layers, x = (
+    [nn.Conv2d(16, 16, 3, padding=1) for _ in range(4)],
+    torch.randn(2, 16, 9, 7),
+)
 with torch.no_grad():
     parts = dense_chain(densely(layers), x).unflatten(1, (5, 16))  # (B, 5, 16, H, W)
     expected = residual_chain(layers, x)
     chain_deviation = checks.deviation(parts.sum(1), expected)
-claim(chain_deviation < 1e-5, "the parts of a dense chain sum to the output of the residual one")
+claim(
+    chain_deviation < 1e-5,
+    "the parts of a dense chain sum to the output of the residual one",
+)
 record("chain.deviation", chain_deviation)
 costs = [sum(p.weight.numel() for p in chain) for chain in (layers, densely(layers))]
 record("chain.factor", costs[1] / costs[0])
@@ -505,7 +521,9 @@ def product_head(size: int, num_classes: int = 10) -> nn.Sequential:
 class TwoPaths(nn.Module):
     """A fine and a coarse path from one stem, joined by a fusion: (B, c_in, H, W) -> (B, K)."""
 
-    def __init__(self, fusion: nn.Module, head: nn.Module, channels: int, c_in: int = 3):
+    def __init__(
+        self, fusion: nn.Module, head: nn.Module, channels: int, c_in: int = 3
+    ):
         super().__init__()
         self.stem = conv_norm_relu(c_in, channels, 2)
         self.fine = conv_norm_relu(channels, channels, 2)
@@ -599,11 +617,15 @@ SEEDS = (0, 1, 2)
 def train(network: nn.Module, part, epochs: int = EPOCHS, rate: float = 0.1) -> float:
     """SGD with momentum; the rate rises for a fifth of the steps, then falls; last epoch's loss."""
     steps = epochs * math.ceil(len(part[1]) / BATCH)
-    optimizer = torch.optim.SGD(network.parameters(), rate, momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(
+        network.parameters(), rate, momentum=0.9, weight_decay=1e-4
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, rate, total_steps=steps, pct_start=0.2, cycle_momentum=False
     )
-    history = training.fit(network, part, epochs, optimizer, batch=BATCH, schedule=schedule)
+    history = training.fit(
+        network, part, epochs, optimizer, batch=BATCH, schedule=schedule
+    )
     return history["loss"][-1]
 
 
@@ -641,7 +663,9 @@ for name in ABLATION:
     record_spread(f"{key(name)}.loss", losses[name])
     record_spread(f"{key(name)}.test", tested[name])
     parameters = counting.parameters(networks[name, 0])
-    rows.append((name, parameters, spread(losses[name], ".3f"), spread(tested[name], ".1%")))
+    rows.append(
+        (name, parameters, spread(losses[name], ".3f"), spread(tested[name], ".1%"))
+    )
 table(rows, ("fusion", "parameters", "training loss, last epoch", "test accuracy"))
 
 # %% [markdown]
@@ -669,18 +693,26 @@ table(rows, (f"of {len(pairs)} pairs", "apart", "expected of equal networks"))
 means = {name: 100 * sum(values) / len(values) for name, values in tested.items()}
 between = max(means[name] for name in joined) - min(means[name] for name in joined)
 within = max(100 * (max(tested[name]) - min(tested[name])) for name in joined)
-claim(between < 2 * within, "the means differ by less than twice the widest range of seeds")
+claim(
+    between < 2 * within,
+    "the means differ by less than twice the widest range of seeds",
+)
 gain = abs(means["fine alone"] - means["sum"])
 claim(gain < 5, "the fine map alone is within five points of the sum")
 record("means.range", between)
 record("seeds.range", within)
-rows = [("means of the fusions", f"{between:.1f}"), ("seeds of one fusion", f"{within:.1f}")]
+rows = [
+    ("means of the fusions", f"{between:.1f}"),
+    ("seeds of one fusion", f"{within:.1f}"),
+]
 table(rows, ("test accuracy of", "largest difference, points"))
 
 # %% tags=["ablation-figure"] alt="A row of three dots and a short line, their mean, for each of nine networks over test accuracy. The dots of most rows overlap; the next table has the numbers."
 _, axes = plt.subplots(figsize=(5, 3.6))
 axes.set(xlabel="test accuracy, %")
-draw_runs(axes, {name: [100 * v for v in tested[name]] for name in ABLATION}, alone="alone")
+draw_runs(
+    axes, {name: [100 * v for v in tested[name]] for name in ABLATION}, alone="alone"
+)
 
 # %% [markdown]
 # ## Early against late
@@ -755,7 +787,9 @@ def colour_alone(channels: int = WIDTH) -> TwoInputs:
 def merged(a: nn.Sequential, b: nn.Sequential, joint: nn.Sequential) -> nn.Sequential:
     """Fill `joint`, as wide as both, so that it gives the mean of a's and b's scores."""
     state = {}
-    for (name, p), q in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
+    for (name, p), q in zip(
+        a.state_dict().items(), b.state_dict().values(), strict=True
+    ):
         if p.ndim == 4:  # kernels: two blocks on the diagonal
             p_wide = F.pad(p, (0, 0, 0, 0, 0, q.shape[1]))
             q_wide = F.pad(q, (0, 0, 0, 0, p.shape[1], 0))
@@ -798,7 +832,9 @@ for name in INPUTS:
     record_spread(f"{key(name)}.loss", losses[name])
     record_spread(f"{key(name)}.test", tested[name])
     parameters = counting.parameters(networks[name, 0])
-    rows.append((name, parameters, spread(losses[name], ".3f"), spread(tested[name], ".1%")))
+    rows.append(
+        (name, parameters, spread(losses[name], ".3f"), spread(tested[name], ".1%"))
+    )
 for both in ("early", "after layer 1", "late"):
     for one in ("luminance alone", "colour alone"):
         ahead = min(tested[both]) > max(tested[one])
@@ -807,13 +843,20 @@ mean_loss = [sum(losses[name]) / 3 for name in list(INPUTS)[2:]]
 behind = mean_loss[2] > max(mean_loss[:2]) + 0.02
 claim(behind, "joined late, the mean training loss is the highest, by 0.02 or more")
 right = [sum(tested[name]) / 3 for name in list(INPUTS)[2:]]
-claim(max(right) - min(right) < 0.06, "wherever the inputs are joined, means are within six points")
-table(rows, ("inputs joined", "parameters", "training loss, last epoch", "test accuracy"))
+claim(
+    max(right) - min(right) < 0.06,
+    "wherever the inputs are joined, means are within six points",
+)
+table(
+    rows, ("inputs joined", "parameters", "training loss, last epoch", "test accuracy")
+)
 
 # %% tags=["inputs-figure"] alt="A row of three dots and a short line, their mean, for each of five networks over test accuracy. The three with both inputs lie close together, to the right of luminance alone and colour alone."
 _, axes = plt.subplots(figsize=(5, 2.4))
 axes.set(xlabel="test accuracy, %")
-draw_runs(axes, {name: [100 * v for v in tested[name]] for name in INPUTS}, alone="alone")
+draw_runs(
+    axes, {name: [100 * v for v in tested[name]] for name in INPUTS}, alone="alone"
+)
 
 # %% [markdown]
 # ## Look inside
@@ -842,9 +885,15 @@ plots.image_grid(maps, titles, columns=4, scale=1.2, vmin=0, vmax=1)
 # %% tags=["se-weights"]
 with torch.no_grad():
     network = networks["SE", 0].eval()
-    gates = network.fusion.gate.weights(network.paths(test[0].to(device))[1]).flatten(1).cpu()
+    gates = (
+        network.fusion.gate.weights(network.paths(test[0].to(device))[1])
+        .flatten(1)
+        .cpu()
+    )
 channels, pictures = gates.mean(0).std().item(), gates.std(0).mean().item()
-claim(pictures < channels, "SE's weights differ more between channels than between images")
+claim(
+    pictures < channels, "SE's weights differ more between channels than between images"
+)
 record("gates.channels", channels)
 record("gates.images", pictures)
 rows = [("mean", f"{gates.mean():.2f}"), ("between channels", f"{channels:.2f}")]
@@ -869,14 +918,20 @@ weights = sum(n * 2 * channels * channels // 16 for channels, n in stages)
 biases = sum(n * (channels + channels // 16) for channels, n in stages)
 with torch.device("meta"):
     found = counting.parameters(seresnet50()) - counting.parameters(resnet50())
-claim(found == weights + biases, "the parameters of SE by hand are those counted in timm")
+claim(
+    found == weights + biases, "the parameters of SE by hand are those counted in timm"
+)
 record("se.weights", weights)
 record("se.found", found)
-table([(weights, biases, found)], ("weights by hand", "biases by hand", "counted in timm"))
+table(
+    [(weights, biases, found)], ("weights by hand", "biases by hand", "counted in timm")
+)
 
 
 # %% tags=["solution-2"]
-def bilinear_runs(fusion, root: SignedRoot, size: int) -> tuple[list[float], list[float]]:
+def bilinear_runs(
+    fusion, root: SignedRoot, size: int
+) -> tuple[list[float], list[float]]:
     """Losses of the last epoch and validation accuracies of three seeds."""
     last, right = [], []
     for number in SEEDS:
@@ -889,7 +944,9 @@ def bilinear_runs(fusion, root: SignedRoot, size: int) -> tuple[list[float], lis
 
 
 # %% tags=["solution-2-runs"]
-right = [training.evaluate(networks["bilinear", number], validation) for number in SEEDS]
+right = [
+    training.evaluate(networks["bilinear", number], validation) for number in SEEDS
+]
 runs = {"each about 1": (losses["bilinear"], right)}
 runs["unit length"] = bilinear_runs(Bilinear, SignedRoot(), WIDTH**2)
 record_spread("scaled.validation", right)
@@ -916,23 +973,33 @@ def without(network: TwoPaths, path: int) -> float:
 
 rows = []
 for name in list(ABLATION)[2:]:
-    each = [[without(networks[name, number], path) for number in SEEDS] for path in (0, 1)]
+    each = [
+        [without(networks[name, number], path) for number in SEEDS] for path in (0, 1)
+    ]
     record_spread(f"{key(name)}.nofine", each[0])
     record_spread(f"{key(name)}.nocoarse", each[1])
     rows.append((name, *(spread(values, ".0%") for values in each)))
-    lead = (sum(each[1]) - sum(each[0])) / len(SEEDS)  # of the fine map, when it is the one left
+    lead = (sum(each[1]) - sum(each[0])) / len(
+        SEEDS
+    )  # of the fine map, when it is the one left
     if name in ("SE", "CBAM"):
-        claim(lead > 0.1, f"{name}: the map without a gate, the fine one, carries 10 points more")
+        claim(
+            lead > 0.1,
+            f"{name}: the map without a gate, the fine one, carries 10 points more",
+        )
     if name == "attention gate":
         claim(
-            lead < -0.1, f"{name}: the map without a gate, the coarse one, carries 10 points more"
+            lead < -0.1,
+            f"{name}: the map without a gate, the coarse one, carries 10 points more",
         )
 table(rows, ("fusion", "fine map zero", "coarse map zero"))
 
 # %% tags=["solution-4"]
 d = WIDTH**2 // 4
 runs = {f"all {WIDTH**2} products": runs["each about 1"]}
-runs[f"sketch of {d}"] = bilinear_runs(lambda: CompactBilinear(WIDTH, d), SignedRoot(d**0.5), d)
+runs[f"sketch of {d}"] = bilinear_runs(
+    lambda: CompactBilinear(WIDTH, d), SignedRoot(d**0.5), d
+)
 record("compact.size", d)
 record_spread("compact.loss", runs[f"sketch of {d}"][0])
 record_spread("compact.validation", runs[f"sketch of {d}"][1])

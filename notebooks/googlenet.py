@@ -125,7 +125,9 @@ class Inception(nn.Module):
         return [
             conv(c_in, row.one, 1),
             nn.Sequential(conv(c_in, row.reduce3, 1), conv(row.reduce3, row.three, 3)),
-            nn.Sequential(conv(c_in, row.reduce5, 1), conv(row.reduce5, row.five, large)),
+            nn.Sequential(
+                conv(c_in, row.reduce5, 1), conv(row.reduce5, row.five, large)
+            ),
             nn.Sequential(nn.MaxPool2d(3, 1, padding=1), conv(c_in, row.pool, 1)),
         ]
 
@@ -160,7 +162,9 @@ def draw_module(axes, title: str, columns: list[list[str]]) -> None:
         for j, text in enumerate(layers):
             y, first = height - j, text.startswith("reduce")
             colour = plots.COLOURS[1 if first else 0]
-            box = plt.Rectangle((i - 0.44, y - 0.28), 0.88, 0.56, fill=False, edgecolor=colour)
+            box = plt.Rectangle(
+                (i - 0.44, y - 0.28), 0.88, 0.56, fill=False, edgecolor=colour
+            )
             axes.add_patch(box)
             axes.text(i, y, text, ha="center", va="center", fontsize=10)
             below = y - 0.72 if j + 1 < len(layers) else 0.25
@@ -175,7 +179,9 @@ def draw_module(axes, title: str, columns: list[list[str]]) -> None:
 # %% tags=["module-figure"] alt="Two modules, each with four columns of boxes between an input x above and a bar of concatenated channels below. In the upper one the columns are a 1x1 convolution with 64 outputs, a 3x3 with 128, a 5x5 with 32, and a pooling followed by a 1x1 with 32. In the lower one a box to reduce stands before the 3x3, with 96 outputs, and before the 5x5, with 16."
 _, grid = plt.subplots(2, 1, figsize=(5, 5))
 pooling = ["max 3×3", "1×1, 32"]
-draw_module(grid[0], "without reduction", [["1×1, 64"], ["3×3, 128"], ["5×5, 32"], pooling])
+draw_module(
+    grid[0], "without reduction", [["1×1, 64"], ["3×3, 128"], ["5×5, 32"], pooling]
+)
 reduced = [["reduce, 96", "3×3, 128"], ["reduce, 16", "5×5, 32"]]
 draw_module(grid[1], "Inception 3a", [["1×1, 64"], *reduced, pooling])
 
@@ -187,7 +193,10 @@ draw_module(grid[1], "Inception 3a", [["1×1, 64"], *reduced, pooling])
 
 # %% tags=["head"]
 def auxiliary_head(
-    c_in: int, form: Form, widths: tuple[int, int] = (128, 1024), num_classes: int = 1000
+    c_in: int,
+    form: Form,
+    widths: tuple[int, int] = (128, 1024),
+    num_classes: int = 1000,
 ) -> nn.Sequential:
     """Pool to 4x4, 1x1 convolution, two linear layers: Szegedy et al. 2015, section 5."""
     narrow, hidden = widths
@@ -237,7 +246,14 @@ def stem(form: Form) -> OrderedDict:
 
 
 def assemble(
-    stages: OrderedDict, c_in: int, rows: dict, form: Form, heads, widths, num_classes, block
+    stages: OrderedDict,
+    c_in: int,
+    rows: dict,
+    form: Form,
+    heads,
+    widths,
+    num_classes,
+    block,
 ) -> GoogLeNet:
     """Put a module per row behind the given stages, pooling after 3b and 4e, heads where named."""
     extra = OrderedDict()
@@ -312,7 +328,9 @@ names, colours = list(cost), (plots.COLOURS[0], plots.COLOURS[1])
 for k, shift in enumerate((-0.2, 0.2)):
     lengths = [cost[name][k] / 1e6 for name in names]
     axes.barh([i + shift for i in range(9)], lengths, 0.36, color=colours[k])
-axes.set(xlabel="million multiply-adds", yticks=range(9), yticklabels=names, ylim=(8.6, -0.6))
+axes.set(
+    xlabel="million multiply-adds", yticks=range(9), yticklabels=names, ylim=(8.6, -0.6)
+)
 longest = max(without for _, without in cost.values()) / 1e6
 axes.text(0.6 * longest, 2.7, "with reductions", color=colours[0], va="center")
 axes.text(0.6 * longest, 3.3, "without", color=colours[1], va="center")
@@ -338,7 +356,9 @@ table(
 
 # %% tags=["first-layer"]
 whole = counting.macs(built["published"], torch.empty(1, 3, 224, 224, device="meta"))
-main = counting.parameters(built["published"]) - counting.parameters(built["published"].heads)
+main = counting.parameters(built["published"]) - counting.parameters(
+    built["published"].heads
+)
 plain = 7 * 7 * 3 * 64  # weights
 separable = 7 * 7 * 3 * 8 + 24 * 64  # eight kernels for each colour, then 1x1
 macs = [112 * 112 * weights for weights in (plain, separable)]
@@ -350,7 +370,10 @@ record("conv1", macs[0] / 1e6)
 record("separable", macs[1] / 1e6)
 record("separable.weights", separable)
 record("fewer", 60e6 / main)  # parameters of AlexNet, by its abstract
-rows = [("plain", plain, f"{macs[0] / 1e6:.1f}"), ("separable", separable, f"{macs[1] / 1e6:.1f}")]
+rows = [
+    ("plain", plain, f"{macs[0] / 1e6:.1f}"),
+    ("separable", separable, f"{macs[1] / 1e6:.1f}"),
+]
 table([*rows, ("table 1", "2.7K", "34")], ("first layer", "weights", "M MACs"))
 
 # %% tags=["branch-costs"]
@@ -358,12 +381,28 @@ rows = []
 for name, row in TABLE_1.items():
     branches = built["published"].stages.get_submodule(f"inception{name}").branches
     counts = [sum(p.numel() for p in b.parameters() if p.ndim > 1) for b in branches]
-    three, five, c_in = counts[1] / row.three, counts[2] / row.five, branches[0][0].in_channels
+    three, five, c_in = (
+        counts[1] / row.three,
+        counts[2] / row.five,
+        branches[0][0].in_channels,
+    )
     claim(three < 9 * c_in, f"{name}: behind its reduction the 3×3 branch costs less")
-    claim(five < three, f"{name}: an output of the 5×5 branch costs less than one of the 3×3")
-    claim(row.five <= row.c_out / 5, f"{name}: at most a fifth of the outputs are of 5×5 kernels")
+    claim(
+        five < three,
+        f"{name}: an output of the 5×5 branch costs less than one of the 3×3",
+    )
+    claim(
+        row.five <= row.c_out / 5,
+        f"{name}: at most a fifth of the outputs are of 5×5 kernels",
+    )
     rows.append((name, 9 * c_in, round(three), 25 * c_in, round(five)))
-columns = ("module", "3×3 on all", "3×3 behind reduction", "5×5 on all", "5×5 behind reduction")
+columns = (
+    "module",
+    "3×3 on all",
+    "3×3 behind reduction",
+    "5×5 on all",
+    "5×5 behind reduction",
+)
 table(rows, columns)  # weights for each output channel
 
 # %% [markdown]
@@ -400,7 +439,8 @@ pairs["main, 4a, 4d"] = (WithHeads(network), WithHeads(reference, (0, 2, 1)))
 deviations = [checks.same_outputs(*pair, x) for pair in pairs.values()]
 record("deviation", max(deviations))
 table(
-    [(n, f"{d:.1e}") for n, d in zip(pairs, deviations)], ("outputs", "largest relative deviation")
+    [(n, f"{d:.1e}") for n, d in zip(pairs, deviations)],
+    ("outputs", "largest relative deviation"),
 )
 
 
@@ -417,7 +457,9 @@ def four_branches(block: Inception, x: Tensor) -> Tensor:
     convs = [layer for layer in block.modules() if isinstance(layer, nn.Conv2d)]
 
     def step(number: int, t: Tensor, padding: int = 0) -> Tensor:
-        return F.conv2d(t, convs[number].weight, convs[number].bias, padding=padding).relu()
+        return F.conv2d(
+            t, convs[number].weight, convs[number].bias, padding=padding
+        ).relu()
 
     three, five = step(2, step(1, x), 1), step(4, step(3, x), 2)
     pooled = F.max_pool2d(F.pad(x, (1, 1, 1, 1), value=-math.inf), 3, 1)
@@ -492,11 +534,18 @@ NETWORKS = {"two heads": HEADS, "no heads": ()}
 def train(network: nn.Module, part, epochs: int = EPOCHS, rate: float = RATE) -> dict:
     """SGD with momentum; the rate rises for a fifth of the steps and falls to 0."""
     steps = epochs * math.ceil(len(part[1]) / BATCH)
-    optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=rate, momentum=0.9, weight_decay=1e-4
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, rate, total_steps=steps, pct_start=0.2, cycle_momentum=False
     )
-    how = {"loss": total_loss, "batch": BATCH, "schedule": schedule, "validation": validation}
+    how = {
+        "loss": total_loss,
+        "batch": BATCH,
+        "schedule": schedule,
+        "validation": validation,
+    }
     return training.fit(network, part, epochs, optimizer, **how)
 
 
@@ -513,7 +562,9 @@ def draw_runs(runs: dict[tuple[str, int], list[float]]) -> None:
     for name, colour in zip(NETWORKS, plots.COLOURS):
         values = 100 * torch.tensor([runs[name, number] for number in SEEDS])
         ends[name] = plots.seed_band(axes, epochs, values, colour)
-    axes.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 100), xticks=epochs)
+    axes.set(
+        xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 100), xticks=epochs
+    )
     plots.label_ends(axes, ends)
 
 
@@ -537,14 +588,25 @@ for name in NETWORKS:
     rows.append((name, spread(losses, ".2f"), spread(tested[name], ".1%")))
 means = [sum(values) / len(values) for values in tested.values()]
 least = min(max(values) - min(values) for values in tested.values())
-claim(abs(means[0] - means[1]) < least, "the seeds of one network differ more than the two means")
+claim(
+    abs(means[0] - means[1]) < least,
+    "the seeds of one network differ more than the two means",
+)
 columns = ("network", "training loss, main output", "test")
 table(rows, columns)
 
 # %% tags=["digit-parameters"]
-both, bare = counting.parameters(digit_network()), counting.parameters(digit_network(()))
+both, bare = (
+    counting.parameters(digit_network()),
+    counting.parameters(digit_network(())),
+)
 steps = EPOCHS * math.ceil(IMAGES / BATCH)
-for key, value in {"epochs": EPOCHS, "steps": steps, "batch": BATCH, "rate": RATE}.items():
+for key, value in {
+    "epochs": EPOCHS,
+    "steps": steps,
+    "batch": BATCH,
+    "rate": RATE,
+}.items():
     record(key, value)
 record("digits.parameters", bare)
 record("digits.heads", both - bare)
@@ -581,24 +643,38 @@ def stage_gradients(network: GoogLeNet, x: Tensor, y: Tensor) -> Tensor:
         kernels += [m.weight for m in stage.modules() if isinstance(m, nn.Conv2d)][:1]
     norms = []
     for loss in (main, total_loss(outputs, y) - main):
-        found = torch.autograd.grad(loss, kernels, retain_graph=True, materialize_grads=True)
+        found = torch.autograd.grad(
+            loss, kernels, retain_graph=True, materialize_grads=True
+        )
         norms.append([gradient.norm() for gradient in found])
     return torch.tensor(norms)  # (2, stages)
 
 
 # %% tags=["gradient-runs"]
 batch, gradients, ratio = [part[:128].to(device) for part in train_part], {}, {}
-for kind, how in {"plain": (PLAIN, 1), "doubled": (PLAIN, 2), "normed": (DIGITS, 1)}.items():
+for kind, how in {
+    "plain": (PLAIN, 1),
+    "doubled": (PLAIN, 2),
+    "normed": (DIGITS, 1),
+}.items():
     found, (form, gain) = [], how
     for number in SEEDS:
         seed(number)
         network = xavier(digit_network(form=form), gain).to(device)
         found.append(stage_gradients(network, *batch))
-    gradients[kind] = torch.stack(found).log().mean(0).exp()  # geometric mean of the seeds
+    gradients[kind] = (
+        torch.stack(found).log().mean(0).exp()
+    )  # geometric mean of the seeds
     ratio[kind] = (gradients[kind][1, 0] / gradients[kind][0, 0]).item()
     record(f"gradient.{kind}", ratio[kind])
-claim(ratio["plain"] > 3, "without norm the heads send over 3 times the gradient of the main loss")
-claim(ratio["doubled"] < 2, "with twice the variance they send less than twice that gradient")
+claim(
+    ratio["plain"] > 3,
+    "without norm the heads send over 3 times the gradient of the main loss",
+)
+claim(
+    ratio["doubled"] < 2,
+    "with twice the variance they send less than twice that gradient",
+)
 claim(ratio["normed"] < 1, "with batch norm they send less than the main loss does")
 
 # %% tags=["gradient-figure"] alt="Gradient norm at the first kernel of ten stages, on a log scale. Dotted, with batch norm: both lines fall from the input upwards and the main loss lies above the heads everywhere. Solid, without: the main loss falls towards the input, and the heads lie about ten times above it from 4a down."
@@ -609,7 +685,12 @@ for kind, name, line in (("plain", "no norm", "-"), ("normed", "batch norm", ":"
         values = gradients[kind][row, :last]
         axes.plot(range(last), values, line, color=plots.COLOURS[1 - row])
         ends[f"{source}, {name}"] = (9, values[-1].item())
-axes.set(ylabel="gradient norm", yscale="log", xticks=range(10), xticklabels=["conv1", *TABLE_1])
+axes.set(
+    ylabel="gradient norm",
+    yscale="log",
+    xticks=range(10),
+    xticklabels=["conv1", *TABLE_1],
+)
 axes.tick_params(axis="x", labelrotation=90)
 plots.label_ends(axes, ends, [plots.COLOURS[i] for i in (1, 0, 1, 0)])
 
@@ -625,22 +706,32 @@ def imagenet_network() -> GoogLeNet:
     """Torchvision's form with the weights that torchvision publishes, which has no trained heads."""
     weights = torchvision.models.GoogLeNet_Weights.IMAGENET1K_V1
     network = googlenet(TORCHVISION, heads=())
-    checks.transplant(torchvision.models.googlenet(weights=weights, progress=False), network)
+    checks.transplant(
+        torchvision.models.googlenet(weights=weights, progress=False), network
+    )
     return network
 
 
 # %% tags=["maps"] alt="Four rows of four feature maps of a portrait photograph, a row for each branch of a module: in the 1x1 row the picture is recognisable, partly as a negative; in the 3x3 row outlines stand bright on black; in the 5x5 row outlines and softer patches; in the pool row blocky light and dark patches."
 if PROFILE == "full":
-    eye, picture = imagenet_network(), images.photograph() * 2 - 1  # as torchvision's is fed
+    eye, picture = (
+        imagenet_network(),
+        images.photograph() * 2 - 1,
+    )  # as torchvision's is fed
 else:
-    eye, picture = networks["no heads", 0], images.photograph(112, 112).mean(1, keepdim=True)
+    eye, picture = (
+        networks["no heads", 0],
+        images.photograph(112, 112).mean(1, keepdim=True),
+    )
     picture = (picture - mean) / std
 before = list(eye.stages._modules).index("inception3a")
 x = training.predict(eye.stages[:before], picture)
 maps = []
 for branch in eye.stages.inception3a.branches:
     found = training.predict(branch, x)[0]
-    maps += list(found[found.flatten(1).std(1).argsort(descending=True)[:4]])  # that vary most
+    maps += list(
+        found[found.flatten(1).std(1).argsort(descending=True)[:4]]
+    )  # that vary most
 plots.image_grid(maps, columns=4, scale=1.1)
 third = "5×5" if PROFILE == "sample" else "3×3, the third"
 for title, cell in zip(("1×1", "3×3", third, "pool"), plt.gcf().axes[::4]):
@@ -665,7 +756,9 @@ weights += 9 * row.reduce3 * row.three + 25 * row.reduce5 * row.five
 by_hand = weights + sum(row), side * side * weights
 counted = counting.parameters(built["published"].stages.inception3a), cost["3a"][0]
 claim(by_hand == counted, "parameters and MACs by hand are those counted")
-table([("by hand", *by_hand), ("counted", *counted)], ("module 3a", "parameters", "MACs"))
+table(
+    [("by hand", *by_hand), ("counted", *counted)], ("module 3a", "parameters", "MACs")
+)
 
 
 # %% tags=["solution-2"]
@@ -674,7 +767,9 @@ class TwoSmall(Inception):
 
     def build(self, c_in: int, row: Row, conv: Callable, large: int) -> list[nn.Module]:
         branches = super().build(c_in, row, conv, large)
-        branches[2][1] = nn.Sequential(conv(row.reduce5, row.five, 3), conv(row.five, row.five, 3))
+        branches[2][1] = nn.Sequential(
+            conv(row.reduce5, row.five, 3), conv(row.five, row.five, 3)
+        )
         return branches
 
 
@@ -682,10 +777,17 @@ with torch.device("meta"):
     changed, x = googlenet(block=TwoSmall, heads=()), torch.empty(1, 3, 224, 224)
 size = window(TwoSmall(192, TABLE_1["3a"]).branches[2], 192)
 claim(size == 5, "two 3×3 layers see 5×5 pixels")
-claim(counting.parameters(changed) > main, "with two 3×3 layers the network has more parameters")
+claim(
+    counting.parameters(changed) > main,
+    "with two 3×3 layers the network has more parameters",
+)
 record("twosmall.parameters", counting.parameters(changed))
 record("twosmall.gmacs", counting.macs(changed, x) / 1e9)
-row = f"{size}×{size}", counting.parameters(changed), f"{counting.macs(changed, x) / 1e9:.3f}"
+row = (
+    f"{size}×{size}",
+    counting.parameters(changed),
+    f"{counting.macs(changed, x) / 1e9:.3f}",
+)
 table([row], ("window", "parameters", "G MACs"))
 
 # %% tags=["solution-3"]
@@ -694,10 +796,15 @@ network = xavier(digit_network(form=PLAIN)).to(device)
 history = train(network, train_part)
 loss, validated = main_loss(network, train_part), history["validation"][-1]
 claim(loss > 2, "without norm and heads the training loss stays above 2")
-claim(validated < 0.3, "without norm and heads less than 30 % of the validation part are right")
+claim(
+    validated < 0.3,
+    "without norm and heads less than 30 % of the validation part are right",
+)
 record("plain.loss", loss)
 record("plain.validation", validated)
-table([(f"{loss:.2f}", f"{validated:.1%}")], ("training loss, main output", "validation"))
+table(
+    [(f"{loss:.2f}", f"{validated:.1%}")], ("training loss, main output", "validation")
+)
 
 
 # %% tags=["solution-4"]
@@ -705,7 +812,11 @@ class Naive(Inception):
     """Figure 2a: no reductions, and the pooling passes all channels of the input on."""
 
     def build(self, c_in: int, row: Row, conv: Callable, large: int) -> list[nn.Module]:
-        convs = [conv(c_in, row.one, 1), conv(c_in, row.three, 3), conv(c_in, row.five, large)]
+        convs = [
+            conv(c_in, row.one, 1),
+            conv(c_in, row.three, 3),
+            conv(c_in, row.five, large),
+        ]
         return [*convs, nn.MaxPool2d(3, 1, padding=1)]
 
 

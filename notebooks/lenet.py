@@ -136,8 +136,12 @@ Subsample(6)(torch.rand(2, 6, 28, 28)).shape
 # %% tags=["table-conv"]
 # LeCun et al. 1998, table I: the maps of S2 that each of the 16 maps of C3 reads
 C3_TABLE = (
-    *[tuple((first + i) % 6 for i in range(3)) for first in range(6)],  # three neighbours
-    *[tuple((first + i) % 6 for i in range(4)) for first in range(6)],  # four neighbours
+    *[
+        tuple((first + i) % 6 for i in range(3)) for first in range(6)
+    ],  # three neighbours
+    *[
+        tuple((first + i) % 6 for i in range(4)) for first in range(6)
+    ],  # four neighbours
     *[(0, 1, 3, 4), (1, 2, 4, 5), (0, 2, 3, 5)],  # two pairs
     (0, 1, 2, 3, 4, 5),
 )
@@ -153,7 +157,9 @@ class TableConv(nn.Module):
     def __init__(self, c_in: int, wiring: tuple[tuple[int, ...], ...]):
         super().__init__()
         pairs = [(k, i) for k, maps in enumerate(wiring) for i in maps]
-        self.register_buffer("pairs", torch.tensor(pairs).T)  # (2, kernels): to map k, from map i
+        self.register_buffer(
+            "pairs", torch.tensor(pairs).T
+        )  # (2, kernels): to map k, from map i
         self.dense = (len(wiring), c_in, 5, 5)
         self.weight = nn.Parameter(torch.empty(len(pairs), 5, 5))
         self.bias = nn.Parameter(torch.empty(len(wiring)))
@@ -163,7 +169,9 @@ class TableConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # (B, c_in, H, W) -> (B, c_out, H - 4, W - 4)
-        kernel = self.weight.new_zeros(self.dense).index_put(tuple(self.pairs), self.weight)
+        kernel = self.weight.new_zeros(self.dense).index_put(
+            tuple(self.pairs), self.weight
+        )
         return F.conv2d(x, kernel, self.bias)
 
 
@@ -194,14 +202,20 @@ BITMAPS = """
 
 def digit_codes() -> Tensor:
     """The ten drawings as rows of +1 (ink) and -1: (10, 84), where 84 is 12 rows of 7 pixels."""
-    rows = [line.split() for line in BITMAPS.split("\n") if line]  # 12 lines of ten words
+    rows = [
+        line.split() for line in BITMAPS.split("\n") if line
+    ]  # 12 lines of ten words
     dots = ["".join(row[k] for row in rows) for k in range(10)]
-    return torch.tensor([[1.0 if dot == "#" else -1.0 for dot in code] for code in dots])
+    return torch.tensor(
+        [[1.0 if dot == "#" else -1.0 for dot in code] for code in dots]
+    )
 
 
 # %% tags=["codes-picture"] alt="Ten small drawings of the digits 0 to 9, light strokes on dark grey, seven pixels wide and twelve high."
 drawings = digit_codes().view(10, 12, 7)
-plots.image_grid(drawings, list("0123456789"), columns=10, scale=0.5, vmin=-1.72, vmax=1.72)
+plots.image_grid(
+    drawings, list("0123456789"), columns=10, scale=0.5, vmin=-1.72, vmax=1.72
+)
 
 
 # %% tags=["distance"]
@@ -279,7 +293,9 @@ def stage_table(model: nn.Sequential, x: Tensor) -> list[tuple[str, str, int, in
     rows = []
     for (name, shape, parameters), stage in zip(tracing.stages(model, x), model):
         positions = math.prod(shape[1:])
-        count = positions * sum(connections_per_position(layer) for layer in stage.modules())
+        count = positions * sum(
+            connections_per_position(layer) for layer in stage.modules()
+        )
         rows.append((name, "×".join(map(str, shape)), parameters, count))
     return rows
 
@@ -455,7 +471,9 @@ def map_criterion(scores: Tensor, labels: Tensor, j: float) -> Tensor:
 
 
 # %% tags=["fit"]
-def fit(model, train, epochs, optimizer, loss, batch=50, validation=None, schedule=None):
+def fit(
+    model, train, epochs, optimizer, loss, batch=50, validation=None, schedule=None
+):
     """Train on (images, labels); return the mean loss and the validation accuracy of each epoch."""
     x, y = (t.to(device) for t in train)
     history = {"loss": [], "validation": []}
@@ -540,16 +558,23 @@ views = {
 tried = {}
 for rate, j in [(0.003, 5.0), (0.006, 5.0), (0.006, 20.0)]:
     loss = partial(map_criterion, j=j)
-    tried["published", rate, j] = train(published_lenet5, *views["published"], rate, loss, 4)[1]
+    tried["published", rate, j] = train(
+        published_lenet5, *views["published"], rate, loss, 4
+    )[1]
 for rate in (0.003, 0.006, 0.012):
     run = train(SimplifiedLeNet5, *views["simplified"], rate, F.cross_entropy, 4)
     tried["simplified", rate, ""] = run[1]
 tried = {key: history["validation"][-1] for key, history in tried.items()}
-table([(*key, f"{v:.1%}") for key, v in tried.items()], ("network", "rate", "j", "validation"))
+table(
+    [(*key, f"{v:.1%}") for key, v in tried.items()],
+    ("network", "rate", "j", "validation"),
+)
 
 # %% tags=["chosen"]
 rate, j = max((key for key in tried if key[0] == "published"), key=tried.get)[1:]
-simplified_rate = max((key for key in tried if key[0] == "simplified"), key=tried.get)[1]
+simplified_rate = max((key for key in tried if key[0] == "simplified"), key=tried.get)[
+    1
+]
 record("published.rate", rate)
 record("published.j", j)
 record("simplified.rate", simplified_rate)
@@ -560,13 +585,25 @@ print(f"published: rate {rate}, j = {j:g}; simplified: rate {simplified_rate}")
 
 # %% tags=["runs"]
 recipes = {
-    "published": (published_lenet5, *views["published"], rate, partial(map_criterion, j=j)),
-    "simplified": (SimplifiedLeNet5, *views["simplified"], simplified_rate, F.cross_entropy),
+    "published": (
+        published_lenet5,
+        *views["published"],
+        rate,
+        partial(map_criterion, j=j),
+    ),
+    "simplified": (
+        SimplifiedLeNet5,
+        *views["simplified"],
+        simplified_rate,
+        F.cross_entropy,
+    ),
 }
 runs, rows = {}, []
 for name, recipe in recipes.items():
     runs[name] = [train(*recipe, EPOCHS, number) for number in SEEDS]
-    rows.append((name, *[f"{history['validation'][-1]:.1%}" for _, history in runs[name]]))
+    rows.append(
+        (name, *[f"{history['validation'][-1]:.1%}" for _, history in runs[name]])
+    )
 table(rows, ("validation", *[f"seed {number}" for number in SEEDS]))
 
 # %% tags=["curve"] alt="Validation error over ten epochs, three thin lines for each of the two networks; all fall steeply at first and end close together at a few percent."
@@ -589,7 +626,10 @@ held_out = {"published": framed.test[0], "simplified": data.test[0]}
 guesses, rows = {}, []
 for name, x in held_out.items():
     guesses[name] = [training.predict(model, x).argmax(1) for model, _ in runs[name]]
-    scores = torch.stack([(guess == answers).double().mean() for guess in guesses[name]]) * 100
+    scores = (
+        torch.stack([(guess == answers).double().mean() for guess in guesses[name]])
+        * 100
+    )
     record(f"{name}.accuracy", scores.mean() / 100)
     record(f"{name}.spread", scores.std())
     each = ", ".join(f"{score:.1f}" for score in scores)
@@ -626,12 +666,18 @@ plots.image_grid(data.test[0][wrong], titles, columns=7, scale=0.65)
 # %% tags=["filters"] alt="Six squares of five by five grey cells, the learned kernels of C1; most have a light and a dark side, some are nearly even."
 trained = runs["published"][0][0].cpu().eval()
 kernels = trained.C1[0].weight.detach()
-plots.image_grid(kernels, columns=6, vmin=-kernels.abs().max(), vmax=kernels.abs().max())
+plots.image_grid(
+    kernels, columns=6, vmin=-kernels.abs().max(), vmax=kernels.abs().max()
+)
 
 # %% tags=["feature-maps"] alt="A digit at the top left; beside it its six maps after C1, below them six coarser maps after S2. The digit can be recognised in most of them, some are nearly blank. At the bottom sixteen maps after C3, patterns of coarse light and dark spots."
 digit = framed.validation[0][:1]
 with torch.no_grad():
-    depth = {"C1": trained[:1](digit), "S2": trained[:2](digit), "C3": trained[:3](digit)}
+    depth = {
+        "C1": trained[:1](digit),
+        "S2": trained[:2](digit),
+        "C3": trained[:3](digit),
+    }
 figure = plt.figure(figsize=(5, 3.7))
 grid = figure.add_gridspec(4, 8)
 places = [(0, 0), *((row, 2 + i) for row in (0, 1) for i in range(6))]
@@ -671,7 +717,9 @@ moved = F.pad(x, (4, -4), value=-0.1)  # background comes in at the left
 with torch.no_grad():
     c1, s2 = [(trained[:n](x), trained[:n](moved)) for n in (1, 2)]
 largest = max(difference(*c1, 4), difference(*s2, 2))
-record("shift.outcome", "exactly equal" if largest == 0 else f"equal up to {largest:.1g}")
+record(
+    "shift.outcome", "exactly equal" if largest == 0 else f"equal up to {largest:.1g}"
+)
 strongest = c1[0][0].var((1, 2)).argmax()
 pictures = [x[0, 0], *(maps[0][0, strongest] for maps in (c1, s2))]
 pictures += [moved[0, 0], *(maps[1][0, strongest] for maps in (c1, s2))]
@@ -697,7 +745,9 @@ print(f"largest difference on {len(x)} digits, where the maps overlap: {largest:
 # %% tags=["solution-1"]
 seed(0)
 x = torch.rand(1, 6, 14, 14)
-jacobian = torch.autograd.functional.jacobian(published.C3[0], x)  # (1, 16, 10, 10, 1, 6, 14, 14)
+jacobian = torch.autograd.functional.jacobian(
+    published.C3[0], x
+)  # (1, 16, 10, 10, 1, 6, 14, 14)
 biases = 16 * 10 * 10
 int((jacobian != 0).sum()) + biases
 

@@ -43,7 +43,9 @@ def draw_window(axes, title: str, layers: tuple[int, ...]) -> None:
     left = [(0, 4 - i) for i in range(9)]
     for x, y in left:
         corner = (x - 0.35, y - 0.35)
-        axes.add_patch(plt.Rectangle(corner, 0.7, 0.7, fill=False, edgecolor=plots.QUIET))
+        axes.add_patch(
+            plt.Rectangle(corner, 0.7, 0.7, fill=False, edgecolor=plots.QUIET)
+        )
     for depth, units in enumerate(layers, start=1):
         u, last = 9 * depth / len(layers), depth == len(layers)
         right = [(u, 1.6 * ((units - 1) / 2 - i)) for i in range(units)]
@@ -52,7 +54,9 @@ def draw_window(axes, title: str, layers: tuple[int, ...]) -> None:
                 axes.plot([x + 0.4, u - 0.45], [y, v], color=plots.QUIET, linewidth=0.5)
         colour = plots.COLOURS[1 if last else 0]
         for u, v in right:
-            axes.add_patch(plt.Circle((u, v), 0.45, facecolor=(colour, 0.25), edgecolor=colour))
+            axes.add_patch(
+                plt.Circle((u, v), 0.45, facecolor=(colour, 0.25), edgecolor=colour)
+            )
         left = right
     axes.text(-0.4, -5.7, "window", fontsize=11)
     axes.text(9.5, -5.7, "one pixel", ha="right", fontsize=11)
@@ -80,7 +84,12 @@ class MlpConv(nn.Module):
     """
 
     def __init__(
-        self, c_in: int, widths: tuple[int, ...], size: int, stride: int = 1, padding: int = 0
+        self,
+        c_in: int,
+        widths: tuple[int, ...],
+        size: int,
+        stride: int = 1,
+        padding: int = 0,
     ):
         super().__init__()
         layers = [nn.Conv2d(c_in, widths[0], size, stride, padding), nn.ReLU()]
@@ -107,12 +116,16 @@ class PatchMlp(nn.Module):
         self.mlp = nn.Sequential()
         for conv in (layer for layer in block.layers if isinstance(layer, nn.Conv2d)):
             linear = nn.Linear(conv.weight[0].numel(), conv.out_channels)
-            linear.load_state_dict({"weight": conv.weight.flatten(1), "bias": conv.bias})
+            linear.load_state_dict(
+                {"weight": conv.weight.flatten(1), "bias": conv.bias}
+            )
             self.mlp.extend([linear, nn.ReLU()])
 
     def forward(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape
-        k, s, p = (getattr(self.first, n)[0] for n in ("kernel_size", "stride", "padding"))
+        k, s, p = (
+            getattr(self.first, n)[0] for n in ("kernel_size", "stride", "padding")
+        )
         windows = F.unfold(x, k, stride=s, padding=p).mT  # (B, H' * W', C * k * k)
         y = self.mlp(windows).mT  # (B, c_out, H' * W')
         return y.unflatten(2, ((H + 2 * p - k) // s + 1, (W + 2 * p - k) // s + 1))
@@ -171,7 +184,9 @@ def nin(c_in: int, blocks, head: nn.Module, dropout: float = 0.5) -> nn.Sequenti
     for i, (widths, *window) in enumerate(blocks, start=1):
         parts[f"mlpconv{i}"] = MlpConv(c_in, widths, *window)
         if i < len(blocks):
-            pool = nn.MaxPool2d(3, 2, ceil_mode=True)  # the last window may hang over the border
+            pool = nn.MaxPool2d(
+                3, 2, ceil_mode=True
+            )  # the last window may hang over the border
             parts[f"pool{i}"] = nn.Sequential(pool, nn.Dropout(dropout))
         c_in = widths[-1]
     network = nn.Sequential(parts | {"head": head})
@@ -229,7 +244,11 @@ rows = []
 for name, shape, parameters in tracing.stages(network, x):
     rows.append((name, "×".join(map(str, shape)), parameters))
     record(f"{name}.parameters", parameters)
-first = [counting.parameters(block.layers[0]) for block in network if isinstance(block, MlpConv)]
+first = [
+    counting.parameters(block.layers[0])
+    for block in network
+    if isinstance(block, MlpConv)
+]
 record("one_by_one.share", 1 - sum(first) / counting.parameters(network))
 maps = 1000 * 6 * 6  # values in the last maps
 record("linear.parameters", maps * 1000 + 1000)
@@ -250,7 +269,9 @@ drawing.draw(network, x)
 # %% tags=["unfolded"]
 def unfolded(network: nn.Sequential) -> nn.Sequential:
     """The network with each mlpconv layer as a perceptron on patches."""
-    return nn.Sequential(*[PatchMlp(m) if isinstance(m, MlpConv) else m for m in network])
+    return nn.Sequential(
+        *[PatchMlp(m) if isinstance(m, MlpConv) else m for m in network]
+    )
 
 
 # %% tags=["plain"]
@@ -362,7 +383,9 @@ def digit_network(head, last_relu: bool = False) -> nn.Sequential:
 
 
 # %% tags=["head-parameters"]
-rows = [(build.__name__, counting.parameters(build())) for build in (connected, average)]
+rows = [
+    (build.__name__, counting.parameters(build())) for build in (connected, average)
+]
 record("connected.parameters", rows[0][1])
 record("digits.parameters", counting.parameters(digit_network(average)))
 table(rows, ("head", "parameters"))
@@ -400,7 +423,9 @@ def train(network: nn.Module, part, epochs: int = EPOCHS) -> list[float]:
     steps = epochs * -(-len(part[1]) // BATCH)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     seed(0)  # the same order of images, as long as the head draws no random numbers
-    return training.fit(network, part, epochs, optimizer, batch=BATCH, schedule=schedule)["loss"]
+    return training.fit(
+        network, part, epochs, optimizer, batch=BATCH, schedule=schedule
+    )["loss"]
 
 
 # %% tags=["spread"]
@@ -434,16 +459,24 @@ for name in HEADS:
     record_spread(f"{name.replace(' ', '_')}.train", fitted)
     record_spread(f"{name.replace(' ', '_')}.test", tested[name])
     rows.append((name, spread(fitted, ".1%"), spread(tested[name], ".1%")))
-    claim(min(fitted) > 0.9, f"{name}: every seed fits more than 90 % of the training part")
+    claim(
+        min(fitted) > 0.9,
+        f"{name}: every seed fits more than 90 % of the training part",
+    )
 others = max(sum(tested["connected"]), sum(tested["with dropout"])) / len(SEEDS)
 lead = sum(tested["average"]) / len(SEEDS) - others
-claim(lead < 0.01, "the average leads the better of the other heads by less than a point")
+claim(
+    lead < 0.01, "the average leads the better of the other heads by less than a point"
+)
 table(rows, ("head", "training accuracy", "held-out accuracy"))
 
 # %% tags=["longer"]
 area = {name: sum(sum(losses[name, number]) for number in SEEDS) for name in HEADS}
 slowest = area["average"] > area["connected"] and area["average"] > area["with dropout"]
-claim(slowest, "over all epochs the average has the largest training loss: it fits slowest")
+claim(
+    slowest,
+    "over all epochs the average has the largest training loss: it fits slowest",
+)
 longer = []
 for number in SEEDS:
     network = fresh("average", number)
@@ -475,7 +508,9 @@ table(rows, ("head", "accuracy, moved by 3 pixels"))
 
 # %% tags=["shift-figure"] alt="Accuracy against the shift of the digits, from three pixels left and up to three right and down, mean of three seeds with bands. All three heads are near nine tenths without shift and fall to both sides; the two connected heads fall much further than the average."
 _, axes = plt.subplots()
-axes.set(xlabel="pixels to the right and down", ylabel="accuracy", ylim=(0, 1), xticks=SHIFTS)
+axes.set(
+    xlabel="pixels to the right and down", ylabel="accuracy", ylim=(0, 1), xticks=SHIFTS
+)
 draw_runs(axes, SHIFTS, shifted)
 
 # %% [markdown]
@@ -521,7 +556,9 @@ def on_own_side(maps: Tensor, labels: Tensor) -> tuple[Tensor, float]:
 # %% tags=["sides"]
 sides = []
 for number in SEEDS:
-    chosen, share = on_own_side(training.predict(networks["average", number][:-1], x), labels)
+    chosen, share = on_own_side(
+        training.predict(networks["average", number][:-1], x), labels
+    )
     sides.append(share)
 record("pairs", len(labels))
 own = sum(sides) / len(sides)
@@ -578,7 +615,10 @@ for name in ("connected", "average"):
         record(f"spoiled.{name}.{where}", score)
     fits.append(scores[0])
     rows.append((name, *[f"{score:.1%}" for score in scores]))
-claim(fits[0] > fits[1] + 0.1, "the connected head fits 10 points more of the spoiled labels")
+claim(
+    fits[0] > fits[1] + 0.1,
+    "the connected head fits 10 points more of the spoiled labels",
+)
 table(rows, ("head", "fits of the spoiled labels", "held-out accuracy"))
 
 # %% tags=["solution-3"]
@@ -610,8 +650,12 @@ network = torchvision.models.resnet18(num_classes=10).eval()
 with torch.no_grad():
     x = torch.randn(2, 3, 96, 96)
     features = nn.Sequential(*list(network.children())[:-2])(x)
-    logits = class_activation(features, network.fc.weight).mean((2, 3)) + network.fc.bias
+    logits = (
+        class_activation(features, network.fc.weight).mean((2, 3)) + network.fc.bias
+    )
     deviation = checks.deviation(network(x), logits)
-claim(deviation < 1e-5, "the mean of the class activation map and the bias are the output")
+claim(
+    deviation < 1e-5, "the mean of the class activation map and the bias are the output"
+)
 record("zhou.deviation", deviation)
 deviation

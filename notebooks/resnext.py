@@ -40,7 +40,9 @@ from workbench import checks, counting, diagrams, drawing, images, plots, traini
 
 
 # %% tags=["drawing"]
-def draw_form(axes, middle: float, title: str, rows: list[str], paths: int, wide: float = 0):
+def draw_form(
+    axes, middle: float, title: str, rows: list[str], paths: int, wide: float = 0
+):
     """Draw one form; its first `paths` rows stand there twice, for all the paths, with dots between."""
     nodes = {"x": diagrams.Node(middle, 0.45, "$x$")}
     above, arrows = ["x"], []
@@ -75,7 +77,9 @@ draw_form(axes, 4.5, "c", ["1×1, 128", "3×3, 128,\n32 groups", "1×1, 256"], 0
 
 
 # %% tags=["conv-norm"]
-def conv_norm(c_in: int, c_out: int, size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+def conv_norm(
+    c_in: int, c_out: int, size: int, stride: int = 1, groups: int = 1
+) -> nn.Sequential:
     """Convolution without bias, then batch norm (its shift is the bias)."""
     conv = nn.Conv2d(c_in, c_out, size, stride, size // 2, groups=groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(c_out))
@@ -88,19 +92,27 @@ def narrow(c_in: int, width: int, stride: int, groups: int = 1) -> list[nn.Modul
 
 
 # %% tags=["grouped"]
-def grouped(c_in: int, c_out: int, cardinality: int, width: int, stride: int = 1) -> nn.Sequential:
+def grouped(
+    c_in: int, c_out: int, cardinality: int, width: int, stride: int = 1
+) -> nn.Sequential:
     """Form c: one wide path whose 3x3 has `cardinality` groups of `width` channels (figure 3c)."""
     inner = cardinality * width
-    return nn.Sequential(*narrow(c_in, inner, stride, cardinality), conv_norm(inner, c_out, 1))
+    return nn.Sequential(
+        *narrow(c_in, inner, stride, cardinality), conv_norm(inner, c_out, 1)
+    )
 
 
 # %% tags=["paths"]
 class ConcatenatedPaths(nn.Module):
     """Form b: paths of 1x1 and 3x3, their outputs side by side, one 1x1 (Xie et al. 2017, figure 3b)."""
 
-    def __init__(self, c_in: int, c_out: int, cardinality: int, width: int, stride: int = 1):
+    def __init__(
+        self, c_in: int, c_out: int, cardinality: int, width: int, stride: int = 1
+    ):
         super().__init__()
-        paths = [nn.Sequential(*narrow(c_in, width, stride)) for _ in range(cardinality)]
+        paths = [
+            nn.Sequential(*narrow(c_in, width, stride)) for _ in range(cardinality)
+        ]
         self.paths = nn.ModuleList(paths)
         self.last = conv_norm(cardinality * width, c_out, 1)
 
@@ -115,7 +127,9 @@ class SummedPaths(nn.Module):
     The last batch norm stands behind the sum: one in each path would not be the same function.
     """
 
-    def __init__(self, c_in: int, c_out: int, cardinality: int, width: int, stride: int = 1):
+    def __init__(
+        self, c_in: int, c_out: int, cardinality: int, width: int, stride: int = 1
+    ):
         super().__init__()
         self.paths = nn.ModuleList()
         for _ in range(cardinality):
@@ -154,7 +168,9 @@ def as_paths(branch: nn.Sequential) -> tuple[SummedPaths, ConcatenatedPaths]:
     for form in (a, b):
         for i, path in enumerate(form.paths):
             for layer in (0, 2):
-                copy_slice(branch[layer], path[layer], slice(i * width, (i + 1) * width))
+                copy_slice(
+                    branch[layer], path[layer], slice(i * width, (i + 1) * width)
+                )
     for i, path in enumerate(a.paths):
         path[4].weight.copy_(last.weight[:, i * width : (i + 1) * width])
     a.norm.load_state_dict(branch[4][1].state_dict())
@@ -174,7 +190,10 @@ for dtype in (torch.float32, torch.float64):
         worst[dtype] = max(worst.get(dtype, 0), *found)
         rows.append((str(dtype)[6:], mode, *(f"{d:.1e}" for d in found)))
     rounding = 20 * torch.finfo(dtype).eps
-    claim(worst[dtype] < rounding, f"the three forms are equal but for the rounding of {dtype}")
+    claim(
+        worst[dtype] < rounding,
+        f"the three forms are equal but for the rounding of {dtype}",
+    )
 record("forms.deviation", worst[torch.float32])
 table(rows, ("numbers", "mode", "a against c", "b against c"))
 
@@ -210,7 +229,15 @@ class ResNeXtBlock(nn.Module):
     Against the bottleneck of ResNet only the branch is new.
     """
 
-    def __init__(self, c_in: int, c_out: int, cardinality: int, width: int, stride=1, form=grouped):
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        cardinality: int,
+        width: int,
+        stride=1,
+        form=grouped,
+    ):
         super().__init__()
         self.branch = form(c_in, c_out, cardinality, width, stride)
         same = stride == 1 and c_in == c_out
@@ -222,13 +249,17 @@ class ResNeXtBlock(nn.Module):
 
 
 # %% tags=["block-shape"]
-ResNeXtBlock(256, 512, cardinality=32, width=8, stride=2)(torch.randn(2, 256, 56, 56)).shape
+ResNeXtBlock(256, 512, cardinality=32, width=8, stride=2)(
+    torch.randn(2, 256, 56, 56)
+).shape
 
 
 # %% tags=["network"]
 def stem(channels: int) -> nn.Sequential:
     """7x7 convolution and max pool, a quarter of the side (Xie et al. 2017, table 1)."""
-    return nn.Sequential(conv_norm(3, channels, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1))
+    return nn.Sequential(
+        conv_norm(3, channels, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)
+    )
 
 
 def resnext(
@@ -288,22 +319,37 @@ for name, build in builders.items():
         network, x = build(), torch.empty(1, 3, 224, 224)
     parameters, macs = counting.parameters(network), counting.macs(network, x)
     rows.append((name, parameters, f"{macs / 1e9:.3f}"))
-    for key, value in (("parameters", parameters), ("macs", macs), ("gmacs", macs / 1e9)):
+    for key, value in (
+        ("parameters", parameters),
+        ("macs", macs),
+        ("gmacs", macs / 1e9),
+    ):
         record(f"{build.__name__}.{key}", value)
 table(rows, ("network", "parameters", "G MACs"))
 
 # %% tags=["pairs"]
 rows, published = [], {1: 64, 2: 40, 4: 24, 8: 14, 32: 4}  # Xie et al. 2017, table 2
 for cardinality, width in published.items():
-    claim(equal_width(cardinality) == width, f"{cardinality} paths: the width of table 2")
+    claim(
+        equal_width(cardinality) == width, f"{cardinality} paths: the width of table 2"
+    )
     with torch.device("meta"):
         network, x = resnext50(cardinality, width), torch.empty(1, 3, 224, 224)
     row = cardinality, width, cardinality * width, branch_weights(cardinality, width)
-    rows.append((*row, counting.parameters(network), f"{counting.macs(network, x) / 1e9:.3f}"))
+    rows.append(
+        (*row, counting.parameters(network), f"{counting.macs(network, x) / 1e9:.3f}")
+    )
     record(f"pair{cardinality}.weights", row[-1])
 record("pairs.least", min(float(row[-1]) for row in rows))
 record("pairs.most", max(float(row[-1]) for row in rows))
-columns = ("C", "d", "channels of 3×3", "weights of branch", "parameters, 50 layers", "G MACs")
+columns = (
+    "C",
+    "d",
+    "channels of 3×3",
+    "weights of branch",
+    "parameters, 50 layers",
+    "G MACs",
+)
 table(rows, columns)
 
 # %% tags=["drawn"] alt="ResNeXt-50 from top to bottom, with output shape and parameters at the right: an input of 3x224x224, the stem, then four stages with a loop past each and the number of its blocks, 3, 4, 6 and 3, whose maps shrink from 56 to 7 pixels a side while the channels grow from 256 to 2048, the pool and the linear layer to 1000."
@@ -322,7 +368,9 @@ for ours, theirs in references.items():
     seed(0)
     reference, network = checks.randomise_norms(theirs()), ours()
     checks.transplant(reference, network)
-    deviations.append(checks.same_outputs(network, reference, torch.randn(2, 3, 40, 40)))
+    deviations.append(
+        checks.same_outputs(network, reference, torch.randn(2, 3, 40, 40))
+    )
     rows.append((theirs.__name__, f"{deviations[-1]:.1e}"))
 record("deviation", max(deviations))
 table(rows, ("torchvision", "largest relative deviation"))
@@ -336,7 +384,10 @@ table(rows, ("torchvision", "largest relative deviation"))
 # %% tags=["first-grouped"]
 def first_grouped(c_in: int, c_out: int, cardinality: int, width: int, stride: int = 1):
     """Not ResNeXt: the first 1x1 is grouped as well, so that a path reads c_in / cardinality channels."""
-    inner, branch = cardinality * width, grouped(c_in, c_out, cardinality, width, stride)
+    inner, branch = (
+        cardinality * width,
+        grouped(c_in, c_out, cardinality, width, stride),
+    )
     branch[0] = conv_norm(c_in, inner, 1, groups=cardinality)
     return branch
 
@@ -345,8 +396,15 @@ def channels_read(branch: nn.Sequential) -> float:
     """Mean share of the input channels that one channel behind the 3x3 depends on."""
     x = torch.rand(1, branch[0][0].in_channels, 5, 5, requires_grad=True)
     y = branch[2][0](branch[0][0](x))  # the convolutions alone
-    gradients = [torch.autograd.grad(y[0, i].sum(), x, retain_graph=True)[0] for i in range(8)]
-    return torch.stack([g.abs().sum((0, 2, 3)) > 0 for g in gradients]).double().mean().item()
+    gradients = [
+        torch.autograd.grad(y[0, i].sum(), x, retain_graph=True)[0] for i in range(8)
+    ]
+    return (
+        torch.stack([g.abs().sum((0, 2, 3)) > 0 for g in gradients])
+        .double()
+        .mean()
+        .item()
+    )
 
 
 # %% tags=["trap"]
@@ -383,7 +441,9 @@ CARDINALITIES = (1, 4, 8)
 
 def digit_stem(channels: int) -> nn.Sequential:
     """One 3x3 convolution and a max pool: a quarter of the side."""
-    return nn.Sequential(conv_norm(1, channels, 3, 2), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1))
+    return nn.Sequential(
+        conv_norm(1, channels, 3, 2), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)
+    )
 
 
 def digit_network(cardinality: int, form=grouped) -> nn.Sequential:
@@ -410,14 +470,20 @@ BATCH = 50
 SEEDS = (0, 1, 2)
 
 
-def train(network: nn.Module, part, epochs: int = EPOCHS, rate: float = 0.1) -> list[float]:
+def train(
+    network: nn.Module, part, epochs: int = EPOCHS, rate: float = 0.1
+) -> list[float]:
     """SGD with momentum, the rate up along a cosine for a fifth and down to 0; mean loss per epoch."""
-    optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=rate, momentum=0.9, weight_decay=1e-4
+    )
     steps = epochs * math.ceil(len(part[1]) / BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, rate, total_steps=steps, pct_start=0.2, cycle_momentum=False
     )
-    return training.fit(network, part, epochs, optimizer, batch=BATCH, schedule=schedule)["loss"]
+    return training.fit(
+        network, part, epochs, optimizer, batch=BATCH, schedule=schedule
+    )["loss"]
 
 
 def fresh(cardinality: int, number: int, form=grouped) -> nn.Module:
@@ -452,10 +518,14 @@ draw_runs(losses)
 rows, tested = [], {}
 for cardinality in CARDINALITIES:
     last = [losses[cardinality, number][-1] for number in SEEDS]
-    tested[cardinality] = [training.evaluate(networks[cardinality, n], test) for n in SEEDS]
+    tested[cardinality] = [
+        training.evaluate(networks[cardinality, n], test) for n in SEEDS
+    ]
     record_spread(f"digits{cardinality}.loss", last)
     record_spread(f"digits{cardinality}.test", tested[cardinality])
-    rows.append((names[cardinality], spread(last, ".3f"), spread(tested[cardinality], ".1%")))
+    rows.append(
+        (names[cardinality], spread(last, ".3f"), spread(tested[cardinality], ".1%"))
+    )
 table(rows, ("network", "training loss, last epoch", "test accuracy"))
 
 # %% tags=["gap"]
@@ -464,8 +534,14 @@ gap = max(means) - min(means)
 widest = max(max(values) - min(values) for values in tested.values())
 record("gap", 100 * gap)
 record("widest", 100 * widest)
-claim(gap < 0.03, "the means of the three networks are within three points: no effect is seen")
-table([(f"{100 * gap:.1f}", f"{100 * widest:.1f}")], ("between means, points", "between seeds"))
+claim(
+    gap < 0.03,
+    "the means of the three networks are within three points: no effect is seen",
+)
+table(
+    [(f"{100 * gap:.1f}", f"{100 * widest:.1f}")],
+    ("between means, points", "between seeds"),
+)
 
 # %% [markdown]
 # ## Look inside
@@ -512,7 +588,10 @@ weight, bias = torch.cat([a.weight for a in first]), torch.cat([a.bias for a in 
 middle = torch.relu(F.conv2d(x, weight, bias, padding=1))  # 32 channels, no groups
 wide = F.conv2d(middle, torch.cat([b.weight for b in second], dim=1), padding=1)
 record("two.deviation", checks.deviation(paths, wide))
-claim(checks.deviation(paths, wide) < 1e-5, "eight paths of two layers are two wide layers")
+claim(
+    checks.deviation(paths, wide) < 1e-5,
+    "eight paths of two layers are two wide layers",
+)
 checks.deviation(paths, wide)
 
 
@@ -536,11 +615,16 @@ for number in (1, 2):
         every += scores
         rows.append((f"stage {number}, block {block + 1}", spread(scores, ".1%")))
 whole = training.evaluate(networks[8, 0], validation)
-claim(min(every) > whole - 0.1, "whichever path is left out, less than 10 points are lost")
+claim(
+    min(every) > whole - 0.1, "whichever path is left out, less than 10 points are lost"
+)
 for name, value in (("whole", whole), ("validated", len(validation[1]))):
     record(name, value)
 record_spread("cut", every)
-table([("none left out", f"{whole:.1%}"), *rows], ("one path left out in", "validation accuracy"))
+table(
+    [("none left out", f"{whole:.1%}"), *rows],
+    ("one path left out in", "validation accuracy"),
+)
 
 # %% tags=["solution-3"]
 mistaken = []

@@ -193,7 +193,9 @@ table(rows, ("part", "output", "parameters", "values", "MACs"))
 
 # %% tags=["shares-figure"] alt="Six groups of three horizontal bars, the five stages and the classifier of VGG-16. Output values are mostly in stages 1 and 2 and shrink downwards, MACs are mostly in stages 2 to 4, and the classifier has nearly all the parameters, close to no values and almost no MACs."
 _, axes = plt.subplots(figsize=(5, 4))
-for k, (kind, row) in enumerate(zip(("parameters", "output values", "MACs"), (4.35, 0, 2))):
+for k, (kind, row) in enumerate(
+    zip(("parameters", "output values", "MACs"), (4.35, 0, 2))
+):
     percent = [100 * counts[k] / totals[k] for counts in share.values()]
     places = [i + (k - 1) * 0.27 for i in range(len(share))]
     axes.barh(places, percent, 0.25, color=plots.COLOURS[k])
@@ -254,7 +256,13 @@ for n in range(1, 7):
     found = extent(reach(((3,) * n,), False, side=31))
     claim(found == 1 + 2 * n, f"an output of {n} layers sees {1 + 2 * n} pixels a side")
     rows.append((n, found, 1 + 2 * n, 9 * n, found**2))
-heads = ("layers", "by gradient", "1 + 2n", "weights of the stack / C²", "of one kernel / C²")
+heads = (
+    "layers",
+    "by gradient",
+    "1 + 2n",
+    "weights of the stack / C²",
+    "of one kernel / C²",
+)
 table(rows, heads)
 
 # %% tags=["field-networks"]
@@ -287,7 +295,11 @@ def random_state(network: nn.Module, large: dict) -> dict[str, Tensor]:
             large |= {t.shape: new} if t.ndim == 2 else {}
         elif t.dtype.is_floating_point:
             positive = name.endswith("running_var") or name.endswith("weight")
-            new = torch.empty(t.shape).uniform_(0.5, 1.5) if positive else torch.randn(t.shape) / 10
+            new = (
+                torch.empty(t.shape).uniform_(0.5, 1.5)
+                if positive
+                else torch.randn(t.shape) / 10
+            )
         else:
             new = torch.ones(t.shape, dtype=t.dtype)
         state[name] = new
@@ -329,10 +341,14 @@ table(rows, ("network", "largest relative deviation"))
 @torch.no_grad()
 def dense(network: nn.Sequential, side: int = 7) -> nn.Sequential:
     """The network with its linear layers as convolutions: (B, c_in, H, W) -> (B, K, h, w)."""
-    parts = [part for name, part in network.named_children() if name.startswith("stage")]
+    parts = [
+        part for name, part in network.named_children() if name.startswith("stage")
+    ]
     for module in network.classifier[1:]:
         if isinstance(module, nn.Linear):
-            weight = module.weight.unflatten(1, (-1, side, side))  # (c_out, c_in, side, side)
+            weight = module.weight.unflatten(
+                1, (-1, side, side)
+            )  # (c_out, c_in, side, side)
             conv = nn.Conv2d(*weight.shape[1::-1], side, device=weight.device)
             conv.weight.copy_(weight)
             conv.bias.copy_(module.bias)
@@ -349,7 +365,9 @@ with torch.no_grad():
     published = score_map(x[..., :224, :224]).flatten(1), narrow(x[..., :224, :224])
     scores, maps = score_map(x), narrow[:5](x)
     windows = [
-        narrow.classifier(maps[..., i : i + 7, j : j + 7]) for i in range(3) for j in range(2)
+        narrow.classifier(maps[..., i : i + 7, j : j + 7])
+        for i in range(3)
+        for j in range(2)
     ]
 larger = scores, torch.stack(windows, -1).view_as(scores)
 deviation = max(checks.deviation(*pair) for pair in (published, larger))
@@ -385,7 +403,13 @@ EPOCHS, BATCH, RATE, SEEDS = 8, 50, 3e-3, (0, 1, 2)
 
 def digit_network(kernels, layer=conv_relu) -> nn.Sequential:
     """A narrow VGG of three equal stages: (B, 1, 24, 24) -> (B, 10)."""
-    shape = {"widths": (8, 16, 32), "hidden": 128, "num_classes": 10, "c_in": 1, "side": 3}
+    shape = {
+        "widths": (8, 16, 32),
+        "hidden": 128,
+        "num_classes": 10,
+        "c_in": 1,
+        "side": 3,
+    }
     return vgg((kernels,) * 3, layer, **shape)
 
 
@@ -394,7 +418,9 @@ def train(kernels, number: int, layer=conv_relu) -> tuple[nn.Module, list[float]
     seed(number)
     network = digit_network(kernels, layer).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=RATE)
-    return network, training.fit(network, train_part, EPOCHS, optimizer, batch=BATCH)["loss"]
+    return network, training.fit(network, train_part, EPOCHS, optimizer, batch=BATCH)[
+        "loss"
+    ]
 
 
 # %% tags=["curve"] alt="Training loss over eight epochs for three networks, mean of three seeds with a band from the smallest to the largest. All fall steeply, then flatten; the pair of 3x3 layers is above the other two all along."
@@ -423,14 +449,27 @@ for name, key in zip(DIGITS, ("pair", "five", "three")):
     record(f"{key}.parameters", parameters)
     record_spread(f"{key}.loss", final[key])
     record_spread(f"{key}.test", tested[key])
-    rows.append((name, parameters, spread(final[key], ".3f"), spread(tested[key], ".1%")))
+    rows.append(
+        (name, parameters, spread(final[key], ".3f"), spread(tested[key], ".1%"))
+    )
 pair, five = (counting.parameters(networks[name, 0]) for name in ("two 3×3", "one 5×5"))
-claim(pair > five, "as narrow as this, the pairs have more parameters than the single 5×5")
+claim(
+    pair > five, "as narrow as this, the pairs have more parameters than the single 5×5"
+)
 means = [sum(values) / len(values) for values in tested.values()]
 least = min(max(values) - min(values) for values in tested.values())
-claim(max(means) - min(means) < least, "the test means differ less than the seeds of any network")
-claim(max(final["five"]) < min(final["pair"]), "every seed of 5×5 has a lower loss than any pair")
-claim(min(final["pair"]) < max(final["three"]), "the best pair has a lower loss than the worst 3×3")
+claim(
+    max(means) - min(means) < least,
+    "the test means differ less than the seeds of any network",
+)
+claim(
+    max(final["five"]) < min(final["pair"]),
+    "every seed of 5×5 has a lower loss than any pair",
+)
+claim(
+    min(final["pair"]) < max(final["three"]),
+    "the best pair has a lower loss than the worst 3×3",
+)
 table(rows, ("each stage", "parameters", "training loss", "test accuracy"))
 
 # %% [markdown]
@@ -488,7 +527,10 @@ record_spread("norm.validation", tested["norm"])
 record_spread("pair.validation", plain)
 rows = [("without", spread(final["pair"], ".3f"), spread(plain, ".1%"))]
 rows.append(("with", spread(final["norm"], ".3f"), spread(tested["norm"], ".1%")))
-claim(min(final["norm"]) > max(final["pair"]), "with batch norm every loss is above any without")
+claim(
+    min(final["norm"]) > max(final["pair"]),
+    "with batch norm every loss is above any without",
+)
 table(rows, ("batch norm", "training loss", "validation accuracy"))
 
 # %% tags=["solution-3"]
@@ -505,11 +547,14 @@ table([(counting.parameters(pooled), f"{macs / 1e9:.3f}")], ("parameters", "G MA
 x, y = test
 rows = [x[0:300].unflatten(0, (100, 3)), y[0:300].unflatten(0, (100, 3))]
 strips = torch.cat(rows[0].unbind(1), dim=-1)  # (100, 1, 24, 72)
-scores = training.predict(dense(networks["two 3×3", 0], side=3), strips)  # (100, 10, 1, 7)
+scores = training.predict(
+    dense(networks["two 3×3", 0], side=3), strips
+)  # (100, 10, 1, 7)
 right = (scores[:, :, 0, ::3].argmax(1) == rows[1]).double().mean().item()
 alone = training.evaluate(networks["two 3×3", 0], (x[:300], y[:300]))
 record("strip.dense", right)
 record("strip.alone", alone)
 table(
-    [(f"{alone:.1%}", f"{right:.1%}", str(tuple(scores.shape)))], ("alone", "in a strip", "scores")
+    [(f"{alone:.1%}", f"{right:.1%}", str(tuple(scores.shape)))],
+    ("alone", "in a strip", "scores"),
 )

@@ -32,7 +32,9 @@ from torch import nn
 PROFILE = os.environ.get("PROFILE", "sample")
 if PROFILE not in ("sample", "full"):
     raise ValueError(f"PROFILE must be 'sample' or 'full', not {PROFILE!r}")
-BUILDING = os.environ.get("BOOK_BUILD") == "1"  # set while the site is built: no progress bars
+BUILDING = (
+    os.environ.get("BOOK_BUILD") == "1"
+)  # set while the site is built: no progress bars
 RESULT = "application/vnd.book.result+json"  # the MIME type under which `record` leaves a value
 
 SCRIPT = None  # the file that plain Python runs, where there is no kernel
@@ -41,11 +43,17 @@ if not InteractiveShell.initialized():
     InteractiveShell.instance()  # without a shell `display` prints all that it is given
 
 _accelerator = torch.accelerator.is_available()
-device = torch.accelerator.current_accelerator() if _accelerator else torch.device("cpu")
+device = (
+    torch.accelerator.current_accelerator() if _accelerator else torch.device("cpu")
+)
 torch.backends.cudnn.allow_tf32 = False  # equality tests need full float32
 torch.backends.cudnn.deterministic = True
-warnings.filterwarnings("ignore", "IProgress not found")  # timm imports tqdm.auto, no bar is shown
-sources: list[str] = []  # what data this run has read, for the foot of the page; text, no markup
+warnings.filterwarnings(
+    "ignore", "IProgress not found"
+)  # timm imports tqdm.auto, no bar is shown
+sources: list[
+    str
+] = []  # what data this run has read, for the foot of the page; text, no markup
 recorded: set[str] = set()  # the names that `record` has been given
 
 
@@ -65,11 +73,15 @@ def record(name: str, value) -> None:
     """
     value = value.item() if hasattr(value, "item") else value
     if not isinstance(value, (int, float, str)):
-        raise TypeError(f"record({name!r}): a number or string is needed, not {type(value)}")
+        raise TypeError(
+            f"record({name!r}): a number or string is needed, not {type(value)}"
+        )
     if not isinstance(value, str):
         finite([value], f"record({name!r})")
     if BUILDING and name in recorded:
-        raise ValueError(f"record({name!r}): this name has a value already, choose another one")
+        raise ValueError(
+            f"record({name!r}): this name has a value already, choose another one"
+        )
     recorded.add(name)
     display({RESULT: {"name": name, "value": value}}, raw=True)
 
@@ -130,18 +142,26 @@ def written(value) -> str:
 def table(rows, columns: tuple[str, ...]) -> None:
     """Show rows of plain text and numbers under column heads, numbers at the right."""
     rows = [[written(value) for value in row] for row in rows]
-    numeric = [all(any(c.isdigit() for c in v[:2]) for v in column) for column in zip(*rows)]
+    numeric = [
+        all(any(c.isdigit() for c in v[:2]) for v in column) for column in zip(*rows)
+    ]
     sides = ["right" if number else "left" for number in numeric]
 
     def line(tag: str, values) -> str:
         cell = '<{0} style="text-align: {1}">{2}</{0}>'.format
-        cells = [cell(tag, side, html.escape(value)) for side, value in zip(sides, values)]
+        cells = [
+            cell(tag, side, html.escape(value)) for side, value in zip(sides, values)
+        ]
         return f"<tr>{''.join(cells)}</tr>"
 
     head, body = line("th", columns), "".join(line("td", row) for row in rows)
-    page = f'<table class="dataframe"><thead>{head}</thead><tbody>{body}</tbody></table>'
+    page = (
+        f'<table class="dataframe"><thead>{head}</thead><tbody>{body}</tbody></table>'
+    )
     widths = [max(map(len, column)) for column in zip(columns, *rows)]
-    text = "\n".join("  ".join(v.ljust(w) for v, w in zip(row, widths)) for row in [columns, *rows])
+    text = "\n".join(
+        "  ".join(v.ljust(w) for v, w in zip(row, widths)) for row in [columns, *rows]
+    )
     display({"text/html": page, "text/plain": text}, raw=True)
 
 

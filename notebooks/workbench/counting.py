@@ -44,7 +44,10 @@ def unfused() -> Iterator[None]:
     layers of an encoder, and the LSTM of oneDNN and the recurrent layers of cuDNN.
     """
     mha, libraries = torch.backends.mha, (torch.backends.mkldnn, torch.backends.cudnn)
-    fast, enabled = mha.get_fastpath_enabled(), [library.enabled for library in libraries]
+    fast, enabled = (
+        mha.get_fastpath_enabled(),
+        [library.enabled for library in libraries],
+    )
     try:
         mha.set_fastpath_enabled(False)
         for library in libraries:

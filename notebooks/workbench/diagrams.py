@@ -51,15 +51,31 @@ def draw(axes, nodes: dict[str, Node], arrows=(), shortcuts=()) -> None:
         axes.text(node.x, node.y, node.text, ha="center", va="center", **style)
         if node.width:
             corner = node.x - node.width / 2, node.y - node.height / 2
-            box = plt.Rectangle(corner, node.width, node.height, fill=False, edgecolor=COLOURS[0])
+            box = plt.Rectangle(
+                corner, node.width, node.height, fill=False, edgecolor=COLOURS[0]
+            )
             axes.add_patch(box)
     for paths, colour, width in ((arrows, QUIET, 1), (shortcuts, COLOURS[1], 1.5)):
-        head = {"arrowstyle": "->", "color": colour, "linewidth": width, "shrinkA": 0, "shrinkB": 0}
+        head = {
+            "arrowstyle": "->",
+            "color": colour,
+            "linewidth": width,
+            "shrinkA": 0,
+            "shrinkB": 0,
+        }
         for path in paths:
-            places = [nodes[place] if isinstance(place, str) else Node(*place) for place in path]
+            places = [
+                nodes[place] if isinstance(place, str) else Node(*place)
+                for place in path
+            ]
             points = [edge(places[0], places[1]), *((p.x, p.y) for p in places[1:-1])]
             end = edge(places[-1], places[-2])
-            axes.plot(*zip(*points), color=colour, linewidth=width, solid_capstyle="projecting")
+            axes.plot(
+                *zip(*points),
+                color=colour,
+                linewidth=width,
+                solid_capstyle="projecting",
+            )
             axes.annotate("", end, points[-1], arrowprops=head)
 
 

@@ -15,7 +15,10 @@ ARROW = {"arrowstyle": "->", "color": QUIET, "shrinkA": 0, "shrinkB": 0}
 
 def repeated(call: Call) -> list[Call]:
     """The blocks in a row, of one class and one shape, that make up a call; else the call alone."""
-    for inner in (call, *(part for part in call.parts if 2 * part.parameters > call.parameters)):
+    for inner in (
+        call,
+        *(part for part in call.parts if 2 * part.parameters > call.parameters),
+    ):
         blocks = [part for part in inner.parts if part.parameters]
         same = len({(type(block.module), block.shape) for block in blocks}) == 1
         if same and all(a.depth < b.depth for a, b in zip(blocks, blocks[1:])):
@@ -62,7 +65,9 @@ def blocks_of(model: nn.Module, x: Tensor) -> list[Call]:
 
 def extent(shape: tuple[int, ...]) -> tuple[float, float, float]:
     """Width, height and depth of a block in pixels, for (C,), (T, C) or (C, H, W)."""
-    C, H, W = {0: (1, 1, 1), 1: (*shape, 1, 1), 2: (*shape[::-1], 1)}.get(len(shape), shape[-3:])
+    C, H, W = {0: (1, 1, 1), 1: (*shape, 1, 1), 2: (*shape[::-1], 1)}.get(
+        len(shape), shape[-3:]
+    )
     return 8 + 13 * math.log2(C), 3 + 4 * math.log2(H), 2 * math.log2(W)
 
 
@@ -104,7 +109,10 @@ def draw(model: nn.Module, x: Tensor) -> None:
 
 def draw_box(axes, x: float, y: float, block: Call) -> None:
     """A box in oblique projection around (x, y)."""
-    (width, height, depth), colour = extent(block.shape), COLOURS[0] if block.parameters else QUIET
+    (width, height, depth), colour = (
+        extent(block.shape),
+        COLOURS[0] if block.parameters else QUIET,
+    )
     left, top, rise = x - (width + depth) / 2, y - (height - depth / 2) / 2, depth / 2
     right, base = left + width, top + height
     faces = {0.25: [(left, top), (right, top), (right, base), (left, base)]}
@@ -113,7 +121,9 @@ def draw_box(axes, x: float, y: float, block: Call) -> None:
         faces[0.1] = [(left, top), (left + depth, top - rise), back, (right, top)]
         faces[0.45] = [(right, top), back, (right + depth, base - rise), (right, base)]
     for alpha, corners in faces.items():
-        axes.add_patch(plt.Polygon(corners, facecolor=(colour, alpha), edgecolor=colour))
+        axes.add_patch(
+            plt.Polygon(corners, facecolor=(colour, alpha), edgecolor=colour)
+        )
     for share in np.cumsum(block.branches)[:-1] / max(sum(block.branches), 1):
         axes.plot([left + width * share] * 2, [top, base], color=colour, linewidth=1)
 
@@ -122,4 +132,6 @@ def draw_loop(axes, x: float, top: float, right: float, base: float) -> None:
     """A line out of the arrow above a block, past the block and back into the arrow below it."""
     corners = [(x, top), (right, top), (right, base), (x + 2, base)]
     axes.plot(*zip(*corners), color=COLOURS[1], linewidth=1.5, solid_joinstyle="round")
-    axes.annotate("", corners[3], (x + 20, base), arrowprops=ARROW | {"color": COLOURS[1]})
+    axes.annotate(
+        "", corners[3], (x + 20, base), arrowprops=ARROW | {"color": COLOURS[1]}
+    )

@@ -23,7 +23,9 @@ class Data(NamedTuple):
     classes: tuple[str, ...]
 
 
-def as_data(parts: list[tuple[Tensor, Tensor]], classes, size: int, channels: int) -> Data:
+def as_data(
+    parts: list[tuple[Tensor, Tensor]], classes, size: int, channels: int
+) -> Data:
     """Resize square images to `size`, repeat grey ones to `channels`, keep three parts."""
     ready = []
     for x, y in parts:
@@ -52,7 +54,9 @@ def digits(size: int = 28, channels: int = 1) -> Data:
     x = torch.from_numpy(rows[:, :-1]).float().div(255).view(-1, 1, 28, 28)
     y = torch.from_numpy(rows[:, -1])
     order = np.random.default_rng(1998).permutation(len(y))
-    ranks = [order[y.numpy()[order] == k] for k in range(10)]  # 500 shuffled indices per class
+    ranks = [
+        order[y.numpy()[order] == k] for k in range(10)
+    ]  # 500 shuffled indices per class
     parts = []
     for start, stop in ((0, 350), (350, 400), (400, 500)):
         chosen = np.sort(np.concatenate([r[start:stop] for r in ranks]))
@@ -62,12 +66,21 @@ def digits(size: int = 28, channels: int = 1) -> Data:
 
 
 SKIMAGE_PHOTOGRAPHS = (
-    ("astronaut.png", "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5"),
+    (
+        "astronaut.png",
+        "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5",
+    ),
     ("chelsea.png", "596aa1e7cb875eb79f437e310381d26b338a81c2da23439704a73c4651e8c4bb"),
     ("coffee.png", "cc02f8ca188b167c775a7101b5d767d1e71792cf762c33d6fa15a4599b5a8de7"),
-    ("hubble_deep_field.jpg", "3a19c5dd8a927a9334bb1229a6d63711b1c0c767fb27e2286e7c84a3e2c2f5f4"),
+    (
+        "hubble_deep_field.jpg",
+        "3a19c5dd8a927a9334bb1229a6d63711b1c0c767fb27e2286e7c84a3e2c2f5f4",
+    ),
     ("ihc.png", "f8dd1aa387ddd1f49d8ad13b50921b237df8e9b262606d258770687b0ef93cef"),
-    ("motorcycle_left.png", "db18e9c4157617403c3537a6ba355dfeafe9a7eabb6b9b94cb33f6525dd49179"),
+    (
+        "motorcycle_left.png",
+        "db18e9c4157617403c3537a6ba355dfeafe9a7eabb6b9b94cb33f6525dd49179",
+    ),
     ("retina.jpg", "38a07f36f27f095e818aea7b96d34202c05176d30253c66733f2e00379e9e0e6"),
     ("rocket.jpg", "c2dd0de7c538df8d111e479619b129464d0269d0ae5fd18ca91d33a7fdfea95c"),
 )
@@ -96,7 +109,9 @@ def patches(size: int = 32) -> Data:
     for name, sha256 in SKIMAGE_PHOTOGRAPHS:
         files.append(archives.package_file("skimage", f"data/{name}", sha256))
     for name, sha256 in SKLEARN_PHOTOGRAPHS:
-        files.append(archives.package_file("sklearn", f"datasets/images/{name}", sha256))
+        files.append(
+            archives.package_file("sklearn", f"datasets/images/{name}", sha256)
+        )
     workbench.sources.append(
         "patches of ten photographs from the packages scikit-image and scikit-learn"
     )
@@ -131,14 +146,18 @@ def cut(picture: Tensor, start: float, stop: float, rng: np.random.Generator) ->
         if patch.double().std((1, 2)).mean() >= 1:
             return patch
         rng = np.random.default_rng([top, left]) if attempt == 0 else rng
-    raise ValueError(f"no patch with anything to see between {start:.0%} and {stop:.0%} of a width")
+    raise ValueError(
+        f"no patch with anything to see between {start:.0%} and {stop:.0%} of a width"
+    )
 
 
 def complete(name: str, size: int = 32, channels: int = 3) -> Data:
     """A complete data set, see ``archives.read``; its last 5,000 training images are for validation."""
     (x, y), test, classes = archives.read(name)
     held = min(5000, len(y) // 10)
-    return as_data([(x[:-held], y[:-held]), (x[-held:], y[-held:]), test], classes, size, channels)
+    return as_data(
+        [(x[:-held], y[:-held]), (x[-held:], y[-held:]), test], classes, size, channels
+    )
 
 
 def photograph(height: int = 224, width: int = 224) -> Tensor:

@@ -25,7 +25,9 @@ STYLE = {
     "figure.figsize": (5, 3),
     "figure.dpi": 96,  # a page's pixels
     "figure.constrained_layout.use": True,
-    "font.sans-serif": ["DejaVu Sans"],  # for the layout; readers without it have their own
+    "font.sans-serif": [
+        "DejaVu Sans"
+    ],  # for the layout; readers without it have their own
     "font.size": 12,  # 5 inches become a phone's 350 pixels: 12 points become 12 pixels
     "axes.labelsize": 12,
     "axes.titlesize": 12,
@@ -57,8 +59,12 @@ def save_figures(stem: str) -> None:
     folder = Path("figures")
     folder.mkdir(exist_ok=True)
     for number in plt.get_fignums():
-        plt.figure(number).savefig(folder / f"{stem}-{number}.svg", metadata={"Date": None})
-    print(f"{len(plt.get_fignums())} figures are saved as {folder.absolute() / stem}-*.svg")
+        plt.figure(number).savefig(
+            folder / f"{stem}-{number}.svg", metadata={"Date": None}
+        )
+    print(
+        f"{len(plt.get_fignums())} figures are saved as {folder.absolute() / stem}-*.svg"
+    )
 
 
 # A notebook that is run as a script, by plain Python, has nobody who shows its figures.
@@ -78,11 +84,19 @@ def label_ends(
     axes.autoscale_view()
     axes.figure.draw_without_rendering()  # so that data have their place in points
     points = 72 / axes.figure.dpi
-    wanted = np.array([axes.transData.transform(end)[1] * points for end in ends.values()])
+    wanted = np.array(
+        [axes.transData.transform(end)[1] * points for end in ends.values()]
+    )
     order, steps = wanted.argsort(), gap * np.arange(len(wanted))
-    free = wanted[order] - steps  # has to rise: isotonic regression by its min-max formula
-    means = [[free[i : j + 1].mean() for j in range(i, len(free))] for i in range(len(free))]
-    fitted = [max(min(means[j][k - j :]) for j in range(k + 1)) for k in range(len(free))]
+    free = (
+        wanted[order] - steps
+    )  # has to rise: isotonic regression by its min-max formula
+    means = [
+        [free[i : j + 1].mean() for j in range(i, len(free))] for i in range(len(free))
+    ]
+    fitted = [
+        max(min(means[j][k - j :]) for j in range(k + 1)) for k in range(len(free))
+    ]
     low, high = axes.bbox.y0 * points + gap / 2, axes.bbox.y1 * points - gap / 2
     placed = np.empty_like(wanted)
     placed[order] = np.clip(fitted, low, max(low, high - steps[-1])) + steps
@@ -97,17 +111,23 @@ def label_ends(
         )
 
 
-def seed_band(axes, x, runs: Tensor, colour: str, line: str = "-") -> tuple[float, float]:
+def seed_band(
+    axes, x, runs: Tensor, colour: str, line: str = "-"
+) -> tuple[float, float]:
     """Draw the mean over the seeds of (seeds, points), in a band from the smallest to the largest.
 
     Returns the last point of the mean, for `label_ends`.
     """
     axes.plot(x, runs.mean(0), line, color=colour)
-    axes.fill_between(x, runs.amin(0), runs.amax(0), color=colour, alpha=0.15, linewidth=0)
+    axes.fill_between(
+        x, runs.amin(0), runs.amax(0), color=colour, alpha=0.15, linewidth=0
+    )
     return x[-1], runs.mean(0)[-1].item()
 
 
-def image_grid(pictures, titles=None, columns: int = 8, scale: float = 0.75, **how) -> None:
+def image_grid(
+    pictures, titles=None, columns: int = 8, scale: float = 0.75, **how
+) -> None:
     """Show pictures, each (H, W) or (C, H, W), in rows; `how` goes to imshow."""
     rows = math.ceil(len(pictures) / columns)
     lines = 1 + max(str(t).count("\n") for t in titles) if titles else 0
@@ -117,6 +137,9 @@ def image_grid(pictures, titles=None, columns: int = 8, scale: float = 0.75, **h
         cell.axis("off")
     for i, (cell, picture) in enumerate(zip(axes.flat, pictures)):
         picture = torch.as_tensor(picture).detach().cpu()
-        cell.imshow(picture.permute(1, 2, 0).squeeze(-1) if picture.ndim == 3 else picture, **how)
+        cell.imshow(
+            picture.permute(1, 2, 0).squeeze(-1) if picture.ndim == 3 else picture,
+            **how,
+        )
         if titles:
             cell.set_title(titles[i], fontsize=10, pad=2)

@@ -24,8 +24,12 @@ class Call:
     depth: int  # of its input
     shape: tuple[int, ...] = ()  # of its output, without the batch
     parts: list["Call"] = field(default_factory=list)  # calls of its children, in order
-    shortcut: bool = False  # there is a sum, in it or a part, of tensors of different depth
-    branches: tuple[int, ...] = ()  # channels of the parallel paths that it concatenates
+    shortcut: bool = (
+        False  # there is a sum, in it or a part, of tensors of different depth
+    )
+    branches: tuple[
+        int, ...
+    ] = ()  # channels of the parallel paths that it concatenates
     times: int = 1
 
     def __post_init__(self):
@@ -41,7 +45,9 @@ class Trace(TorchFunctionMode):
 
     def __init__(self, model: nn.Module, x: Tensor):
         super().__init__()
-        self.names = {module: name.rpartition(".")[2] for name, module in model.named_modules()}
+        self.names = {
+            module: name.rpartition(".")[2] for name, module in model.named_modules()
+        }
         self.open, self.depths = [Call("", model, 0)], WeakTensorKeyDictionary({x: 0})
 
     def enter(self, module, inputs):
@@ -52,11 +58,16 @@ class Trace(TorchFunctionMode):
         call = self.open.pop()
         call.shape = tuple(tensors(output)[0].shape[1:])
         call.shortcut |= any(part.shortcut for part in call.parts)
-        call.branches = call.branches or next((p.branches for p in call.parts if p.branches), ())
+        call.branches = call.branches or next(
+            (p.branches for p in call.parts if p.branches), ()
+        )
         self.open[-1].parts.append(call)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        output, name = function(*args, **(kwargs or {})), getattr(function, "__name__", "")
+        output, name = (
+            function(*args, **(kwargs or {})),
+            getattr(function, "__name__", ""),
+        )
         inputs = tensors((args, kwargs))
         depths = [self.depths[t] for t in inputs if t in self.depths]
         if not depths or name.startswith("new_") or name.endswith("_like"):

@@ -18,7 +18,14 @@ def progress(steps, title: str):
 
 
 def fit(
-    model, train, epochs, optimizer, loss=F.cross_entropy, batch=50, validation=None, schedule=None
+    model,
+    train,
+    epochs,
+    optimizer,
+    loss=F.cross_entropy,
+    batch=50,
+    validation=None,
+    schedule=None,
 ):
     """Train on (images, labels) and return the history, one number per epoch.
 

@@ -60,7 +60,9 @@ def test_batch_norm_by_hand_is_that_of_torch_in_both_modes_and_in_what_it_keeps(
             getattr(norm, names[0]).fill_(1.7)
             getattr(norm, names[1]).fill_(-0.4)
     for _ in range(3):
-        x = 3 + 0.01 * torch.randn(7, dtype=torch.float64)  # a variance that an epsilon of another size would change
+        x = 3 + 0.01 * torch.randn(
+            7, dtype=torch.float64
+        )  # a variance that an epsilon of another size would change
         networks.close(ours(x), theirs(x[:, None])[:, 0])
     networks.close(ours.mean, theirs.running_mean[0])
     networks.close(ours.variance, theirs.running_var[0])
