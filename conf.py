@@ -27,6 +27,7 @@ extensions = [
     "chinese",
     "figures",
     "fold_outputs",
+    "numbering",
     "blocked",
     "search_terms",
     "page_head",
@@ -46,6 +47,7 @@ nb_ipywidgets_js = {}  # would come from other hosts
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 
 numfig = True
+math_numfig = False  # equations count within a page, as "numbering" has it for the rest
 html_math_renderer = "mathml"
 bibtex_bibfiles = ["references.bib"]
 bibtex_reference_style = "author_year"

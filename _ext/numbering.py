@@ -55,7 +55,8 @@ def warn_of_unused(env: BuildEnvironment, document: nodes.document, used: set[st
             name = node["names"][0] if node["names"] else None
             how = f"write :numref:`{name}`" if name else "give it a :name: and refer to it"
             text = "numbering: the text does not refer to the %s %r: %s"
-            where = next((part for part in node.findall() if part.line), node)  # of a table: its title
+            # a table itself has no line, its title has
+            where = next((part for part in node.findall() if part.line), node)
             LOG.warning(text, kind, title[:40], how, location=where, type="numbering")
 
 

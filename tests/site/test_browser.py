@@ -67,7 +67,7 @@ Before the first heading there is a paragraph of a length that a description may
 Section
 -------
 
-An equation, :math:`x_i`, and one that is displayed:
+An equation, :math:`x_i`, a line (:numref:`fig-line`), and an equation that is displayed:
 
 .. math:: y = \\sum_{i=1}^{n} w_i x_i
 
@@ -75,6 +75,7 @@ An equation, :math:`x_i`, and one that is displayed:
 
 .. cells:: line
    :part: output
+   :name: fig-line
 
    A line.
 

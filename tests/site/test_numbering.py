@@ -114,7 +114,9 @@ def test_references_follow_and_nothing_else_is_written_again(folder):
     edit(folder, "chapters/a.rst", "First net", "Prime net")
     built(folder)
     assert paragraph(folder, "chapters/a", "In").startswith("In Fig. 1 and see Fig. 2, Fig. 3,")
-    assert paragraph(folder, "chapters/b", "By").startswith("By the shortcut of Fig. 3 of Prime net")
+    assert paragraph(folder, "chapters/b", "By").startswith(
+        "By the shortcut of Fig. 3 of Prime net"
+    )
     numbers = [span.text.strip() for span in page(folder, "chapters/c").select(".caption-number")]
     assert numbers == ["Fig. 1", "Fig. 2", "Table 1"]
     later = {path.stem for path in times if path.stat().st_mtime_ns != times[path]}
