@@ -28,6 +28,7 @@ extensions = [
     "figures",
     "fold_outputs",
     "numbering",
+    "navigation",
     "blocked",
     "search_terms",
     "page_head",
@@ -66,8 +67,6 @@ html_theme_options = {
     "use_download_button": False,  # knows only .md notebooks
     "use_fullscreen_button": False,
     "show_toc_level": 2,
-    "show_navbar_depth": 2,
-    "home_page_in_toc": False,
     "navbar_persistent": [],  # one search button, in the side bar
     "footer_content_items": ["copyright.html"],
     "pygments_light_style": "github-light-high-contrast",

@@ -4,6 +4,8 @@ The extension of a summary tells once what it shows, and its directive which pag
 
     summaries.follow(app, "timeline", cards)        # in setup; cards(env) is what a page shows
     summaries.note(env, "timeline")                 # in the directive
+
+What stands on every page needs no note: ``summaries.follow(..., everywhere=True)``.
 """
 
 from collections.abc import Callable
@@ -27,7 +29,12 @@ def note(env: BuildEnvironment, summary: str) -> None:
     pages.setdefault(env.current_document.docname, set()).add(summary)
 
 
-def follow(app: Sphinx, summary: str, shown: Callable[[BuildEnvironment], object]) -> None:
+def follow(
+    app: Sphinx,
+    summary: str,
+    shown: Callable[[BuildEnvironment], object],
+    everywhere: bool = False,
+) -> None:
     """Compare what is shown from build to build, for each format."""
     app.setup_extension("summaries")
 
@@ -35,7 +42,10 @@ def follow(app: Sphinx, summary: str, shown: Callable[[BuildEnvironment], object
         domain, kind = env.get_domain("summaries"), f"{summary} {app.builder.name}"
         now, before = repr(shown(env)), domain.data["shown"].get(kind)
         domain.data["shown"][kind] = now
-        return [doc for doc, has in domain.pages.items() if summary in has and now != before]
+        if now == before:
+            return []
+        noted = [doc for doc, has in domain.pages.items() if summary in has]
+        return list(env.all_docs) if everywhere else noted
 
     app.connect("env-get-updated", outdated)
 

@@ -10,6 +10,10 @@ document.addEventListener("DOMContentLoaded", () => {
   document.addEventListener("toggle", () => dispatchEvent(new Event("resize")), true);
   reachEquations();
   addEventListener("resize", reachEquations);
+  showPlace();
+  // On a narrow window the theme moves the side bar into a dialog when this is pressed.
+  const opener = document.querySelector(".primary-toggle");
+  opener?.addEventListener("click", () => requestAnimationFrame(showPlace));
   const field = document.querySelector("#pst-search-dialog input[name=q]");
   if (document.querySelector(".bd-search-container")) {
     document.querySelector(".bd-search-container input[name=q]").focus();
@@ -25,6 +29,14 @@ function reachEquations() {
     equation.toggleAttribute("tabindex", scrolls);
     if (scrolls) equation.setAttribute("tabindex", "0");
   }
+}
+
+// Scroll the side bar, and only it, to the page that one is on.
+function showPlace() {
+  const link = document.querySelector(".bd-links [aria-current]");
+  const bar = link?.closest(".bd-sidebar-primary");
+  if (!bar || link.offsetTop + link.offsetHeight < bar.clientHeight) return;
+  bar.scrollTop = link.offsetTop - bar.clientHeight / 2;
 }
 
 // ---- colours ----------------------------------------------------------------------------------
