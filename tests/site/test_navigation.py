@@ -43,8 +43,20 @@ def chapters() -> Iterator[tuple[str, int, int]]:
             yield part, place, number
 
 
+def about() -> str:
+    """A page with sections of many lengths, the last ones shorter than a window."""
+    text = "About\n=====\n\n" + "Text. " * 300 + "\n"
+    for number, words in enumerate((900, 40, 1500, 600, 30, 20), 1):
+        title = f"Section {number}"
+        half = "word " * (words // 2)
+        text += f"\n{title}\n---------\n\n{half}\n\n.. _middle-{number}:\n\n{half}\n"
+        if number == 3:
+            text += f"\nBelow\n~~~~~\n\n{half}\n"
+    return text
+
+
 def book() -> dict[str, str]:
-    files, tables = {"about.rst": "About\n=====\n\nText.\n"}, dict.fromkeys(PARTS, "")
+    files, tables = {"about.rst": about()}, dict.fromkeys(PARTS, "")
     for part, _, number in chapters():
         files[f"chapters/net{number}.rst"] = (
             f"Network number {number}\n=================\n\nText.\n"
@@ -85,7 +97,7 @@ def root(many):
 
 @pytest.fixture
 def visit(browser, root):
-    """visit("chapters/net1", width=390) opens a page of the book in a window that is 900 px high."""
+    """visit("chapters/net1.html", width=390) opens a page of the book in a window that is 900 px high."""
     with contextlib.ExitStack() as stack:
 
         def open_page(name: str, width: int = 1300, **options):
@@ -93,7 +105,7 @@ def visit(browser, root):
             context = new_context(browser, viewport=size, **options)
             stack.enter_context(contextlib.closing(context))
             tab = context.new_page()
-            tab.goto(f"{root}{name}.html")
+            tab.goto(root + name)
             return tab
 
         yield open_page
@@ -118,7 +130,7 @@ def in_view(tab) -> bool:
 def test_the_part_of_the_page_is_open_and_its_entry_in_view(visit):
     wanted = [(part, place, n) for part, place, n in chapters() if place in (1, PARTS[part])]
     for part, place, number in [*wanted[:6], *wanted[-2:]]:
-        tab = visit(f"chapters/net{number}")
+        tab = visit(f"chapters/net{number}.html")
         assert opened(tab) == [part.lower()]
         assert (
             tab.locator(".bd-links [aria-current=page]").inner_text() == f"Network number {number}"
@@ -132,13 +144,13 @@ def test_the_part_of_the_page_is_open_and_its_entry_in_view(visit):
 
 def test_a_page_of_no_part_opens_the_first_one(visit):
     for name in ("index", "search"):
-        tab = visit(name)
+        tab = visit(f"{name}.html")
         assert opened(tab) == ["image classification"]
         assert tab.locator(".place, .bd-links [aria-current]").count() == 0
 
 
 def test_a_part_opens_by_keyboard_and_leads_to_its_chapters(visit):
-    tab = visit("chapters/net1")
+    tab = visit("chapters/net1.html")
     speech = tab.locator("summary", has_text="Speech")
     assert not tab.locator(".bd-links a", has_text="Network number 37").is_visible()
     speech.focus()
@@ -151,7 +163,7 @@ def test_a_part_opens_by_keyboard_and_leads_to_its_chapters(visit):
 
 @pytest.mark.parametrize("width", [390, 1300])
 def test_without_scripts_the_parts_fold_all_the_same(visit, width):
-    tab = visit("chapters/net30", width, java_script_enabled=False)
+    tab = visit("chapters/net30.html", width, java_script_enabled=False)
     assert opened(tab) == ["sequences and language"]
     tab.locator("summary", has_text="Tools").click()
     tab.locator(".bd-links a", has_text="Network number 64").click()
@@ -159,7 +171,7 @@ def test_without_scripts_the_parts_fold_all_the_same(visit, width):
 
 
 def test_on_a_phone_the_dialog_shows_the_entry_of_the_page(visit):
-    tab = visit("chapters/net36", 390)
+    tab = visit("chapters/net36.html", 390)
     tab.locator(".primary-toggle").click()
     tab.locator(".bd-links [aria-current=page]").wait_for(state="visible")
     tab.wait_for_function(
@@ -175,6 +187,47 @@ def test_the_parts_cost_a_page_no_more_than_their_links(many):
     text = (many / "_build" / "html" / "chapters" / "net30.html").read_text(encoding="utf-8")
     start = text.index('<nav class="bd-links"')
     assert text.index("</nav>", start) - start < 65 * 75
+
+
+# ---- the contents of a page ----------------------------------------------------------------------
+
+MARKED = """() => [...document.querySelectorAll("#page-contents a")]
+    .filter((a) => a.matches(".active") && a.ariaCurrent === "true").map((a) => a.textContent)"""
+
+
+def marked(tab, wanted: list[str]) -> bool:
+    """Whether what is marked in the contents is what is wanted, now and when all has settled."""
+    tab.wait_for_function(f"wanted => String(({MARKED})()) === String(wanted)", arg=wanted)
+    tab.wait_for_timeout(150)
+    return tab.evaluate(MARKED) == wanted
+
+
+def test_the_contents_mark_what_a_link_led_to(visit):
+    tab = visit("about.html", reduced_motion="reduce")
+    assert marked(tab, [])
+    links = tab.locator("#page-contents a")
+    names = links.all_inner_texts()
+    assert len(names) == 7
+    for name in [*names, *reversed(names), names[0]]:
+        links.get_by_text(name, exact=True).click()
+        assert marked(tab, [name])
+    for number in (5, 1, 6, 2, 4, 3):
+        tab.evaluate("id => { location.hash = id; }", f"middle-{number}")
+        assert marked(tab, [f"Section {number}"])
+    tab.go_back()
+    assert marked(tab, ["Section 4"])
+
+
+def test_the_contents_mark_what_one_scrolls_to(visit):
+    tab = visit("about.html#section-3", reduced_motion="reduce")
+    assert marked(tab, ["Section 3"])
+    jump = "y => scrollTo({ top: y, behavior: 'instant' })"
+    tab.evaluate(jump, 900)
+    assert marked(tab, ["Section 1"])
+    tab.evaluate(jump, 100_000)
+    assert marked(tab, ["Section 6"])
+    tab.evaluate(jump, 0)
+    assert marked(tab, [])
 
 
 SHORT = f"""
