@@ -29,6 +29,7 @@ extensions = [
     "fold_outputs",
     "numbering",
     "navigation",
+    "citations",
     "blocked",
     "search_terms",
     "page_head",
@@ -51,7 +52,8 @@ numfig = True
 math_numfig = False  # equations count within a page, as "numbering" has it for the rest
 html_math_renderer = "mathml"
 bibtex_bibfiles = ["references.bib"]
-bibtex_reference_style = "author_year"
+bibtex_default_style = bibtex_reference_style = "book"
+bibtex_cite_id = "{key}"  # an address that stays: bibliography.html#he2016deep
 
 html_theme = "sphinx_book_theme"
 html_title = "Deep Learning Models"

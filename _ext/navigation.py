@@ -103,7 +103,7 @@ class NameNotebook(SphinxTransform):
 def setup(app: Sphinx) -> dict:
     app.add_transform(NameNotebook)
     app.connect("html-page-context", fill)
-    summaries.follow(app, "navigation", parts, everywhere=True)
+    summaries.follow_each(app, "navigation", lambda env: dict.fromkeys(env.all_docs, parts(env)))
     return {
         "version": "1",
         "env_version": 1,

@@ -15,6 +15,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 
+import summaries
 from per_page import PerPage
 
 LOG = logging.getLogger(__name__)
@@ -31,12 +32,11 @@ def references(document: nodes.document) -> Iterator[addnodes.pending_xref]:
 class Numbering(PerPage):
     """What each page refers to by number: pairs of the kind, "numref" or "eq", and the label.
 
-    ``running`` keeps Sphinx's numbers, which run through the book; ``shown`` what the references of
-    each page said when a builder last wrote it.
+    ``running`` keeps Sphinx's numbers, which run through the book.
     """
 
     name, label = "numbering", "Numbers"
-    initial_data = {"pages": {}, "running": {}, "shown": {}}
+    initial_data = {"pages": {}, "running": {}}
 
     def process_doc(self, env: BuildEnvironment, docname: str, document: nodes.document) -> None:
         found = {(node["reftype"], node["reftarget"]) for node in references(document)}
@@ -67,9 +67,8 @@ def restore(app: Sphinx, env: BuildEnvironment) -> list[str]:
 
 
 def number(app: Sphinx, env: BuildEnvironment) -> list[str]:
-    """Count anew in each page; the pages whose references now read otherwise are written again."""
-    data = env.get_domain("numbering").data
-    data["running"] = env.toc_fignumbers
+    """Count anew in each page."""
+    env.get_domain("numbering").data["running"] = env.toc_fignumbers
     env.toc_fignumbers = {
         docname: {
             kind: {node_id: (n,) for n, node_id in enumerate(numbers, 1)}
@@ -77,13 +76,13 @@ def number(app: Sphinx, env: BuildEnvironment) -> list[str]:
         }
         for docname, kinds in env.toc_fignumbers.items()
     }
-    before = data["shown"].get(app.builder.name, {})
-    now = {
-        docname: sorted((*reference, *place(env, *reference)) for reference in found)
-        for docname, found in env.get_domain("numbering").pages.items()
-    }
-    data["shown"][app.builder.name] = now
-    return [docname for docname in now if now[docname] != before.get(docname)]
+    return []
+
+
+def shown(env: BuildEnvironment) -> dict[str, list[tuple]]:
+    """What the references of each page say."""
+    pages = env.get_domain("numbering").pages
+    return {doc: sorted(place(env, *named) for named in found) for doc, found in pages.items()}
 
 
 def place(env: BuildEnvironment, kind: str, label: str) -> tuple[str, int, str]:
@@ -112,6 +111,7 @@ def setup(app: Sphinx) -> dict:
     app.add_post_transform(NameChapter)
     app.connect("env-get-updated", restore, priority=BEFORE_SPHINX)
     app.connect("env-get-updated", number, priority=AFTER_SPHINX)
+    summaries.follow_each(app, "numbering", shown, priority=AFTER_SPHINX + 1)
     return {
         "version": "1",
         "env_version": 1,

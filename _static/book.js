@@ -12,6 +12,7 @@ document.addEventListener("DOMContentLoaded", () => {
   addEventListener("resize", reachEquations);
   followContents();
   showPlace();
+  addEventListener("keydown", (event) => event.key === "Escape" && putReferencesAway());
   // On a narrow window the theme moves the side bar into a dialog when this is pressed.
   const opener = document.querySelector(".primary-toggle");
   opener?.addEventListener("click", () => requestAnimationFrame(showPlace));
@@ -38,6 +39,16 @@ function showPlace() {
   const bar = link?.closest(".bd-sidebar-primary");
   if (!bar || link.offsetTop + link.offsetHeight < bar.clientHeight) return;
   bar.scrollTop = link.offsetTop - bar.clientHeight / 2;
+}
+
+// What a citation shows, while one points at it or has come to it, goes until one does so anew.
+function putReferencesAway() {
+  for (const link of document.querySelectorAll(".bibtex-citation a:is(:hover, :focus)")) {
+    link.classList.add("put-away");
+    for (const leaving of ["pointerleave", "blur"]) {
+      link.addEventListener(leaving, () => link.classList.remove("put-away"), { once: true });
+    }
+  }
 }
 
 // Mark in the contents the section that one reads: the last one that begins above a line. The line is
