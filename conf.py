@@ -30,6 +30,7 @@ extensions = [
     "numbering",
     "navigation",
     "citations",
+    "not_found",
     "blocked",
     "search_terms",
     "page_head",
@@ -70,7 +71,7 @@ html_theme_options = {
     "use_fullscreen_button": False,
     "show_toc_level": 2,
     "navbar_persistent": [],  # one search button, in the side bar
-    "footer_content_items": ["copyright.html"],
+    "footer_content_items": ["copyright.html", "report.html"],
     "pygments_light_style": "github-light-high-contrast",
     "pygments_dark_style": "github-dark-high-contrast",
 }

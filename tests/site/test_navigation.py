@@ -4,9 +4,11 @@ Looked at in a made-up book of 64 chapters in nine parts, whose pages are 900 px
 """
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from bs4 import BeautifulSoup
@@ -76,7 +78,9 @@ def many(tmp_path_factory) -> Path:
         (folder / name).symlink_to(ROOT / name)
     for name in ("references.bib", "docutils.conf"):
         shutil.copy(ROOT / name, folder)
-    result = build(write_site(folder, book(), (ROOT / "conf.py").read_text(encoding="utf-8")))
+    write_site(folder, book(), (ROOT / "conf.py").read_text(encoding="utf-8"))
+    published = {"SITE_URL": "https://someone.github.io/book/", "GITHUB_REPOSITORY": "someone/book"}
+    result = build(folder, **published)
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -264,6 +268,39 @@ def test_every_page_follows_when_a_chapter_is_renamed_or_comes(tmp_path):
     html = page(folder, "chapters/b")
     assert [a.text for a in html.select(".bd-links a")] == ["Another", "New", "Second"]
     assert html.select_one(".place").text == "Nets · chapter 3 of 3"
+
+
+# ---- where there is no page, and where something is wrong with one -------------------------------
+
+
+@pytest.mark.parametrize("address", ["nothing.html", "chapters/of/no/book.html"])
+def test_where_there_is_no_page_one_is_told_and_led_on(visit, root, address):
+    for target in ("index.html", "search.html", "chapters/net1.html"):
+        tab = visit(address)
+        assert tab.locator("h1:visible").inner_text() == "There is no page here"
+        assert tab.locator("meta[name=robots]").get_attribute("content") == "noindex"
+        assert tab.locator("link[rel=canonical]").count() == 0
+        assert "Source Sans" in tab.evaluate("getComputedStyle(document.body).fontFamily")
+        assert tab.locator(".logo__image").evaluate("image => image.naturalWidth") > 0
+        tab.locator(f"a[href$='/{target}']:visible").first.click()
+        tab.wait_for_url(root + target)
+    tab.keyboard.press("Control+k")
+    assert tab.locator("dialog input[type=search]").is_visible()
+
+
+def test_a_problem_is_reported_with_title_and_address_filled_in(many):
+    for name, title in (("chapters/net30", "Network number 30"), ("about", "About")):
+        (link,) = page(many, name).select(".bd-footer-content .report a")
+        address = urlsplit(link["href"])
+        assert address.hostname == "github.com" and address.path == "/someone/book/issues/new"
+        form = parse_qs(address.query)
+        assert form["title"] == [f"{title}: "]
+        assert form["body"] == [f"Page: https://someone.github.io/book/{name}.html\n\n"]
+
+
+@pytest.mark.skipif("GITHUB_REPOSITORY" in os.environ, reason="the repository is known here")
+def test_without_a_repository_nothing_can_be_reported_to_it(site):
+    assert "issues/new" not in (site / "index.html").read_text(encoding="utf-8")
 
 
 # ---- notebooks of the real site --------------------------------------------------------------------

@@ -16,7 +16,7 @@ from engine.surroundings import accelerators
 from loader import NOTEBOOKS, ROOT, RUN_AGAIN, STEMS
 
 pytestmark = pytest.mark.xdist_group("site")
-GENERATED = {"genindex", "search"}
+GENERATED = {"404", "genindex", "search"}
 # a warning, a progress bar, a memory address, an absolute path
 UNWANTED = (
     r"Warning\b",
