@@ -27,6 +27,10 @@ extensions = [
     "chinese",
     "figures",
     "fold_outputs",
+    "numbering",
+    "navigation",
+    "citations",
+    "not_found",
     "blocked",
     "search_terms",
     "page_head",
@@ -46,9 +50,11 @@ nb_ipywidgets_js = {}  # would come from other hosts
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 
 numfig = True
+math_numfig = False  # equations count within a page, as "numbering" has it for the rest
 html_math_renderer = "mathml"
 bibtex_bibfiles = ["references.bib"]
-bibtex_reference_style = "author_year"
+bibtex_default_style = bibtex_reference_style = "book"
+bibtex_cite_id = "{key}"  # an address that stays: bibliography.html#he2016deep
 
 html_theme = "sphinx_book_theme"
 html_title = "Deep Learning Models"
@@ -64,10 +70,8 @@ html_theme_options = {
     "use_download_button": False,  # knows only .md notebooks
     "use_fullscreen_button": False,
     "show_toc_level": 2,
-    "show_navbar_depth": 2,
-    "home_page_in_toc": False,
     "navbar_persistent": [],  # one search button, in the side bar
-    "footer_content_items": ["copyright.html"],
+    "footer_content_items": ["copyright.html", "report.html"],
     "pygments_light_style": "github-light-high-contrast",
     "pygments_dark_style": "github-dark-high-contrast",
 }

@@ -8,11 +8,13 @@ After a web site has been built ``notebooks/`` of the output holds, beside each 
 
 ``engine.export`` makes them, called by ``execution``. Here chapters and notebook pages get buttons for
 them; the ``paper`` card shows the same links. The one setting, ``launch_repository`` ("owner/name"),
-defaults to GITHUB_REPOSITORY and to none: without it there is no Colab button rather than a wrong one.
+defaults to GITHUB_REPOSITORY and to none: without it there is no Colab button rather than a wrong one,
+and no link to report a problem, which the template ``report.html`` shows at the foot of each page.
 """
 
 import os
 from pathlib import Path
+from urllib.parse import urlencode
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -85,6 +87,18 @@ def add_buttons(app: Sphinx, pagename: str, templatename: str, context: dict, do
         )
 
 
+def report(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """An issue form of the repository with title and address of the page filled in."""
+    repository = app.config.launch_repository
+    if not repository:
+        return
+    title = app.env.titles.get(pagename)
+    title = title.astext() if title else context.get("title", pagename)
+    address = context.get("pageurl") or pagename
+    form = urlencode({"title": f"{title}: ", "body": f"Page: {address}\n\n"})
+    context["report_url"] = f"https://github.com/{repository}/issues/new?{form}"
+
+
 def resolve(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Replace the placeholder of a card by links, if there are any."""
     for place in list(doctree.findall(launch_buttons)):
@@ -101,6 +115,7 @@ def setup(app: Sphinx) -> dict:
     app.add_config_value("launch_source_branch", "main", "html")
     app.add_node(launch_buttons)
     app.connect("html-page-context", add_buttons, priority=502)  # the theme empties the row at 501
+    app.connect("html-page-context", report)
     app.connect("doctree-resolved", resolve)
     return {
         "version": "1",

@@ -76,7 +76,8 @@ class PaperCard(SphinxDirective):
             return []
         self.messages = []
         title, year = decode(entry.fields["title"]), entry.fields["year"]
-        card = nodes.container(classes=["paper-card"], title=title, year=year)
+        key = self.arguments[0]
+        card = nodes.container(classes=["paper-card"], key=key, title=title, year=year)
         self.set_source_info(card)
         link = nodes.reference("", title, refuri=entry.fields["url"], internal=False)
         venue = entry.fields.get("journal") or entry.fields.get("booktitle")

@@ -1,12 +1,17 @@
-"""Write a page that summarises other pages again when what it shows has changed.
+"""Write a page that shows something of other pages again when what it shows has changed.
 
 The extension of a summary tells once what it shows, and its directive which pages have one::
 
     summaries.follow(app, "timeline", cards)        # in setup; cards(env) is what a page shows
     summaries.note(env, "timeline")                 # in the directive
+
+Where each page shows something else, no directive is needed::
+
+    summaries.follow_each(app, "numbers", numbers)  # numbers(env) is {page: what it shows}
 """
 
 from collections.abc import Callable
+from hashlib import sha256
 
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
@@ -38,6 +43,25 @@ def follow(app: Sphinx, summary: str, shown: Callable[[BuildEnvironment], object
         return [doc for doc, has in domain.pages.items() if summary in has and now != before]
 
     app.connect("env-get-updated", outdated)
+
+
+def follow_each(
+    app: Sphinx,
+    summary: str,
+    shown: Callable[[BuildEnvironment], dict[str, object]],
+    priority: int = 500,
+) -> None:
+    """Compare what each page shows of others; `shown` is asked at this priority of the event."""
+    app.setup_extension("summaries")
+
+    def outdated(app: Sphinx, env: BuildEnvironment) -> list[str]:
+        data, kind = env.get_domain("summaries").data["shown"], f"{summary} {app.builder.name}"
+        now = {doc: sha256(repr(what).encode()).hexdigest() for doc, what in shown(env).items()}
+        before = data.get(kind, {})
+        data[kind] = now
+        return [doc for doc in now if now[doc] != before.get(doc)]
+
+    app.connect("env-get-updated", outdated, priority=priority)
 
 
 def setup(app: Sphinx) -> dict:

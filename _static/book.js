@@ -10,6 +10,12 @@ document.addEventListener("DOMContentLoaded", () => {
   document.addEventListener("toggle", () => dispatchEvent(new Event("resize")), true);
   reachEquations();
   addEventListener("resize", reachEquations);
+  followContents();
+  showPlace();
+  addEventListener("keydown", (event) => event.key === "Escape" && putReferencesAway());
+  // On a narrow window the theme moves the side bar into a dialog when this is pressed.
+  const opener = document.querySelector(".primary-toggle");
+  opener?.addEventListener("click", () => requestAnimationFrame(showPlace));
   const field = document.querySelector("#pst-search-dialog input[name=q]");
   if (document.querySelector(".bd-search-container")) {
     document.querySelector(".bd-search-container input[name=q]").focus();
@@ -25,6 +31,89 @@ function reachEquations() {
     equation.toggleAttribute("tabindex", scrolls);
     if (scrolls) equation.setAttribute("tabindex", "0");
   }
+}
+
+// Scroll the side bar, and only it, to the page that one is on.
+function showPlace() {
+  const link = document.querySelector(".bd-links [aria-current]");
+  const bar = link?.closest(".bd-sidebar-primary");
+  if (!bar || link.offsetTop + link.offsetHeight < bar.clientHeight) return;
+  bar.scrollTop = link.offsetTop - bar.clientHeight / 2;
+}
+
+// What a citation shows, while one points at it or has come to it, goes until one does so anew.
+function putReferencesAway() {
+  for (const link of document.querySelectorAll(".bibtex-citation a:is(:hover, :focus)")) {
+    link.classList.add("put-away");
+    for (const leaving of ["pointerleave", "blur"]) {
+      link.addEventListener(leaving, () => link.classList.remove("put-away"), { once: true });
+    }
+  }
+}
+
+// Mark in the contents the section that one reads: the last one that begins above a line. The line is
+// a quarter of the window below its top, and sinks to its foot where the page ends. What a link has led
+// to counts as read until it leaves the window.
+function followContents() {
+  const linkOf = new Map();
+  for (const link of document.querySelectorAll("#page-contents a")) {
+    const section = document.getElementById(decodeURIComponent(link.hash.slice(1)));
+    if (section) linkOf.set(section, link);
+  }
+  if (!linkOf.size) return;
+  let goal, arrived;
+
+  const top = (element) => element.getBoundingClientRect().top;
+  const inWindow = (element) => top(element) > -1 && top(element) < innerHeight;
+
+  function read() {
+    const left = document.documentElement.scrollHeight - innerHeight - scrollY;
+    const line = Math.max(innerHeight / 4, Math.min(scrollY, innerHeight - left));
+    return [...linkOf.keys()].filter((section) => top(section) <= line).at(-1);
+  }
+
+  function mark() {
+    if (goal && inWindow(goal)) arrived = true;
+    else if (arrived) goal = null;
+    let section = goal ?? read();
+    while (section && !linkOf.has(section)) section = section.parentElement;
+    for (const [of, link] of linkOf) {
+      link.classList.toggle("active", of === section);
+      if (of === section) link.setAttribute("aria-current", "true");
+      else link.removeAttribute("aria-current");
+    }
+    for (const entry of document.querySelectorAll("#page-contents .toc-entry")) {
+      entry.classList.toggle("active", entry.contains(linkOf.get(section) ?? null));
+    }
+  }
+
+  function jump() {
+    goal = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    arrived = false;
+    mark();
+  }
+
+  let waiting = false;
+  function markSoon() {
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(() => {
+      waiting = false;
+      mark();
+    });
+  }
+
+  addEventListener("scroll", markSoon, { passive: true });
+  addEventListener("resize", markSoon);
+  addEventListener("hashchange", jump);
+  document.addEventListener("click", (event) => {
+    if (event.target.closest("a")?.href === location.href) jump(); // the address does not change
+  });
+  addEventListener("scrollend", () => {
+    arrived = true; // going back leads to where one was before, not to what the address says
+    mark();
+  });
+  jump();
 }
 
 // ---- colours ----------------------------------------------------------------------------------

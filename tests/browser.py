@@ -65,7 +65,9 @@ class Handler(BaseHTTPRequestHandler):
         file = (file / "index.html" if path.endswith("/") else file).resolve()
         inside = path.startswith(PREFIX) and file.is_relative_to(self.server.folder)
         if not inside or not file.is_file():
-            self.send(404, "text/plain", b"no such page")
+            page = self.server.folder / "404.html"
+            body = page.read_bytes() if page.is_file() else b"no such page"
+            self.send(404, TYPES[".html"], body)
             return
         kind = TYPES.get(file.suffix) or mimetypes.guess_type(file)[0] or "application/octet-stream"
         if kind.startswith(PACKED) and "gzip" in self.headers.get("Accept-Encoding", ""):

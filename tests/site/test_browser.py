@@ -67,7 +67,7 @@ Before the first heading there is a paragraph of a length that a description may
 Section
 -------
 
-An equation, :math:`x_i`, and one that is displayed:
+An equation, :math:`x_i`, a line (:numref:`fig-line`), and an equation that is displayed:
 
 .. math:: y = \\sum_{i=1}^{n} w_i x_i
 
@@ -75,6 +75,7 @@ An equation, :math:`x_i`, and one that is displayed:
 
 .. cells:: line
    :part: output
+   :name: fig-line
 
    A line.
 
@@ -203,7 +204,7 @@ def test_no_page_of_the_site_is_left_out(site):
     built = {
         f"real/{path.relative_to(site).with_suffix('')}"
         for path in site.rglob("*.html")
-        if "_static" not in path.parts
+        if "_static" not in path.parts and path.name != "404.html"  # see test_navigation
     }
     assert built == {page for page in PAGES if page.startswith("real/")}
 

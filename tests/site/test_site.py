@@ -13,7 +13,7 @@ from engine.notebook import code_cells
 from loader import NOTEBOOKS, ROOT, STEMS
 
 pytestmark = pytest.mark.xdist_group("site")
-GENERATED = {"genindex", "search"}
+GENERATED = {"404", "genindex", "search"}
 # a warning, a progress bar, a memory address, an absolute path
 UNWANTED = (
     r"Warning\b",
