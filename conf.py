@@ -28,7 +28,7 @@ extensions = [
     "figures",
     "fold_outputs",
     "blocked",
-    "search_terms",
+    "search_index",
     "page_head",
     "slim",
 ]
@@ -49,6 +49,9 @@ numfig = True
 html_math_renderer = "mathml"
 bibtex_bibfiles = ["references.bib"]
 bibtex_reference_style = "author_year"
+
+search_weights = {"index": 0.2, "timeline": 0.1, "status": 0.1, "bibliography": 0.05}
+search_sections = {"architecture": 2, "what-came-next": 0.5, "exercises": 0.5, "reading-list": 0.5}
 
 html_theme = "sphinx_book_theme"
 html_title = "Deep Learning Models"
