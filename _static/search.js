@@ -4,6 +4,8 @@
 const GLUE = "~|"; // as in _ext/search_text.py: no space before this word on the page
 const HIDDEN = "~-"; // this word is not on the page
 const TIMES = "ẋ";
+const STEMS = "al|ar|el|em|en|er|et|gn|ic|id|il|im|in|it|ll|nt|ol|om|on|or|th|um";
+const AMERICAN = new RegExp(`([a-z](?:${STEMS}))iz(e|ing|ation|ab)`, "gi");
 const IN_DIALOG = 8; // pages
 const ON_PAGE = 30;
 const SECTIONS = 3; // of a page
@@ -23,7 +25,7 @@ function engine() {
     const metaWeights = { title: 20, authors: 10, paper: 5, terms: 5 };
     const ranking = { diacriticSimilarity: 0, metaWeights };
     await pagefind.options({ excerptLength: 24, ranking });
-    await pagefind.init();
+    await pagefind.preload(""); // waits until it can search
     return pagefind;
   });
   return loading;
@@ -48,6 +50,7 @@ function asIndexed(query) {
     .replace(/×/g, "x")
     .replace(/(\d)[,'’\u2009\u202f](?=\d{3}(?!\d))/g, "$1")
     .replace(/\b\d{1,3}( \d{3}){2,}\b/g, (number) => number.replaceAll(" ", ""))
+    .replace(AMERICAN, "$1is$2") // the engine's stem would find "normal" for "normalize"
     .replace(/\p{Script=Han}+/gu, " $& ")
     .replace(/\.(?!\d)|[^\p{L}\p{N}\p{M}\s._-]/gu, " ")
     .trim();
