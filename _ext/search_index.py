@@ -36,10 +36,14 @@ def copies(app: Sphinx) -> Path:
     return Path(app.doctreedir, "searched", app.builder.name)
 
 
+def place(app: Sphinx, docname: str) -> Path:
+    """Where a page is in the site, which is its address."""
+    return Path(app.builder.get_outfilename(docname)).relative_to(app.outdir)
+
+
 def copy_of(app: Sphinx, docname: str) -> Path:
-    """Where the copy of a page is; its place among the others gives the page's address."""
-    page = Path(app.builder.get_outfilename(docname))
-    return copies(app) / page.relative_to(app.outdir)
+    """Where its copy is; not named as a page, since it lies in the site's folder."""
+    return copies(app) / f"{place(app, docname)}.copy"
 
 
 def searched(env: BuildEnvironment) -> list[str]:
@@ -53,7 +57,8 @@ def weight(app: Sphinx, docname: str) -> float:
 
 def keep(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
     """A page is being written, perhaps by another process."""
-    if app.builder.name in BUILDERS and doctree is not None and pagename in searched(app.env):
+    found = doctree is not None and "nosearch" not in app.env.metadata[pagename]
+    if app.builder.name in BUILDERS and found:
         config = app.config
         text = search_text.copy(
             context["body"], config.language, weight(app, pagename), config.search_sections
@@ -73,19 +78,22 @@ def without_copy(app: Sphinx, env: BuildEnvironment) -> list[str]:
 def make(app: Sphinx, exception: Exception | None) -> None:
     if exception or app.builder.name not in BUILDERS:
         return
-    paths = {copy_of(app, docname) for docname in searched(app.env)}
-    for path in set(copies(app).rglob("*.html")) - paths:
+    found = {place(app, docname): copy_of(app, docname) for docname in searched(app.env)}
+    for path in set(copies(app).rglob("*.copy")).difference(found.values()):
         path.unlink()
     digest = sha256(version("pagefind").encode())
-    for path in sorted(paths):
-        digest.update(f"\n{path.relative_to(copies(app))}\n".encode() + path.read_bytes())
+    for page in sorted(found):
+        digest.update(f"\n{page}\n".encode() + found[page].read_bytes())
     index = Path(app.outdir, FOLDER)
     made_from = index / "digest"
     if made_from.is_file() and made_from.read_text(encoding="ascii") == digest.hexdigest():
         return
     with TemporaryDirectory(dir=app.doctreedir) as folder:
-        new = Path(folder, FOLDER)
-        run(copies(app), new)
+        pages, new = Path(folder, "pages"), Path(folder, FOLDER)
+        for page, path in found.items():
+            (pages / page).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, pages / page)
+        run(pages, new)
         (new / made_from.name).write_text(digest.hexdigest(), encoding="ascii")
         shutil.rmtree(index, ignore_errors=True)
         shutil.move(new, index)
