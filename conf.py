@@ -32,7 +32,7 @@ extensions = [
     "citations",
     "not_found",
     "blocked",
-    "search_terms",
+    "search_index",
     "page_head",
     "slim",
 ]
@@ -55,6 +55,9 @@ html_math_renderer = "mathml"
 bibtex_bibfiles = ["references.bib"]
 bibtex_default_style = bibtex_reference_style = "book"
 bibtex_cite_id = "{key}"  # an address that stays: bibliography.html#he2016deep
+
+search_weights = {"index": 0.2, "timeline": 0.1, "status": 0.1, "bibliography": 0.05}
+search_sections = {"architecture": 2, "what-came-next": 0.5, "exercises": 0.5, "reading-list": 0.5}
 
 html_theme = "sphinx_book_theme"
 html_title = "Deep Learning Models"

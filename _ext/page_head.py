@@ -33,7 +33,7 @@ HASH = base64.b64encode(hashlib.sha256(FIRST_SCRIPT.encode()).digest()).decode()
 POLICY = "; ".join(
     (
         "default-src 'self'",
-        f"script-src 'self' 'sha256-{HASH}'",
+        f"script-src 'self' 'wasm-unsafe-eval' 'sha256-{HASH}'",  # the search engine is WebAssembly
         "style-src 'self' 'unsafe-inline'",  # alignment of table cells, written by notebooks
         "img-src 'self' data:",  # icons in the style sheet
         "media-src 'self' data:",  # audio that a notebook shows
@@ -43,6 +43,7 @@ POLICY = "; ".join(
     )
 )
 SCRIPTS = ("scripts/pydata-sphinx-theme.js", "book.js")  # Bootstrap's and the icons' are left out
+UNUSED = ("", "_static/sphinx_highlight.js")  # scripts in the page; marks of Sphinx's search
 TEXT_FONTS = ["_static/fonts/source-sans-3.woff2", "_static/fonts/source-sans-3-italic.woff2"]
 MATH_FONT = "_static/stix-two-math.woff2"
 LONGEST = 160  # characters of a description that search engines show
@@ -71,8 +72,8 @@ def fill(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) 
     context["preloaded_fonts"] = TEXT_FONTS + math
     fallback = f"{app.config.html_title}: {context.get('title', pagename)}"
     context["description"] = description(doctree, fallback)
-    files = [f for f in context["script_files"] if getattr(f, "filename", f)]
-    context["script_files"] = files if pagename == "search" else [deferred(f) for f in files]
+    files = [file for file in context["script_files"] if str(file.filename or "") not in UNUSED]
+    context["script_files"] = [deferred(file) for file in files]
 
 
 def visit_citation(self, node: nodes.citation) -> None:

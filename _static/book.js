@@ -1,8 +1,5 @@
-// Colours as the system, light or dark; and search while one types.
+// Colours as the system, light or dark; the door to search.
 "use strict";
-
-// A page opened as a file may not read others, so its search shows titles only.
-if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
 
 document.addEventListener("DOMContentLoaded", () => {
   switchColours();
@@ -16,12 +13,7 @@ document.addEventListener("DOMContentLoaded", () => {
   // On a narrow window the theme moves the side bar into a dialog when this is pressed.
   const opener = document.querySelector(".primary-toggle");
   opener?.addEventListener("click", () => requestAnimationFrame(showPlace));
-  const field = document.querySelector("#pst-search-dialog input[name=q]");
-  if (document.querySelector(".bd-search-container")) {
-    document.querySelector(".bd-search-container input[name=q]").focus();
-  } else if (field) {
-    field.addEventListener("focus", () => searchAsTyped(field), { once: true });
-  }
+  prepareSearch();
 });
 
 // Equations that scroll can be scrolled by keyboard, too.
@@ -143,48 +135,30 @@ function switchColours() {
 
 // ---- search -----------------------------------------------------------------------------------
 
-const MOST_RESULTS = 8;
+// search.js, the engine and its index are loaded when search is opened. A page opened as a file may
+// not load them: from there search is Sphinx's own page.
+function prepareSearch() {
+  const page = document.querySelector(".bd-search-container");
+  const dialog = document.querySelector("#pst-search-dialog");
+  const file = location.protocol === "file:";
+  page?.querySelector("input[name=q]").focus();
+  if (page && file) {
+    sphinxSearch();
+  } else if (page) {
+    import("./search.js").then((search) => search.onPage(page)).catch(sphinxSearch);
+  } else if (dialog && !file) {
+    const open = () => import("./search.js").then((search) => search.inDialog(dialog));
+    dialog.addEventListener("focusin", open, { once: true });
+  }
+}
 
-function load(source) {
-  return new Promise((resolve, reject) => {
+async function sphinxSearch() {
+  globalThis.SPHINX_HIGHLIGHT_ENABLED = false;
+  DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false; // would read each page that is found
+  for (const name of ["_static/language_data.js", "_static/searchtools.js", "searchindex.js"]) {
     const script = document.createElement("script");
-    script.src = document.documentElement.dataset.content_root + source;
-    script.onload = resolve;
-    script.onerror = () => reject(new Error(`${source} could not be loaded`));
+    script.src = document.documentElement.dataset.content_root + name;
     document.head.append(script);
-  });
-}
-
-async function searchAsTyped(field) {
-  const list = document.createElement("ul");
-  list.className = "search-found";
-  list.setAttribute("aria-live", "polite");
-  list.setAttribute("aria-label", "Search results");
-  field.form.after(list);
-  let typed = field.value;
-  field.addEventListener("input", () => (typed = field.value));
-  await load("_static/language_data.js");
-  await load("_static/searchtools.js"); // which empties all search fields
-  await load("searchindex.js");
-  field.value = typed;
-  const find = () => list.replaceChildren(...found(field.value).map(entry));
-  field.addEventListener("input", find);
-  find();
-}
-
-// Pages that hold all words of the query, best first: [docname, title, anchor, ...] as Sphinx's
-// own search page gets them.
-function found(query) {
-  if (query.trim().length < 2) return [];
-  const results = Search._performSearch(...Search._parseQuery(query));
-  return results.reverse().slice(0, MOST_RESULTS);
-}
-
-function entry([docname, title, anchor]) {
-  const item = document.createElement("li");
-  const link = item.appendChild(document.createElement("a"));
-  const { LINK_SUFFIX } = DOCUMENTATION_OPTIONS;
-  link.href = document.documentElement.dataset.content_root + docname + LINK_SUFFIX + anchor;
-  link.textContent = title;
-  return item;
+    await new Promise((loaded) => script.addEventListener("load", loaded));
+  }
 }

@@ -243,6 +243,7 @@ def test_a_page_is_steady_and_as_wide_as_the_window_in_light_and_dark(visit, nam
             tab.page.set_viewport_size({"width": width, "height": 900})
             assert tab.page.evaluate("book.wide()") == [], f"{width} px, {mode}"
     assert tab.trouble == []
+    assert not tab.loaded("searchindex.js")
     if "/chapters/" in name:
         sizes = tab.bytes()
         images = sizes.pop("image", 0)
@@ -445,71 +446,12 @@ def test_without_scripts_a_chapter_can_be_read(browser, roots):
         assert page.locator("p", has_text="It folds").is_visible()
 
 
-def test_a_chapter_opened_as_a_file_has_its_style_and_search(browser, small_site):
+def test_a_chapter_opened_as_a_file_has_its_style(browser, small_site):
     with contextlib.closing(new_context(browser)) as context:
         tab = Visit(context, f"{small_site.as_uri()}/").open("chapters/a.html")
         assert "Source Sans" in tab.page.evaluate("getComputedStyle(document.body).fontFamily")
         assert tab.page.locator(".paper-card").bounding_box()["width"] > 400
-        tab.page.keyboard.press("Control+k")
-        tab.page.keyboard.type("conv2d_relu")
-        tab.page.locator(".search-found a", has_text="Second chapter").wait_for()
-        tab.open("search.html?q=conv2d_relu")
-        tab.page.locator("#search-results a", has_text="Second chapter").wait_for()
         assert tab.trouble == []
-
-
-# ---- search --------------------------------------------------------------------------------------
-
-
-def test_search_opens_loads_its_index_and_finds_while_one_types(visit):
-    tab = visit("small/chapters/b")
-    dialog = tab.page.locator("#pst-search-dialog")
-    assert not tab.loaded("searchindex.js")
-    tab.page.get_by_role("button", name="Search").first.click()
-    assert dialog.is_visible()
-    tab.page.keyboard.type("残差网络")
-    link = dialog.locator("a")
-    link.wait_for()
-    assert tab.loaded("searchindex.js")
-    assert link.inner_text() == "First chapter"
-    tab.page.keyboard.press("Escape")
-    assert not dialog.is_visible()
-    tab.page.keyboard.press("Control+k")
-    assert dialog.is_visible()
-    link.click()
-    tab.page.wait_for_url("**/chapters/a.html*")
-    assert tab.trouble == []
-
-
-QUERIES = {
-    "degradations": "chapters/resnet",  # by its stem
-    "shortcuts of identity": "chapters/resnet",
-    "ResidualBlock": "chapters/resnet",
-    "map_criterion": "chapters/lenet",
-    "TableConv": "chapters/lenet",
-    "subsampling digits": "chapters/lenet",
-    "LeCun": "chapters/lenet",
-    "残差网络": "chapters/resnet",
-    "卷积": "chapters/lenet",
-    "what the pages ran on": "status",
-}
-
-
-@pytest.mark.parametrize("query", QUERIES)
-def test_a_query_finds_its_page_among_the_first_three(tabs, query):
-    tab = tabs["real"].go("search.html")
-    tab.page.locator(".bd-search-container input[name=q]").fill(query)
-    tab.page.keyboard.press("Enter")
-    tab.page.wait_for_url("**q=*")
-    tab.page.locator(
-        "#search-results .search-summary", has_text=re.compile("found|match")
-    ).wait_for()
-    links = tab.page.locator("#search-results li > a").all()
-    found = [a.evaluate("a => new URL(a.href).pathname") for a in links]
-    pages = list(dict.fromkeys(re.sub(r"^/book/|\.html$", "", path) for path in found))
-    assert QUERIES[query] in pages[:3]
-    assert not [page for page in pages if page.startswith("notebooks/")]
-    assert tab.trouble == []
 
 
 def test_each_page_has_a_description_of_its_own(visit):

@@ -116,7 +116,8 @@ def test_each_page_forbids_what_comes_from_elsewhere(pages):
         (meta,) = html.select("meta[http-equiv=Content-Security-Policy]")
         rules = dict(rule.strip().split(" ", 1) for rule in meta["content"].split(";"))
         assert rules["default-src"] == "'self'", name
-        assert "unsafe" not in rules["script-src"], name
+        script = rules["script-src"].replace("'wasm-unsafe-eval'", "")  # for the search engine
+        assert "unsafe" not in script, name
         assert not re.search(r"https?:|\*", meta["content"]), name
         before = [tag.name for tag in meta.find_previous_siblings(["script", "link", "style"])]
         assert not before, f"{name}: something is loaded before the policy holds"
