@@ -26,6 +26,7 @@ extensions = [
     "mathml",
     "chinese",
     "figures",
+    "ebook",
     "fold_outputs",
     "blocked",
     "search_terms",
@@ -49,6 +50,18 @@ numfig = True
 html_math_renderer = "mathml"
 bibtex_bibfiles = ["references.bib"]
 bibtex_reference_style = "author_year"
+
+# The electronic book. Its identifier stays the same from edition to edition.
+version = "1"
+epub_uid = "book"
+epub_identifier = "urn:uuid:6b2f0d3e-3c0f-4a53-9d0c-6a1f5b6f0f53"
+epub_description = "A reading list of deep-learning architectures that runs"
+epub_contributor = author
+epub_show_urls = "no"
+epub_css_files = ["ebook.css"]
+epub_tocdepth = 2
+epub_tocdup = False
+epub_use_index = False
 
 html_theme = "sphinx_book_theme"
 html_title = "Deep Learning Models"
