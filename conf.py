@@ -27,6 +27,7 @@ extensions = [
     "chinese",
     "figures",
     "ebook",
+    "book_files",
     "fold_outputs",
     "blocked",
     "search_terms",
@@ -53,12 +54,13 @@ bibtex_reference_style = "author_year"
 
 # The electronic book. Its identifier stays the same from edition to edition.
 version = "1"
-epub_uid = "book"
+epub_basename = epub_uid = "book"
 epub_identifier = "urn:uuid:6b2f0d3e-3c0f-4a53-9d0c-6a1f5b6f0f53"
 epub_description = "A reading list of deep-learning architectures that runs"
 epub_contributor = author
 epub_show_urls = "no"
 epub_css_files = ["ebook.css"]
+epub_cover = ("_static/cover.png", "epub-cover.html")
 epub_tocdepth = 2
 epub_tocdup = False
 epub_use_index = False
@@ -80,7 +82,7 @@ html_theme_options = {
     "show_navbar_depth": 2,
     "home_page_in_toc": False,
     "navbar_persistent": [],  # one search button, in the side bar
-    "footer_content_items": ["copyright.html"],
+    "footer_content_items": ["copyright.html", "book-files.html"],
     "pygments_light_style": "github-light-high-contrast",
     "pygments_dark_style": "github-dark-high-contrast",
 }

@@ -23,7 +23,7 @@ from sphinx.builders.epub3 import Epub3Builder
 from formats import can_link
 from mathml import drawn_characters, font_file, write_font
 
-STATIC = ("ebook.css",)  # what of the folder _static the book shows
+STATIC = ("ebook.css", "cover.png")  # what of the folder _static the book shows
 SHEETS = ("pygments.css", "ebook.css")
 MATH_FONT = "stix-two-math.woff2"
 OPF = "http://www.idpf.org/2007/opf"
@@ -41,6 +41,9 @@ class Book(Epub3Builder):
 
     def prepare_writing(self, docnames: Set[str]) -> None:
         super().prepare_writing(docnames)
+        language = self.config.language
+        tag = self.html_tag.replace(">", f' lang="{language}" xml:lang="{language}">')
+        self.globalcontext["html_tag"] = tag
         self.docsettings.image_loading = "link"  # a book is there as a whole
 
     def write_documents(self, docnames: Set[str]) -> None:

@@ -69,6 +69,12 @@ def mathml(node: nodes.math | nodes.math_block) -> str:
     return convert(latex(node), isinstance(node, nodes.math_block))
 
 
+def as_xml(markup: str) -> str:
+    """As an XHTML page needs it: in its name space, and as MathML 3, whose tables have no level."""
+    markup = re.sub(r'(<mtable[^>]*) scriptlevel="0"', r"\1", markup)
+    return markup.replace("<math", f"<math {XMLNS}", 1)
+
+
 def characters(markup: str) -> set[str]:
     """What a font needs to draw this."""
     used = set(unescape(re.sub(r"<[^>]*>", "", markup)))
@@ -157,8 +163,7 @@ def visit_displaymath(self, node: nodes.math_block) -> None:
 
 def markup_or_source(self, node: nodes.math | nodes.math_block) -> str:
     try:
-        markup = mathml(node)
-        return markup.replace("<math", f"<math {XMLNS}", 1) if self.builder.name == "epub" else markup
+        return as_xml(mathml(node)) if self.builder.name == "epub" else mathml(node)
     except LatexError as error:
         reason = re.sub(r"^\d+: ", "", str(error))  # the place counts our own additions
         LOG.warning("mathml: equation not understood: %s", reason, location=node, type="mathml")
