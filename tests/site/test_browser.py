@@ -351,7 +351,8 @@ def test_the_links_of_a_chapter_lead_to_its_files(visit, roots):
 @pytest.mark.parametrize("name", WITH_FILES)
 def test_each_button_for_a_file_leads_to_a_notebook_or_code_that_can_be_read(visit, name):
     tab = visit(name)
-    buttons = tab.page.locator(".article-header-buttons a[title^=Download]").all()
+    places = ".article-header-buttons a[title^=Download], .paper-card .launch-link"
+    buttons = tab.page.locator(places).and_(tab.page.locator("[href$=py], [href$=ipynb]")).all()
     addresses = [button.evaluate("a => a.href") for button in buttons]
     assert [address.rpartition(".")[2] for address in addresses] == ["ipynb", "py"]
     notebook, code = (tab.page.request.get(address) for address in addresses)
