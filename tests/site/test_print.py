@@ -26,7 +26,7 @@ def opened(site):
             tab = Visit(context, root).open("chapters/resnet.html")
             assert tab.page.evaluate("book.brightness()") < 0.2
             tab.page.emulate_media(media="print", color_scheme="dark")
-            tab.page.wait_for_function("document.documentElement.dataset.theme === 'light'")
+            tab.page.wait_for_function("() => document.documentElement.dataset.theme === 'light'")
             tab.page.evaluate("Promise.all([...document.images].map(image => image.decode()))")
             yield tab.page
         browser.close()
@@ -72,7 +72,7 @@ def test_the_screen_is_dark_again_after_printing(opened):
     opened.evaluate("dispatchEvent(new Event('afterprint'))")
     assert opened.evaluate("document.documentElement.dataset.theme") == "dark"
     opened.emulate_media(media="print", color_scheme="dark")
-    opened.wait_for_function("document.documentElement.dataset.theme === 'light'")
+    opened.wait_for_function("() => document.documentElement.dataset.theme === 'light'")
 
 
 def test_solutions_are_printed_and_what_one_presses_is_not(opened):
