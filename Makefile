@@ -26,7 +26,7 @@ CHOSEN = $(if $(CONSTRAINTS),-c $(call quoted,$(CONSTRAINTS)))
 INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help html test lab notebooks linkcheck lint serve prune budget constraints bench lighthouse clean distclean
+.PHONY: help html epub pdf test lab notebooks linkcheck lint serve prune budget constraints bench lighthouse clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## */  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -36,6 +36,15 @@ help: ## this list
 html: $(STAMPS)/book ## run the notebooks that changed, write $(HTML)/index.html
 	$(SPHINX) -b html . $(HTML)
 	@echo "$(HTML)/index.html"
+
+epub: $(STAMPS)/book ## the book as an electronic one, $(HTML)/book.epub
+	rm -rf _build/epub
+	$(SPHINX) -b epub -d $(HTML)/.doctrees . _build/epub
+	@mkdir -p $(HTML) && cp _build/epub/book.epub $(HTML)/book.epub
+	@echo "$(HTML)/book.epub"
+
+pdf: $(STAMPS)/test html ## the book printed by a browser, $(HTML)/book.pdf
+	PYTHONPATH=tests:_ext $(PY) tools/pdf.py $(HTML) $(HTML)/book.pdf
 
 test: $(STAMPS)/test ## all tests (PYTEST="-k name" selects)
 	OMP_NUM_THREADS=1 MPLBACKEND=agg $(PY) -m pytest -n 2 --dist loadgroup $(PYTEST)

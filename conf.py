@@ -26,6 +26,8 @@ extensions = [
     "mathml",
     "chinese",
     "figures",
+    "ebook",
+    "book_files",
     "fold_outputs",
     "numbering",
     "navigation",
@@ -59,6 +61,19 @@ bibtex_cite_id = "{key}"  # an address that stays: bibliography.html#he2016deep
 search_weights = {"index": 0.2, "timeline": 0.1, "status": 0.1, "bibliography": 0.05}
 search_sections = {"architecture": 2, "what-came-next": 0.5, "exercises": 0.5, "reading-list": 0.5}
 
+# The electronic book. Its identifier stays the same from edition to edition.
+version = "1"
+epub_basename = epub_uid = "book"
+epub_identifier = "urn:uuid:6b2f0d3e-3c0f-4a53-9d0c-6a1f5b6f0f53"
+epub_description = "A reading list of deep-learning architectures that runs"
+epub_contributor = author
+epub_show_urls = "no"
+epub_css_files = ["ebook.css"]
+epub_cover = ("_static/cover.png", "epub-cover.html")
+epub_tocdepth = 2
+epub_tocdup = False
+epub_use_index = False
+
 html_theme = "sphinx_book_theme"
 html_title = "Deep Learning Models"
 html_static_path = ["_static"]
@@ -74,7 +89,7 @@ html_theme_options = {
     "use_fullscreen_button": False,
     "show_toc_level": 2,
     "navbar_persistent": [],  # one search button, in the side bar
-    "footer_content_items": ["copyright.html", "report.html"],
+    "footer_content_items": ["copyright.html", "book-files.html", "report.html"],
     "pygments_light_style": "github-light-high-contrast",
     "pygments_dark_style": "github-dark-high-contrast",
 }

@@ -1,4 +1,4 @@
-"""Pictures that fit the page: the smaller format, a dark twin, a size, loaded when they come near.
+"""Pictures that fit the page: the smaller format, its face, a dark twin, a size, loaded when near.
 
 A notebook leaves a matplotlib figure as SVG and as PNG of double density. On the web site
 
@@ -6,6 +6,7 @@ A notebook leaves a matplotlib figure as SVG and as PNG of double density. On th
 - an SVG without raster images, in colours of ``workbench.plots`` only, has a twin for dark pages: they are
   exchanged, as ``DARK`` says, and the white ground goes. The theme shows one of the two;
 - any other picture of a notebook has the class ``plate``: it keeps its white ground;
+- the text of an SVG is in the page's face (see ``lettering``);
 - each local picture has its width and height in CSS pixels, so that nothing moves when it arrives.
 
 Other formats show what they can: LaTeX the PNG, plain text the alternative text. So a page is read
@@ -25,6 +26,7 @@ from sphinx.transforms import SphinxTransform
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 from formats import WEB_SITE
+from lettering import SCALE, letter
 
 SVG, PNG = "image/svg+xml", "image/png"
 UNLINKED = "no-scaled-link"  # else Sphinx makes a picture with a width a link to itself
@@ -117,18 +119,24 @@ class Figures(SphinxTransform):
             sent = len(gzip.compress(self.path(found[SVG][1]).read_bytes(), mtime=0))
             bundle["larger"] = SVG if sent > self.path(found[PNG][1]).stat().st_size else PNG
         for kind, (_, image) in found.items():
-            source = self.path(image)
             image["classes"].append(UNLINKED)
-            text = source.read_text(encoding="utf-8") if kind == SVG else ""
+            text = self.path(image).read_text(encoding="utf-8") if kind == SVG else ""
             if not (text and has_twin(text)):
                 image["classes"].append("plate")
+                if text:
+                    self.replace(image, letter(text))
                 continue
-            text = transparent(text)
+            text = letter(transparent(text))
             twin = image.deepcopy()
             for node, drawn, name in ((image, text, "only-light"), (twin, dark(text), "only-dark")):
-                node["uri"] = str(Path(node["uri"]).with_name(store(source, drawn).name))
+                self.replace(node, drawn)
                 node["classes"].append(name)
             image.parent.insert(image.parent.index(image) + 1, twin)
+
+    def replace(self, image: nodes.image, drawn: str) -> None:
+        """Let an image show a variant of its file."""
+        name = store(self.path(image), drawn).name
+        image["uri"] = str(Path(image["uri"]).with_name(name))
 
     def measure(self, image: nodes.image) -> None:
         path = self.path(image)
@@ -180,8 +188,8 @@ def setup(app: Sphinx) -> dict:
     app.add_transform(Figures)
     app.add_post_transform(Shown)
     app.add_node(nodes.image, override=True, html=(visit_image, depart_image))
-    # pages hold both formats and the twins' names: read them again when the colours change
-    version = zlib.crc32(f"2 {DARK}".encode())
+    # pages hold both formats and the variants' names: read them again when their looks change
+    version = zlib.crc32(f"3 {DARK} {SCALE}".encode())
     return {
         "version": "2",
         "env_version": version,

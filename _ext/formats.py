@@ -9,11 +9,12 @@ from sphinx.builders import Builder
 from sphinx.environment import BuildEnvironment
 
 WEB_SITE = ("html", "dirhtml", "singlehtml")  # names of builders
+WHOLE = ("singlehtml", "epub")  # one page, one book: only what a table of contents names
 
 
 def can_link(env: BuildEnvironment, builder: Builder | type[Builder], docname: str) -> bool:
-    """Whether a page is written to which a link can lead: one single page holds no orphans."""
-    if builder.name != "singlehtml":
+    """Whether a page is written to which a link can lead: what is one whole holds no orphans."""
+    if builder.name not in WHOLE:
         return docname in env.all_docs
     held, waiting = set(), [env.config.root_doc]
     while waiting:

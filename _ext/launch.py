@@ -6,10 +6,11 @@ After a web site has been built ``notebooks/`` of the output holds, beside each 
                     installs what is missing, so that it runs in Colab, Kaggle or bare Jupyter
     <stem>.py       the source, and the modules that it imports
 
-``engine.export`` makes them, called by ``execution``. Here chapters and notebook pages get buttons for
-them; the ``paper`` card shows the same links. The one setting, ``launch_repository`` ("owner/name"),
-defaults to GITHUB_REPOSITORY and to none: without it there is no Colab button rather than a wrong one,
-and no link to report a problem, which the template ``report.html`` shows at the foot of each page.
+``engine.export`` makes them, called by ``execution``. Here the ``paper`` card of a chapter gets links to
+them; where there is no card, the same links are buttons at the top of the page. The one setting,
+``launch_repository`` ("owner/name"), defaults to GITHUB_REPOSITORY and to none: without it there is no
+Colab button rather than a wrong one, and no link to report a problem, which the template
+``report.html`` shows at the foot of each page.
 """
 
 import os
@@ -72,10 +73,12 @@ def edit_link(env: BuildEnvironment, docname: str) -> list[dict[str, str]]:
 
 
 def add_buttons(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
-    """Put the links into the row of buttons at the top of the page."""
+    """Put the links into the row of buttons at the top of the page, if no card has them already."""
     if doctree is None or "header_buttons" not in context:
         return
-    for link in links_for(app, pagename) + edit_link(app.env, pagename):
+    in_card = any("launch" in node["classes"] for node in doctree.findall(nodes.paragraph))
+    links = [] if in_card else links_for(app, pagename)
+    for link in links + edit_link(app.env, pagename):
         context["header_buttons"].append(
             {
                 "type": "link",

@@ -40,6 +40,8 @@ ITALIC = {"h": "\u210e"} | {
     for code in (*range(0x1D434, 0x1D455), *range(0x1D456, 0x1D468), *range(0x1D6A4, 0x1D6A6),
                  *range(0x1D6E2, 0x1D71C))
 }  # fmt: skip
+NAMED = re.compile(r"&(?!(?:amp|lt|gt|quot);)[A-Za-z]+;")  # HTML has names for more than XML has
+XMLNS = 'xmlns="http://www.w3.org/1998/Math/MathML"'
 DRAWN = " \u221a\u2212"  # space, the radical sign of <msqrt>, the minus for a hyphen
 
 
@@ -59,11 +61,18 @@ def aligned(text: str) -> str:
 
 @lru_cache(maxsize=4096)
 def convert(text: str, display: bool) -> str:
-    return CONVERTER.convert_with_local_state(text, displaystyle=display)
+    markup = CONVERTER.convert_with_local_state(text, displaystyle=display)
+    return NAMED.sub(lambda name: unescape(name[0]), markup)
 
 
 def mathml(node: nodes.math | nodes.math_block) -> str:
     return convert(latex(node), isinstance(node, nodes.math_block))
+
+
+def as_xml(markup: str) -> str:
+    """As an XHTML page needs it: in its name space, and as MathML 3, whose tables have no level."""
+    markup = re.sub(r'(<mtable[^>]*) scriptlevel="0"', r"\1", markup)
+    return markup.replace("<math", f"<math {XMLNS}", 1)
 
 
 def characters(markup: str) -> set[str]:
@@ -74,11 +83,15 @@ def characters(markup: str) -> set[str]:
 
 
 def font_file() -> Path | None:
-    """Where ziamath keeps the font; the package itself is not imported."""
+    """Where ziamath keeps the font, or None after a warning; the package itself is not imported."""
     spec = find_spec("ziamath")
     places = spec.submodule_search_locations if spec else []
     files = [Path(place, "fonts", "STIXTwoMath-Regular.ttf") for place in places]
-    return next((file for file in files if file.exists()), None)
+    if found := next((file for file in files if file.exists()), None):
+        return found
+    text = "mathml: no font for equations; pip install --no-deps -r requirements-data.txt"
+    LOG.warning(text, type="mathml", subtype="font")
+    return None
 
 
 def write_font(source: Path, used: str, target: Path) -> None:
@@ -112,16 +125,17 @@ def used_characters(env: BuildEnvironment) -> dict[str, set[str]]:
     return env.get_domain("equation-characters").pages
 
 
+def drawn_characters(env: BuildEnvironment) -> str:
+    """All characters that the font must have."""
+    return "".join(sorted(set(DRAWN).union(*used_characters(env).values())))
+
+
 def add_font(app: Sphinx, exception: Exception | None) -> None:
     site = app.builder.name in WEB_SITE and app.builder.math_renderer_name == "mathml"
-    if exception or not site:
-        return
-    used = "".join(sorted(set(DRAWN).union(*used_characters(app.env).values())))
-    source = font_file()
+    source = font_file() if site and not exception else None
     if source is None:
-        text = "mathml: no font for equations; pip install --no-deps -r requirements-data.txt"
-        LOG.warning(text, type="mathml", subtype="font")
         return
+    used = drawn_characters(app.env)
     target = Path(app.outdir, "_static", "stix-two-math.woff2")
     stamp = Path(app.outdir, ".mathml-font")
     made_of = f"{source.stat().st_size} {used}"
@@ -149,7 +163,7 @@ def visit_displaymath(self, node: nodes.math_block) -> None:
 
 def markup_or_source(self, node: nodes.math | nodes.math_block) -> str:
     try:
-        return mathml(node)
+        return as_xml(mathml(node)) if self.builder.name == "epub" else mathml(node)
     except LatexError as error:
         reason = re.sub(r"^\d+: ", "", str(error))  # the place counts our own additions
         LOG.warning("mathml: equation not understood: %s", reason, location=node, type="mathml")

@@ -2,8 +2,9 @@
 
 Fills the variables of ``_templates/layout.html``. The policy lets a page load only what lies beside
 it; the one script that stands in the page is allowed by its hash: it chooses light or dark and asks
-for fonts before anything is drawn. Scripts that the theme writes into each page, for features that
-this site does not use, are left out.
+for fonts before anything is drawn. A page from a file, which may not ask ahead, and one without
+scripts wait for their fonts instead: they come from this machine, or are few. Scripts that the theme
+writes into each page, for features that this site does not use, are left out.
 """
 
 import base64
@@ -23,8 +24,12 @@ FIRST_SCRIPT = """\
   try { root.mode = localStorage.getItem("mode") || "auto"; } catch { root.mode = "auto"; }
   const dark = matchMedia("(prefers-color-scheme: dark)").matches;
   root.theme = root.mode === "auto" ? (dark ? "dark" : "light") : root.mode;
-  if (location.protocol === "file:") return;  // no font may be asked for ahead there
-  for (const href of document.currentScript.dataset.fonts.split(" ")) {
+  for (const { family, href, weight, style } of JSON.parse(document.currentScript.dataset.fonts)) {
+    if (location.protocol === "file:") {
+      const options = { weight, style, display: "block" };
+      document.fonts.add(new FontFace(family, `url("${href}")`, options));
+      continue;
+    }
     const link = { rel: "preload", as: "font", type: "font/woff2", crossOrigin: "", href };
     document.head.append(Object.assign(document.createElement("link"), link));
   }
@@ -44,8 +49,12 @@ POLICY = "; ".join(
 )
 SCRIPTS = ("scripts/pydata-sphinx-theme.js", "book.js")  # Bootstrap's and the icons' are left out
 UNUSED = ("", "_static/sphinx_highlight.js")  # scripts in the page; marks of Sphinx's search
-TEXT_FONTS = ["_static/fonts/source-sans-3.woff2", "_static/fonts/source-sans-3-italic.woff2"]
-MATH_FONT = "_static/stix-two-math.woff2"
+# as in book.css and mathml.css: family, file, weight, style
+TEXT_FONTS = [
+    ("Source Sans 3", "_static/fonts/source-sans-3.woff2", "200 900", "normal"),
+    ("Source Sans 3", "_static/fonts/source-sans-3-italic.woff2", "200 900", "italic"),
+]
+MATH_FONT = ("STIX Two Math", "_static/stix-two-math.woff2", "400", "normal")
 LONGEST = 160  # characters of a description that search engines show
 
 
@@ -69,7 +78,10 @@ def fill(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) 
         return
     context["content_policy"], context["first_script"] = POLICY, FIRST_SCRIPT
     math = [MATH_FONT] if pagename in used_characters(app.env) else []
-    context["preloaded_fonts"] = TEXT_FONTS + math
+    context["fonts"] = [
+        {"family": family, "href": context["pathto"](file, 1), "weight": weight, "style": style}
+        for family, file, weight, style in TEXT_FONTS + math
+    ]
     fallback = f"{app.config.html_title}: {context.get('title', pagename)}"
     context["description"] = description(doctree, fallback)
     files = [file for file in context["script_files"] if str(file.filename or "") not in UNUSED]

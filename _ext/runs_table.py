@@ -3,6 +3,9 @@
 ::
 
     .. runs::
+
+Below the table stand the versions of what the notebooks imported, once for all of them: runs of
+different days may have used several versions of a package.
 """
 
 from docutils import nodes
@@ -16,17 +19,7 @@ import summaries
 from execution import kept
 from formats import can_link
 
-COLUMNS = (
-    "Notebook",
-    "Device",
-    "Seconds",
-    "CPU s",
-    "Memory",
-    "Profile",
-    "Date",
-    "Outputs",
-    "Versions",
-)
+COLUMNS = ("Notebook", "Device", "Seconds", "CPU s", "Memory", "Profile", "Date", "Outputs")
 
 
 class runs_placeholder(nodes.General, nodes.Element):
@@ -44,7 +37,7 @@ class Resolve(SphinxPostTransform):
 
     def run(self, **kwargs) -> None:
         for place in list(self.document.findall(runs_placeholder)):
-            place.replace_self(self.table())
+            place.replace_self([self.table(), self.versions()])
 
     def table(self) -> nodes.table:
         body = nodes.tbody()
@@ -77,11 +70,21 @@ class Resolve(SphinxPostTransform):
             book.get("profile", ""),
             book.get("date", ""),
             "failed" if known["failed"] else known["origin"],
-            ", ".join(f"{name} {version}" for name, version in book.get("versions", {}).items()),
         )
         if not can_link(self.env, self.env._builder_cls, docname):
             link = name
         return nodes.row("", cell(link), *[cell(nodes.Text(text)) for text in texts])
+
+    def versions(self) -> nodes.paragraph:
+        found = {}
+        for _, known in sorted(kept(self.env).items()):
+            for name, version in known["book"].get("versions", {}).items():
+                found.setdefault(name, []).append(version)
+        texts = [
+            f"{name} {', '.join(dict.fromkeys(found[name]))}"
+            for name in sorted(found, key=str.lower)
+        ]
+        return nodes.paragraph("", f"Versions: {'; '.join(texts) or 'none'}.")
 
 
 def cell(content: nodes.Node) -> nodes.entry:

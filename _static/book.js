@@ -115,8 +115,11 @@ function switchColours() {
   const button = document.querySelector(".theme-switch-button");
   const system = matchMedia("(prefers-color-scheme: dark)");
   const names = { auto: "as the system", light: "light", dark: "dark" };
+  const paper = matchMedia("print");
+  let printing = paper.matches;
   const show = () => {
-    root.theme = root.mode !== "auto" ? root.mode : system.matches ? "dark" : "light";
+    const chosen = root.mode !== "auto" ? root.mode : system.matches ? "dark" : "light";
+    root.theme = printing ? "light" : chosen;
     button?.setAttribute("aria-label", `Colours: ${names[root.mode]}`);
   };
   button?.addEventListener("click", () => {
@@ -130,6 +133,14 @@ function switchColours() {
     show();
   });
   system.addEventListener("change", show);
+  const print = (now) => {
+    printing = now;
+    show();
+    if (now) for (const image of document.images) image.loading = "eager"; // all go onto paper
+  };
+  paper.addEventListener("change", () => print(paper.matches));
+  addEventListener("beforeprint", () => print(true)); // the query changes too late in some browsers
+  addEventListener("afterprint", () => print(false));
   show();
 }
 

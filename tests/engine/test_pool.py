@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -200,7 +201,7 @@ def test_the_status_page_says_what_ran_and_what_came_from_the_store(tmp_path):
     conf = CONF.replace('"launch"]', '"launch", "runs_table"]').replace('"index.rst"', '"*.rst"')
     folder = many(tmp_path, 2)
     slow = folder / "notebooks" / "n000.py"
-    slow.write_text(slow.read_text() + "import time\ntime.sleep(0.3)\n")
+    slow.write_text(slow.read_text() + "import time\nimport numpy\ntime.sleep(0.3)\n")
     index = INDEX + "   status\n"
     write_site(folder, {"index.rst": index, "status.rst": "Status\n======\n\n.. runs::\n"}, conf)
     assert build(folder).returncode == 0
@@ -209,7 +210,7 @@ def test_the_status_page_says_what_ran_and_what_came_from_the_store(tmp_path):
         for row in page(folder, "status").select("tbody tr")
     ]
     assert [row[0] for row in rows] == ["n000", "n001"]
-    assert {row[6] for row in rows} == {"run"}
+    assert {row[-1] for row in rows} == {"run"}
     edited = folder / "notebooks" / "n001.py"
     edited.write_text(edited.read_text() + "print()\n")
     assert build(folder).returncode == 0
@@ -217,8 +218,10 @@ def test_the_status_page_says_what_ran_and_what_came_from_the_store(tmp_path):
         [c.text.strip() for c in row.select("td")]
         for row in page(folder, "status").select("tbody tr")
     ]
-    assert [row[6] for row in rows] == ["from the store", "run"]
-    assert float(rows[0][2]) >= 0.3 and rows[0][3].endswith("MiB") and rows[0][4] == "sample"
+    assert [row[-1] for row in rows] == ["from the store", "run"]
+    assert float(rows[0][2]) >= 0.3 and rows[0][4].endswith("MiB") and rows[0][5] == "sample"
+    texts = [paragraph.text for paragraph in page(folder, "status").select("article p")]
+    assert [text for text in texts if re.fullmatch(r"Versions: .*numpy \d.*\.", text)], texts
 
 
 def test_the_difference_of_a_worker_is_named():

@@ -12,6 +12,8 @@ from sites import BOOK
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 STUB = '#!/bin/sh\nfor word; do printf "[%s]" "$word"; done >> calls\necho >> calls\n'
+# what writes an electronic book
+BOOK = f"{STUB}mkdir -p _build/epub && touch _build/epub/book.epub\n"
 # what Debian's python3 does without the package python3-venv
 HALF = f'{STUB}mkdir -p .venv/bin && cp "$0" .venv/bin/python\nexit 1\n'
 
@@ -70,6 +72,25 @@ def test_each_setting_reaches_sphinx_as_one_word(tmp_path):
         "[-D][notebooks_cluster=tcp://a:1;x][-D][notebooks_memory=4 GiB]"
         "[-b][html][.][_build/html]"
     )
+
+
+def test_the_electronic_book_is_made_anew_from_the_doctrees_of_the_site(tmp_path):
+    stub = program(tmp_path / "stub", BOOK)
+    project = tmp_path / "a project"
+    stale = program(project / "_build" / "epub" / "stale.xhtml")
+    result, calls = make(tmp_path, "epub", PYTHON=str(stub))
+    assert result.returncode == 0, result.stderr
+    assert calls[-1].endswith("[-b][epub][-d][_build/html/.doctrees][.][_build/epub]")
+    assert not stale.exists()
+    assert (project / "_build" / "html" / "book.epub").is_file()
+
+
+def test_the_pdf_is_made_from_a_site_that_is_built_first(tmp_path):
+    stub = program(tmp_path / "stub")
+    result, calls = make(tmp_path, "pdf", PYTHON=str(stub))
+    assert result.returncode == 0, result.stderr
+    assert calls[-2].endswith("[-b][html][.][_build/html]")
+    assert calls[-1] == "[tools/pdf.py][_build/html][_build/html/book.pdf]"
 
 
 def test_what_is_installed_is_not_installed_again_for_the_same_python(tmp_path):
