@@ -13,7 +13,7 @@ from sites import BOOK
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 STUB = '#!/bin/sh\nfor word; do printf "[%s]" "$word"; done >> calls\necho >> calls\n'
 # what writes an electronic book
-BOOK = f"{STUB}mkdir -p _build/epub && touch _build/epub/book.epub\n"
+EPUB = f"{STUB}mkdir -p _build/epub && touch _build/epub/book.epub\n"
 # what Debian's python3 does without the package python3-venv
 HALF = f'{STUB}mkdir -p .venv/bin && cp "$0" .venv/bin/python\nexit 1\n'
 
@@ -75,7 +75,7 @@ def test_each_setting_reaches_sphinx_as_one_word(tmp_path):
 
 
 def test_the_electronic_book_is_made_anew_from_the_doctrees_of_the_site(tmp_path):
-    stub = program(tmp_path / "stub", BOOK)
+    stub = program(tmp_path / "stub", EPUB)
     project = tmp_path / "a project"
     stale = program(project / "_build" / "epub" / "stale.xhtml")
     result, calls = make(tmp_path, "epub", PYTHON=str(stub))
