@@ -72,10 +72,9 @@ class Cards(PerPage):
                 text = ":figure: there is no figure %r with cells of a notebook on this page"
                 LOG.warning(text, name, location=card, type="cards")
         (idea,) = card.findall(card_idea)
-        facts = [field.deepcopy() for field in card.findall(nodes.field)]
-        picture = picture and picture.deepcopy()
-        first = card.get("first", "")
-        return Card(first, card["after"], idea.deepcopy(), facts, picture, card.line)
+        facts = [alone(field) for field in card.findall(nodes.field)]
+        first, picture = card.get("first", ""), picture and alone(picture)
+        return Card(first, card["after"], alone(idea), facts, picture, card.line)
 
     def check_consistency(self) -> None:
         """Chapters that a card names are there, have a card with a date, and are not younger."""
@@ -98,6 +97,14 @@ class Cards(PerPage):
         return None
 
 
+def alone(node: nodes.Element) -> nodes.Element:
+    """A copy that does not hold on to its page, all of which would be kept with it."""
+    copy = node.deepcopy()
+    for each in copy.findall():
+        each.document = None
+    return copy
+
+
 def cards(env: BuildEnvironment) -> dict[str, Card]:
     return env.get_domain("cards").pages
 
@@ -118,11 +125,11 @@ def value(env: BuildEnvironment, place: result_placeholder) -> object:
     return kept(env).get(place["notebook"], {"results": {}})["results"].get(place["result"])
 
 
-def link(env: BuildEnvironment, docname: str) -> addnodes.pending_xref:
-    """A link to a page with the page's title as text."""
+def link(env: BuildEnvironment, docname: str, text: str = "") -> addnodes.pending_xref:
+    """A link to a page with its title, or another text."""
     return addnodes.pending_xref(
         "",
-        nodes.inline("", env.titles[docname].astext()),
+        nodes.inline("", text or env.titles[docname].astext()),
         refdomain="std",
         reftype="doc",
         reftarget=f"/{docname}",

@@ -58,6 +58,14 @@ def month(text: str) -> Date:
     return int(found[1]), int(found[2])
 
 
+def written(date: Date) -> str:
+    """
+    >>> written((2015, 12)), written((1998, None))
+    ('2015-12', '1998')
+    """
+    return "-".join(f"{part:02}" for part in date if part)
+
+
 def published(entry: Entry) -> Date:
     """When arXiv had the paper, where the address tells, else the year of the entry."""
     if found := ARXIV.search(entry.fields["url"]):

@@ -79,9 +79,9 @@ class Card(SphinxDirective):
         folder = posixpath.dirname(self.env.current_document.docname)
         return [posixpath.join(folder, stem.strip()) for stem in text.split(",")]
 
-    def links(self, words: str, docnames: list[str], kind: str) -> nodes.paragraph:
+    def links(self, words: str, docnames: list[str]) -> nodes.paragraph:
         """A sentence that names chapters; their titles are known when the page is written."""
-        line = card_links(words, words, classes=[kind], docnames=docnames)
+        line = card_links(words, words, classes=["paper-after"], docnames=docnames)
         self.set_source_info(line)
         summaries.note(self.env, "card links")
         return line
@@ -122,7 +122,7 @@ class PaperCard(Card):
         if entry is None:
             return []
         first = self.first(entry)
-        card["first"] = "-".join(f"{part:02}" for part in first if part)
+        card["first"] = entries.written(first)
         title = entries.decode(entry.fields["title"])
         link = nodes.reference("", title, refuri=entry.fields["url"], internal=False)
         when = nodes.inline("", str(first[0]), classes=["paper-year"])
@@ -133,7 +133,7 @@ class PaperCard(Card):
             "", entries.byline(entry.persons["author"]), classes=["paper-authors"]
         )
         if after:
-            card += self.links("Builds on", after, "paper-after")
+            card += self.links("Builds on", after)
         return self.finish(card)
 
     def entry(self) -> Entry | None:
@@ -160,7 +160,7 @@ class PaperCard(Card):
         except ValueError as error:
             raise self.error(f"paper: :first: {error}") from error
         if first > (known[0], known[1] or 12):
-            told = f"{self.options['first']} is later than {entry.fields['url']} or its year says"
+            told = f"{entries.written(first)} is later than the entry's {entries.written(known)}"
             raise self.error(f"paper: :first: {told}")
         return first
 
@@ -181,7 +181,7 @@ class OverviewCard(Card):
         after = self.chapters(self.arguments[0])
         card = self.frame(after=after)
         card += nodes.paragraph("", "Overview", classes=["paper-venue"])
-        card += self.links("Draws together", after, "paper-title")
+        card += self.links("Draws together", after)
         return self.finish(card)
 
 

@@ -10,6 +10,7 @@ document.addEventListener("DOMContentLoaded", () => {
   document.addEventListener("toggle", () => dispatchEvent(new Event("resize")), true);
   reachEquations();
   addEventListener("resize", reachEquations);
+  quietMap();
   const field = document.querySelector("#pst-search-dialog input[name=q]");
   if (document.querySelector(".bd-search-container")) {
     document.querySelector(".bd-search-container input[name=q]").focus();
@@ -24,6 +25,16 @@ function reachEquations() {
     const scrolls = equation.scrollWidth > equation.clientWidth;
     equation.toggleAttribute("tabindex", scrolls);
     if (scrolls) equation.setAttribute("tabindex", "0");
+  }
+}
+
+// What the map says of a network covers others: it goes with Escape, until something is pointed at.
+function quietMap() {
+  const map = document.querySelector(".map-plot");
+  if (!map) return;
+  addEventListener("keydown", (event) => event.key === "Escape" && map.classList.add("map-quiet"));
+  for (const type of ["pointermove", "focusin"]) {
+    map.addEventListener(type, () => map.classList.remove("map-quiet"));
   }
 }
 

@@ -17,18 +17,17 @@ import math
 
 from docutils import nodes
 from sphinx.application import Sphinx
-from sphinx.environment import BuildEnvironment
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
-from sphinx.util.nodes import make_refnode
 
 import summaries
-from cards import Card, cards, in_words, link, parts, shown, value
+from cards import cards, in_words, link, shown
 from formats import WEB_SITE
 from network_map import across, down, elements
 from network_map.elements import element, map_lines
 from network_map.layout import Band, Node, logarithms, radius, set_radii
+from network_map.read import bands
 
 LOG = logging.getLogger(__name__)
 UNITS = ("thousand", 10**3), ("million", 10**6), ("billion", 10**9), ("trillion", 10**12)
@@ -48,36 +47,6 @@ class MapDirective(SphinxDirective):
         return [place]
 
 
-def bands(env: BuildEnvironment) -> list[Band]:
-    """The chapters that have a card, by parts, in the order of time, overviews last."""
-    found = []
-    for caption, docnames in parts(env):
-        own = [node for doc in docnames if (node := network(env, doc))]
-        own.sort(key=lambda node: (node.until is not None, node.when, node.name))
-        if own:
-            found.append(Band(caption, own))
-    return found
-
-
-def network(env: BuildEnvironment, doc: str) -> Node | None:
-    known, name = cards(env), env.titles[doc].astext()
-    if doc not in known:
-        return None
-    card = known[doc]
-    if card.first:
-        values = [value(env, place) for place in card.values[:1]]
-        size = next((number for number in values if isinstance(number, int) and number > 0), None)
-        return Node(doc, name, when(card), size=size, after=card.after)
-    whens = sorted(when(known[d]) for d in card.after if d in known and known[d].first)
-    return Node(doc, name, whens[0], until=whens[-1], after=card.after) if whens else None
-
-
-def when(card: Card) -> float:
-    """The middle of the month, or of the year, in years."""
-    year, month = card.date
-    return year + ((month or 6.5) - 0.5) / 12
-
-
 class Resolve(SphinxPostTransform):
     default_priority = 2  # before cross-references, at 10
 
@@ -86,9 +55,11 @@ class Resolve(SphinxPostTransform):
             found = bands(self.env)
             if not found:
                 LOG.warning("map: no chapter has a card", location=place, type="map")
-            web = self.app.builder.name in WEB_SITE
-            content = (self.drawing(found) if web else self.plain(found)) if found else []
-            place.replace_self(nodes.container("", *content, *place.children, classes=["map"]))
+                place.replace_self([])
+                continue
+            web = self.env._builder_cls.name in WEB_SITE
+            content = self.drawing(found) + place.children if web else self.plain(found)
+            place.replace_self(nodes.container("", *content, classes=["map"]))
 
     def plain(self, found: list[Band]) -> list[nodes.Node]:
         """The list as other formats have it."""
@@ -143,10 +114,7 @@ class Resolve(SphinxPostTransform):
             for way, paths in lines.items()
         }
         year = element("span", "map-when", nodes.Text(years(node)))
-        words = nodes.inline()
-        words += [nodes.inline("", f"{line} ") for line in across.broken(node.name)]
-        here = self.env.current_document.docname
-        name = make_refnode(self.app.builder, here, node.key, "", words)
+        name = link(self.env, node.key, "\n".join(across.broken(node.name)))
         about = element("div", "map-about", *self.about(node))
         return element("li", kind, map_lines(**led, **sides), year, name, about, **places)
 
@@ -174,11 +142,10 @@ def sizes(own: list[Node]) -> list[nodes.paragraph]:
     powers = range(math.ceil(min(logs)), math.floor(max(logs)) + 1) if logs else []
     if not powers:
         return []
-    line = nodes.paragraph(classes=["map-sizes"])
+    line = nodes.paragraph("", "", nodes.inline("", "Parameters: "), classes=["map-sizes"])
     for power in sorted({powers[0], powers[len(powers) // 2], powers[-1]}):
         line += element("span", "map-circle", r=radius(10**power, logs))
         line += nodes.inline("", f"{rounded(10**power)} ")
-    line += nodes.inline("", "parameters")
     return [line]
 
 

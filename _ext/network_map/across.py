@@ -86,10 +86,18 @@ def place_rows(networks: list[Node], scale: Callable[[float], float], y: float) 
 
 
 def choose_rows(networks: list[Node]) -> dict[str, int]:
-    """A row for each network: one after the other, then each again in sight of all others."""
+    """A row for each network: one after the other, then each again in sight of all others.
+
+    Of two that came at the same time the one goes first whose line is longer.
+    """
     rows: dict[str, int] = {}
+    known = {node.key: node.x for node in networks}
+    begin = {
+        node.key: min([known.get(key, node.x) for key in node.after] or [node.x])
+        for node in networks
+    }
     for _ in range(PASSES):
-        for node in networks:
+        for node in sorted(networks, key=lambda node: (node.x, begin[node.key])):
             others = [other for other in networks if other.key in rows and other is not node]
             rows[node.key] = calmest_row(node, others, rows)
     return rows
