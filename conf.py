@@ -56,7 +56,9 @@ html_title = "Deep Learning Models"
 html_static_path = ["_static"]
 templates_path = ["_templates"]
 html_css_files = ["book.css"]
-html_additional_pages = {"timeline": "moved.html"}  # old links; the map of the front page replaced it
+html_additional_pages = {
+    "timeline": "moved.html"
+}  # old links; the map of the front page replaced it
 html_favicon = "_static/favicon.svg"
 html_context = {"default_mode": ""}  # set by the page's first script; light without scripts
 html_copy_source = False  # the launch buttons lead to the files
