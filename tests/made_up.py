@@ -46,6 +46,7 @@ html_theme = "sphinx_book_theme"
 html_static_path = [{str(ROOT / "_static")!r}]
 templates_path = [{str(ROOT / "_templates")!r}]
 html_css_files = ["book.css"]
+html_favicon = {str(ROOT / "_static" / "favicon.svg")!r}
 html_context = {{"default_mode": ""}}
 
 def give_results(app):

@@ -129,7 +129,8 @@ class Resolve(SphinxPostTransform):
             facts.append(f"{rounded(node.size)} parameters")
         if titles := [self.env.titles[d].astext() for d in card.after if d in self.env.titles]:
             facts.append(f"{'builds on' if card.first else 'draws together'} {in_words(titles)}")
-        return [idea, nodes.paragraph("", " · ".join(facts), classes=["map-facts"])]
+        line = nodes.paragraph("", " · ".join(facts), classes=["map-facts"])
+        return [idea, line] if facts else [idea]
 
 
 def years(node: Node) -> str:
