@@ -26,7 +26,7 @@ from cards import cards, in_words, link, shown
 from formats import WEB_SITE
 from network_map import across, down, elements
 from network_map.elements import element, map_lines
-from network_map.layout import Band, Node, logarithms, radius, set_radii
+from network_map.layout import Band, Node, broken, logarithms, radius, set_radii
 from network_map.read import bands
 
 LOG = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class Resolve(SphinxPostTransform):
             for way, paths in lines.items()
         }
         year = element("span", "map-when", nodes.Text(years(node)))
-        name = link(self.env, node.key, "\n".join(across.broken(node.name)))
+        name = link(self.env, node.key, "\n".join(broken(node.name)))
         about = element("div", "map-about", *self.about(node))
         return element("li", kind, map_lines(**led, **sides), year, name, about, **places)
 

@@ -6,10 +6,13 @@ and names that do not touch there touch nowhere. Nothing here knows Sphinx or HT
 
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 NARROWEST = 44.0  # width from which time runs across; as in book.css
 CAPTION = 2.0  # height of the name of a band
 SMALLEST, LARGEST = 0.3, 1.05  # radii, across
+CHARACTER = 0.52  # width of a character of a name, on the generous side
+WIDEST = 7.5  # a name that is longer is broken
 
 
 @dataclass
@@ -70,3 +73,25 @@ def radius(size: float, logs: list[float]) -> float:
     span = max(logs) - min(logs)
     place = (math.log10(size) - min(logs)) / span if span else 0.5
     return SMALLEST + (LARGEST - SMALLEST) * place
+
+
+def broken(name: str) -> list[str]:
+    """The name in lines, broken between words."""
+    lines = [""]
+    for word in name.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and len(longer) * CHARACTER > WIDEST:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+@lru_cache(maxsize=512)
+def width(name: str) -> float:
+    return max(map(len, broken(name))) * CHARACTER
+
+
+def half(node: Node) -> float:
+    """Half of the width of a network and its name, in percent of the narrowest page."""
+    return (max(width(node.name), 2 * node.radius) / 2 + 0.3) / NARROWEST * 100

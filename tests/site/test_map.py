@@ -7,7 +7,7 @@ import pytest
 
 import made_up
 from network_map import across, down
-from network_map.layout import NARROWEST, Band, Node, set_radii
+from network_map.layout import NARROWEST, Band, Node, half, set_radii
 from sites import build, page, write_site
 
 # ---- places ----------------------------------------------------------------------------------------
@@ -46,7 +46,7 @@ def box(node: Node) -> tuple[float, float, float, float]:
     rem = NARROWEST / 100
     if node.until is not None:
         return node.x * rem, (node.x + node.wide) * rem, node.y, node.bottom
-    wide = across.half(node) * rem
+    wide = half(node) * rem
     return node.x * rem - wide, node.x * rem + wide, node.y - node.radius, node.bottom
 
 
