@@ -85,8 +85,8 @@ def lines(bands: list[Band]) -> Lines:
     paths = {}
     for node in known.values():
         for parent in (known[key] for key in node.after if key in known):
-            third = (node.x - parent.x) / 3  # so that it is the curve of which `rows` thinks
+            middle = (parent.x + node.x) / 2
             start, end = f"{parent.x:.2f} {parent.y:.2f}", f"{node.x:.2f} {node.y:.2f}"
-            bend = f"{parent.x + third:.2f} {parent.y:.2f} {node.x - third:.2f} {node.y:.2f}"
+            bend = f"{middle:.2f} {parent.y:.2f} {middle:.2f} {node.y:.2f}"
             paths[parent.key, node.key] = f"M{start}C{bend} {end}"
     return paths

@@ -1,5 +1,7 @@
 """In which row a network stands, where time runs across: lines of descent shall be calm."""
 
+from functools import lru_cache
+
 from network_map.layout import Node, half
 
 PASSES = 4
@@ -54,18 +56,23 @@ def calmest_row(node: Node, others: list[Node], rows: dict[str, int]) -> int:
 def touches(start: Node, end: Node, networks: list[Node], rows: dict[str, int]) -> int:
     """How many networks and names the line between two would touch."""
     first, steps = rows[start.key], rows[end.key] - rows[start.key]
-    count = 0
+    count, long = 0, end.x - start.x
     for node in networks:
         left, right = max(start.x, node.x - half(node)), min(end.x, node.x + half(node))
         if left < right and node is not start and node is not end:
             there = [
-                first + steps * ease((x - start.x) / (end.x - start.x)) - rows[node.key]
+                first + steps * height(round((x - start.x) / long * 100)) - rows[node.key]
                 for x in (left, right)
             ]
             count += min(there) < BELOW and max(there) > -ABOVE
     return count
 
 
-def ease(t: float) -> float:
-    """How a line goes from one row to another: level at both ends."""
+@lru_cache(maxsize=101)
+def height(hundredth: int) -> float:
+    """How far down a line is, of 1, at each hundredth of its way across: as `across.lines` draws it."""
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        t = (low + high) / 2
+        low, high = (t, high) if 1.5 * t - 1.5 * t**2 + t**3 < hundredth / 100 else (low, t)
     return t * t * (3 - 2 * t)

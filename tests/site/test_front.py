@@ -1,6 +1,7 @@
 """The front page in a browser: the real one, and the map and the parts of a made-up book of 64."""
 
 import contextlib
+import os
 import re
 from itertools import combinations
 from pathlib import Path
@@ -202,6 +203,14 @@ def test_the_first_view_has_the_sentence_two_buttons_and_the_map(visit):
         assert box["y"] + box["height"] < 900
         to_map.click()
         page.wait_for_function("() => location.hash === '#map'")
+
+
+@pytest.mark.skipif("GITHUB_REPOSITORY" in os.environ, reason="the repository is known here")
+def test_nothing_is_promised_that_this_build_has_not(site):
+    text = (
+        BeautifulSoup((site / "index.html").read_bytes(), "html.parser").select_one("article").text
+    )
+    assert "download" in text and "Colab" not in text
 
 
 def test_an_old_link_to_the_time_line_leads_to_the_map(visit):
