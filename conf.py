@@ -22,7 +22,8 @@ extensions = [
     "leftovers",
     "runs_table",
     "paper",
-    "timeline",
+    "network_map",
+    "parts",
     "mathml",
     "chinese",
     "figures",
@@ -58,7 +59,7 @@ bibtex_bibfiles = ["references.bib"]
 bibtex_default_style = bibtex_reference_style = "book"
 bibtex_cite_id = "{key}"  # an address that stays: bibliography.html#he2016deep
 
-search_weights = {"index": 0.2, "timeline": 0.1, "status": 0.1, "bibliography": 0.05}
+search_weights = {"index": 0.2, "status": 0.1, "bibliography": 0.05}
 search_sections = {"architecture": 2, "what-came-next": 0.5, "exercises": 0.5, "reading-list": 0.5}
 
 # The electronic book. Its identifier stays the same from edition to edition.
@@ -79,6 +80,7 @@ html_title = "Deep Learning Models"
 html_static_path = ["_static"]
 templates_path = ["_templates"]
 html_css_files = ["book.css"]
+html_additional_pages = {"timeline": "moved.html"}  # old links lead to the map
 html_favicon = "_static/favicon.svg"
 html_context = {"default_mode": ""}  # set by the page's first script; light without scripts
 html_copy_source = False  # the launch buttons lead to the files

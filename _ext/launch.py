@@ -112,11 +112,20 @@ def resolve(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         place.replace_self(line if line.children else [])
 
 
+def name_tags(app: Sphinx) -> None:
+    """For ``.. only::``: a page promises what this build has, ``downloads`` and ``colab``."""
+    if app.builder.name in WEB_SITE:
+        app.tags.add("downloads")
+        if app.config.launch_repository:
+            app.tags.add("colab")
+
+
 def setup(app: Sphinx) -> dict:
     app.add_config_value("launch_repository", os.environ.get("GITHUB_REPOSITORY", ""), "html")
     app.add_config_value("launch_branch", "gh-pages", "html")
     app.add_config_value("launch_source_branch", "main", "html")
     app.add_node(launch_buttons)
+    app.connect("builder-inited", name_tags)
     app.connect("html-page-context", add_buttons, priority=502)  # the theme empties the row at 501
     app.connect("html-page-context", report)
     app.connect("doctree-resolved", resolve)

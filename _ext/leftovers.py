@@ -20,7 +20,8 @@ LIST = ".written.json"
 
 def files_of_pages(app: Sphinx) -> list[Path]:
     """What Sphinx writes for each page."""
-    pages = [Path(app.builder.get_outfilename(docname)) for docname in app.env.found_docs]
+    names = [*app.env.found_docs, *app.config.html_additional_pages]
+    pages = [Path(app.builder.get_outfilename(name)) for name in names]
     if app.config.html_copy_source:
         pages += [source_copy(app, docname) for docname in app.env.found_docs]
     return pages

@@ -1,125 +1,94 @@
-"""The card of a chapter's paper.
+"""The card at the head of a chapter: the paper it is about, or what an overview draws together.
 
 ::
 
-    .. paper:: he2016
-       :parameters: resnet50.parameters
-       :macs: resnet50.macs
+    .. paper:: krizhevsky2012imagenet
+       :first: 2012-09
+       :after: lenet
+       :parameters: two.parameters
+       :macs: two.macs
        :checked: ``torchvision``, equal outputs
-       :idea: learn what to add to the input
+       :idea: a large network learns from a million photographs
+       :figure: fig-alexnet-layout
 
-The key names an entry of the file ``paper_bibfile``. ``:parameters:`` and ``:macs:`` take what the
-role ``result`` takes; a name without a format is written with thousands separators. ``:idea:`` is
-the clause for the time line (see ``timeline``), not shown in the card.
+    .. overview:: vgg, nin, googlenet
+       :checked: loops over pixels
+       :idea: the ways to join two maps, side by side
+       :figure: fig-fusion-weights
+
+The key names an entry of the file ``paper_bibfile``. ``:first:`` is the month of the first public
+version; it is needed only where that was not on arXiv, whose addresses tell it, or was there before.
+``:after:`` and the argument of an overview name chapters. ``:parameters:`` and ``:macs:`` take what
+the role ``result`` takes; a name without a format is written with thousands separators. ``:idea:``
+and ``:figure:``, the name of a figure of this chapter, are for the front page (see ``cards``).
 """
 
+import posixpath
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 
 from docutils import nodes
 from docutils.parsers.rst import directives
-from pybtex.database import BibliographyData, Entry, Person, parse_file
+from pybtex.database import Entry
 from pybtex.exceptions import PybtexError
-from pybtex.richtext import Text
 from sphinx import addnodes
 from sphinx.application import Sphinx
-from sphinx.environment import BuildEnvironment
-from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
+import entries
+import summaries
+from cards import card_idea, card_links
 from embed import result_reference
-from per_page import PerPage
 
 LOG = logging.getLogger(__name__)
-MOST_AUTHORS = 6
+NUMBERS = (("parameters", "Parameters"), ("macs", "MACs"))
 
 
-class paper_idea(nodes.paragraph):
-    """The clause for the time line; part of the chapter so that it is translated with it."""
+class Card(SphinxDirective):
+    """What both cards have: the frame, facts, the idea and the links to the notebook."""
 
-
-@lru_cache(maxsize=1)
-def bibliography(file: Path, changed: int) -> BibliographyData:
-    return parse_file(file, bib_format="bibtex")
-
-
-def decode(latex: str) -> str:
-    return str(Text.from_latex(latex))
-
-
-def full_name(person: Person) -> str:
-    first, last = person.first_names + person.middle_names, person.prelast_names + person.last_names
-    return decode(" ".join(first + last + person.lineage_names))
-
-
-def byline(persons: list[Person]) -> str:
-    names = [full_name(person) for person in persons]
-    if names[-1] == "others":
-        return ", ".join(names[:-1]) + " and others"
-    more = len(names) - MOST_AUTHORS
-    return ", ".join(names[:MOST_AUTHORS]) + (f" and {more} more" if more > 0 else "")
-
-
-class PaperCard(SphinxDirective):
     required_arguments = 1
-    option_spec = dict.fromkeys(
-        ("parameters", "macs", "checked", "idea"), directives.unchanged_required
-    )
+    option_spec = dict.fromkeys(("checked", "idea", "figure"), directives.unchanged_required)
 
-    def run(self) -> list[nodes.Node]:
+    def frame(self, **known: str | list[str]) -> nodes.container:
+        """An empty card that carries what other pages need of it."""
         if "idea" not in self.options:
-            raise self.error("paper: the option :idea: is missing")
-        entry = self.entry()
-        if entry is None:
-            return []
+            raise self.error(f"{self.name}: the option :idea: is missing")
         self.messages = []
-        title, year = decode(entry.fields["title"]), entry.fields["year"]
-        key = self.arguments[0]
-        card = nodes.container(classes=["paper-card"], key=key, title=title, year=year)
+        figure = self.options.get("figure", "")
+        card = nodes.container(classes=["paper-card"], figure=figure, **known)
         self.set_source_info(card)
-        link = nodes.reference("", title, refuri=entry.fields["url"], internal=False)
-        venue = entry.fields.get("journal") or entry.fields.get("booktitle")
-        when = nodes.inline("", year, classes=["paper-year"])
-        where = [nodes.Text(f" · {decode(venue)}")] if venue else []
-        card += nodes.paragraph("", "", when, *where, classes=["paper-venue"])
-        card += nodes.paragraph("", "", link, classes=["paper-title"])
-        card += nodes.paragraph("", byline(entry.persons["author"]), classes=["paper-authors"])
+        return card
+
+    def finish(self, card: nodes.container) -> list[nodes.Node]:
         if facts := [*self.facts(card)]:
             card += nodes.field_list("", *facts)
-        card += self.parsed("idea", paper_idea)
+        card += self.parsed("idea", card_idea)
         if any(card[-1].findall(addnodes.pending_xref)):
-            raise self.error("paper: :idea: takes no cross-reference, it is shown on another page")
+            text = f"{self.name}: :idea: takes no cross-reference, it is shown on another page"
+            raise self.error(text)
         if "launch" in self.config.extensions:
             from launch import buttons_node
 
             card += buttons_node(self.env.current_document.docname)
         return [card, *self.messages]
 
-    def entry(self) -> Entry | None:
-        """The entry named by the argument, or None after a warning."""
-        key, file = self.arguments[0], Path(self.env.srcdir, self.config.paper_bibfile)
-        self.env.note_dependency(file)
-        try:
-            entry = bibliography(file, file.stat().st_mtime_ns).entries.get(key)
-        except (OSError, PybtexError) as error:
-            raise self.error(f"paper: {error}") from error
-        if entry is None:
-            problem = "is not there"
-        elif "author" not in entry.persons or not {"title", "year", "url"} <= {*entry.fields}:
-            problem = "needs author, title, year and url"
-        elif not entry.fields["year"].isdecimal():
-            problem = "needs a year in digits"
-        else:
-            return entry
-        text = "paper: entry %r of %s %s"
-        LOG.warning(text, key, file.name, problem, location=self.get_location(), type="paper")
-        return None
+    def chapters(self, text: str) -> list[str]:
+        """Pages beside this one, by the names of their files."""
+        folder = posixpath.dirname(self.env.current_document.docname)
+        return [posixpath.join(folder, stem.strip()) for stem in text.split(",")]
+
+    def links(self, words: str, docnames: list[str]) -> nodes.paragraph:
+        """A sentence that names chapters; their titles are known when the page is written."""
+        line = card_links(words, words, classes=["paper-after"], docnames=docnames)
+        self.set_source_info(line)
+        summaries.note(self.env, "card links")
+        return line
 
     def facts(self, card: nodes.container) -> Iterator[nodes.field]:
         """What the options tell, as rows; warnings about results point to the card."""
-        for option, label in (("parameters", "Parameters"), ("macs", "MACs")):
+        for option, label in NUMBERS:
             if name := self.options.get(option):
                 text = name if ":" in name else f"{name}:,d"
                 value = result_reference(self.env, text, card)
@@ -141,37 +110,89 @@ class PaperCard(SphinxDirective):
         return block
 
 
-class Papers(PerPage):
-    """(year, title of the paper, idea) of each card of a page."""
+class PaperCard(Card):
+    option_spec = Card.option_spec | dict.fromkeys(
+        ("parameters", "macs", "first", "after"), directives.unchanged_required
+    )
 
-    name, label = "papers", "Paper cards"
+    def run(self) -> list[nodes.Node]:
+        after = self.chapters(self.options["after"]) if "after" in self.options else []
+        card = self.frame(after=after, key=self.arguments[0])
+        entry = self.entry()
+        if entry is None:
+            return []
+        first = self.first(entry)
+        card["first"] = entries.written(first)
+        title = entries.decode(entry.fields["title"])
+        link = nodes.reference("", title, refuri=entry.fields["url"], internal=False)
+        when = nodes.inline("", str(first[0]), classes=["paper-year"])
+        where = self.venue(entry, first[0])
+        card += nodes.paragraph("", "", when, nodes.Text(where), classes=["paper-venue"])
+        card += nodes.paragraph("", "", link, classes=["paper-title"])
+        card += nodes.paragraph(
+            "", entries.byline(entry.persons["author"]), classes=["paper-authors"]
+        )
+        if after:
+            card += self.links("Builds on", after)
+        return self.finish(card)
 
-    def process_doc(self, env: BuildEnvironment, docname: str, document: nodes.document) -> None:
-        for idea in document.findall(paper_idea):
-            card = (int(idea.parent["year"]), idea.parent["title"], idea.deepcopy())
-            self.pages.setdefault(docname, []).append(card)
+    def entry(self) -> Entry | None:
+        """The entry named by the argument, or None after a warning."""
+        key, file = self.arguments[0], Path(self.env.srcdir, self.config.paper_bibfile)
+        self.env.note_dependency(file)
+        try:
+            entry = entries.bibliography(file, file.stat().st_mtime_ns).entries.get(key)
+        except (OSError, PybtexError) as error:
+            raise self.error(f"paper: {error}") from error
+        if problem := entries.fault(entry):
+            text = "paper: entry %r of %s %s"
+            LOG.warning(text, key, file.name, problem, location=self.get_location(), type="paper")
+            return None
+        return entry
+
+    def first(self, entry: Entry) -> entries.Date:
+        """When the first version was public: what the option says, else what the entry tells."""
+        known = entries.published(entry)
+        if "first" not in self.options:
+            return known
+        try:
+            first = entries.month(self.options["first"])
+        except ValueError as error:
+            raise self.error(f"paper: :first: {error}") from error
+        if first > (known[0], known[1] or 12):
+            told = f"{entries.written(first)} is later than the entry's {entries.written(known)}"
+            raise self.error(f"paper: :first: {told}")
+        return first
+
+    def venue(self, entry: Entry, year: int) -> str:
+        """Where the paper appeared, with the year if it was another."""
+        parts = [
+            entries.venue(entry),
+            entry.fields["year"] if entry.fields["year"] != str(year) else None,
+        ]
+        text = ", ".join(part for part in parts if part)
+        return f" · {text}" if text else ""
 
 
-class Ideas(SphinxPostTransform):
-    default_priority = 2
+class OverviewCard(Card):
+    final_argument_whitespace = True
 
-    def run(self, **kwargs) -> None:
-        if self.env._builder_cls.name == "gettext":  # it extracts them
-            return
-        for idea in list(self.document.findall(paper_idea)):
-            idea.parent.remove(idea)
+    def run(self) -> list[nodes.Node]:
+        after = self.chapters(self.arguments[0])
+        card = self.frame(after=after)
+        card += nodes.paragraph("", "Overview", classes=["paper-venue"])
+        card += self.links("Draws together", after)
+        return self.finish(card)
 
 
 def setup(app: Sphinx) -> dict:
-    app.setup_extension("embed")
+    app.setup_extension("cards")
     app.add_config_value("paper_bibfile", "references.bib", "env", str)
-    app.add_node(paper_idea)
     app.add_directive("paper", PaperCard)
-    app.add_post_transform(Ideas)
-    app.add_domain(Papers)
+    app.add_directive("overview", OverviewCard)
     return {
-        "version": "1",
-        "env_version": 2,
+        "version": "2",
+        "env_version": 3,
         "parallel_read_safe": True,
         "parallel_write_safe": True,
     }

@@ -2,8 +2,8 @@
 
 The extension of a summary tells once what it shows, and its directive which pages have one::
 
-    summaries.follow(app, "timeline", cards)        # in setup; cards(env) is what a page shows
-    summaries.note(env, "timeline")                 # in the directive
+    summaries.follow(app, "runs", table)            # in setup; table(env) is what a page shows
+    summaries.note(env, "runs")                     # in the directive
 
 Where each page shows something else, no directive is needed::
 
@@ -32,13 +32,17 @@ def note(env: BuildEnvironment, summary: str) -> None:
     pages.setdefault(env.current_document.docname, set()).add(summary)
 
 
+def digest(content: object) -> str:
+    return sha256(repr(content).encode()).hexdigest()
+
+
 def follow(app: Sphinx, summary: str, shown: Callable[[BuildEnvironment], object]) -> None:
     """Compare what is shown from build to build, for each format."""
     app.setup_extension("summaries")
 
     def outdated(app: Sphinx, env: BuildEnvironment) -> list[str]:
         domain, kind = env.get_domain("summaries"), f"{summary} {app.builder.name}"
-        now, before = repr(shown(env)), domain.data["shown"].get(kind)
+        now, before = digest(shown(env)), domain.data["shown"].get(kind)
         domain.data["shown"][kind] = now
         return [doc for doc, has in domain.pages.items() if summary in has and now != before]
 
@@ -68,7 +72,7 @@ def setup(app: Sphinx) -> dict:
     app.add_domain(Summaries)
     return {
         "version": "1",
-        "env_version": 1,
+        "env_version": 2,
         "parallel_read_safe": True,
         "parallel_write_safe": True,
     }

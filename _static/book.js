@@ -13,6 +13,7 @@ document.addEventListener("DOMContentLoaded", () => {
   // On a narrow window the theme moves the side bar into a dialog when this is pressed.
   const opener = document.querySelector(".primary-toggle");
   opener?.addEventListener("click", () => requestAnimationFrame(showPlace));
+  quietMap();
   prepareSearch();
 });
 
@@ -106,6 +107,16 @@ function followContents() {
     mark();
   });
   jump();
+}
+
+// What the map says of a network covers others: it goes with Escape, until something is pointed at.
+function quietMap() {
+  const map = document.querySelector(".map-plot");
+  if (!map) return;
+  addEventListener("keydown", (event) => event.key === "Escape" && map.classList.add("map-quiet"));
+  for (const type of ["pointermove", "focusin"]) {
+    map.addEventListener(type, () => map.classList.remove("map-quiet"));
+  }
 }
 
 // ---- colours ----------------------------------------------------------------------------------

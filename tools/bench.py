@@ -162,7 +162,6 @@ def grow(folder: Path) -> None:
 BOOK = ("_ext", "_static", "_templates", "conf.py", "docutils.conf", "references.bib")
 PAGES = (
     "status.rst",
-    "timeline.rst",
     "bibliography.rst",
     "requirements.txt",
     "requirements-data.txt",
@@ -204,8 +203,9 @@ def book(folder: Path, n: int = 64) -> None:
         tree.format(k, "\n   ".join(f"chapters/c{i:02}" for i in range(8 * k, min(8 * k + 8, n))))
         for k in range((n + 7) // 8)
     ]
-    about = tree.format("about", "timeline\n   bibliography\n   status")
-    (folder / "index.rst").write_text("Book\n====\n\n" + "".join(parts) + about)
+    about = tree.format("about", "bibliography\n   status")
+    front = "Book\n====\n\n.. map::\n\n   Caption.\n\n.. parts::\n\n"
+    (folder / "index.rst").write_text(front + "".join(parts) + about)
     print(f"| {n} chapters, this book's theme and extensions | wall s | CPU s |\n|---|---:|---:|")
     for name in ("from nothing", "nothing changed", "one paragraph edited"):
         if name == "one paragraph edited":

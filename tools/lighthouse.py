@@ -20,7 +20,6 @@ PAGES = {
     "chapter": "chapters/resnet.html",
     "notebook": "notebooks/resnet.html",
     "search": "search.html?q=residual",
-    "time line": "timeline.html",
 }
 CATEGORIES = ("performance", "accessibility", "best-practices", "seo")
 # Our server speaks HTTP/1.1 without encryption on this machine only; the pages' host decides that.

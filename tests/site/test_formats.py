@@ -13,7 +13,7 @@ from loader import ROOT
 from sites import CONF, build, write_site
 
 SETTINGS = f"""
-extensions += ["figures", "paper", "timeline", "runs_table", "fold_outputs", "page_head"]
+extensions += ["figures", "paper", "network_map", "parts", "runs_table", "fold_outputs", "page_head"]
 templates_path = [{str(ROOT / "_templates")!r}]
 project, author = "Book", "A. Author"
 man_pages = [("index", "book", "a book", "A. Author", 1)]
@@ -22,7 +22,7 @@ epub_copyright, version = "2026, A. Author", "1"
 epub_show_urls = "no"
 """
 FILES = {
-    "index.rst": "Book\n====\n\n.. timeline::\n\n.. toctree::\n\n   chapters/a\n   notebooks/a\n",
+    "index.rst": "Book\n====\n\n.. map::\n\n   Caption.\n\n.. parts::\n\n.. toctree::\n   :caption: Part\n\n   chapters/a\n   notebooks/a\n",
     "chapters/a.rst": """\
 A
 =
