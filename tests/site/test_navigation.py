@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import axe_playwright_python
 import pytest
 from bs4 import BeautifulSoup
 from playwright.sync_api import sync_playwright
@@ -286,6 +287,15 @@ def test_where_there_is_no_page_one_is_told_and_led_on(visit, root, address):
         tab.wait_for_url(root + target)
     tab.keyboard.press("Control+k")
     assert tab.locator("dialog input[type=search]").is_visible()
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_axe_finds_nothing_where_there_is_no_page(visit, mode):
+    tab = visit("nothing.html", color_scheme=mode)
+    tab.evaluate(Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text("utf-8"))
+    found = tab.evaluate("() => axe.run(document, { resultTypes: ['violations'] })")["violations"]
+    assert [(rule["id"], [node["html"][:160] for node in rule["nodes"]]) for rule in found] == []
+    assert tab.evaluate("book.faint()") == []
 
 
 def test_a_problem_is_reported_with_title_and_address_filled_in(many):
