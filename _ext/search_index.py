@@ -51,8 +51,9 @@ def searched(env: BuildEnvironment) -> list[str]:
 
 
 def weight(app: Sphinx, docname: str) -> float:
-    cards = app.env.get_domain("papers").pages if "paper" in app.extensions else {}
-    return app.config.search_weights.get(docname, 1 if docname in cards else OVERVIEW)
+    cards = app.env.get_domain("cards").pages if "cards" in app.extensions else {}
+    paper = docname in cards and cards[docname].first
+    return app.config.search_weights.get(docname, 1 if paper else OVERVIEW)
 
 
 def keep(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
