@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import workbench
-from loader import definitions, without_dropout
+from loader import definitions
+from networks import without_dropout
 
 net = definitions("googlenet")
 
