@@ -1,288 +1,277 @@
 """The residual networks of notebooks/resnet.py."""
 
+import copy
+
 import pytest
 import timm
 import torch
 import torchvision
 from torch import nn
+from torch.nn import functional as F
+from torchvision.models import resnet as library
 
-import workbench
+import networks
 from loader import definitions
+from networks import close, macs_of, on_meta, parameters_of
 
-resnet = definitions("resnet")
+net = definitions("resnet")
 
-# Sizes whose weights torchvision publishes; their entries hold parameters and G MACs at 224x224.
-PUBLISHED = {
-    "resnet18": torchvision.models.ResNet18_Weights.IMAGENET1K_V1,
-    "resnet34": torchvision.models.ResNet34_Weights.IMAGENET1K_V1,
-    "resnet50": torchvision.models.ResNet50_Weights.IMAGENET1K_V2,
-    "resnet101": torchvision.models.ResNet101_Weights.IMAGENET1K_V2,
-    "resnet152": torchvision.models.ResNet152_Weights.IMAGENET1K_V2,
-    "wide_resnet50": torchvision.models.Wide_ResNet50_2_Weights.IMAGENET1K_V2,
-    "wide_resnet101": torchvision.models.Wide_ResNet101_2_Weights.IMAGENET1K_V2,
+PUBLISHED = {  # torchvision's name and its weights
+    "resnet18": ("resnet18", library.ResNet18_Weights.IMAGENET1K_V1),
+    "resnet34": ("resnet34", library.ResNet34_Weights.IMAGENET1K_V1),
+    "resnet50": ("resnet50", library.ResNet50_Weights.IMAGENET1K_V2),
+    "resnet101": ("resnet101", library.ResNet101_Weights.IMAGENET1K_V2),
+    "resnet152": ("resnet152", library.ResNet152_Weights.IMAGENET1K_V2),
+    "wide_resnet50": ("wide_resnet50_2", library.Wide_ResNet50_2_Weights.IMAGENET1K_V2),
+    "wide_resnet101": ("wide_resnet101_2", library.Wide_ResNet101_2_Weights.IMAGENET1K_V2),
 }
-# He et al. 2015, table 1: blocks per stage and 10^9 multiply-adds.
-ORIGINAL = {
-    "original_resnet50": ((3, 4, 6, 3), 3.8),
-    "original_resnet101": ((3, 4, 23, 3), 7.6),
-    "original_resnet152": ((3, 8, 36, 3), 11.3),
-}
-SIZES = [*PUBLISHED, *ORIGINAL, "resnet50d"]
-TORCHVISION = {"wide_resnet50": "wide_resnet50_2", "wide_resnet101": "wide_resnet101_2"}
+BLOCKS = ["BasicBlock", "Bottleneck", "OriginalBottleneck", "WideBottleneck"]
 
 
-def on_meta(build):
-    with torch.device("meta"):
-        return build()
+def digits(block="BasicBlock", shortcut="projection"):
+    """A small network of three stages for maps of one channel."""
+    block, shortcut = getattr(net, block), getattr(net, shortcut)
+    return net.resnet(block, (1, 2, 1), net.digit_stem, (8, 12, 16), shortcut, 10)
 
 
-def library(name):
-    if name == "resnet50d":
-        return timm.create_model(name)
-    return getattr(torchvision.models, TORCHVISION.get(name, name))()
+def library_block(name, c_in, width, stride):
+    """The library's block; torchvision's bottleneck takes the stride in the 3x3."""
+    kind = library.BasicBlock if name == "BasicBlock" else library.Bottleneck
+    c_out, how = kind.expansion * width, {"base_width": 128 if name == "WideBottleneck" else 64}
+    same = stride == 1 and c_in == c_out
+    conv = nn.Conv2d(c_in, c_out, 1, stride, bias=False)
+    shortcut = None if same else nn.Sequential(conv, nn.BatchNorm2d(c_out))
+    block = kind(c_in, width, stride, shortcut, **how)
+    if name == "OriginalBottleneck":
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+    return block
 
 
-def macs_of(network):
-    return workbench.count_macs(network, torch.empty(1, 3, 224, 224, device="meta"))
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes_have_the_parameters_torchvision_gives(name):
+    assert parameters_of(on_meta(getattr(net, name))) == PUBLISHED[name][1].meta["num_params"]
 
 
-@pytest.mark.parametrize(("name", "weights"), PUBLISHED.items())
-def test_published_sizes_have_the_parameters_and_macs_torchvision_gives(name, weights):
-    network = on_meta(getattr(resnet, name))
-    assert workbench.count_parameters(network) == weights.meta["num_params"]
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_published_sizes_have_the_layers_and_macs_torchvision_gives(name):
+    network, (builder, weights) = on_meta(getattr(net, name)), PUBLISHED[name]
+    networks.same_layers(network, on_meta(getattr(library, builder)))
     assert round(macs_of(network) / 1e9, 3) == weights.meta["_ops"]
 
 
-def test_resnet50d_has_the_parameters_and_macs_of_timm():
-    ours, theirs = on_meta(resnet.resnet50d), on_meta(lambda: library("resnet50d"))
-    assert workbench.count_parameters(ours) == workbench.count_parameters(theirs)
-    assert macs_of(ours) == macs_of(theirs)
+def test_resnet50d_has_the_layers_of_timm():
+    networks.same_layers(on_meta(net.resnet50d), on_meta(timm.create_model, "resnet50d"))
 
 
 def macs_by_hand(depths):
     """Stem, bottlenecks with the stride in the first 1x1, linear layer; figure 5 and table 1."""
-    total = 112 * 112 * 7 * 7 * 3 * 64 + 2048 * 1000
-    for depth, width, side, c_in in zip(
-        depths, (64, 128, 256, 512), (56, 28, 14, 7), (64, 256, 512, 1024), strict=True
-    ):
-        first = c_in * width + 9 * width * width + 4 * width * width + c_in * 4 * width
-        later = 4 * width * width + 9 * width * width + 4 * width * width
-        total += side * side * (first + (depth - 1) * later)
+    total, c_in = 112 * 112 * 7 * 7 * 3 * 64 + 2048 * 1000, 64
+    for depth, width, side in zip(depths, (64, 128, 256, 512), (56, 28, 14, 7), strict=True):
+        for _ in range(depth):
+            total += side * side * (c_in * width + 9 * width * width + 4 * width * width)
+            total += side * side * 4 * width * c_in if c_in != 4 * width else 0
+            c_in = 4 * width
     return total
 
 
-@pytest.mark.parametrize(("name", "depths", "giga"), [(n, *row) for n, row in ORIGINAL.items()])
-def test_original_strides_cost_what_a_sum_by_hand_and_table_1_give(name, depths, giga):
-    network = on_meta(getattr(resnet, name))
-    assert macs_of(network) == macs_by_hand(depths)
-    assert macs_of(network) / 1e9 == pytest.approx(giga, abs=0.06)  # 3.858 stands as 3.8 there
-    same = on_meta(getattr(resnet, name.removeprefix("original_")))
-    assert workbench.count_parameters(network) == workbench.count_parameters(same)
+def test_original_strides_cost_what_a_sum_by_hand_and_table_1_give():
+    macs = macs_of(on_meta(net.original_resnet50))
+    assert macs == macs_by_hand((3, 4, 6, 3))
+    assert macs / 1e9 == pytest.approx(3.8, abs=0.06)  # 3.858 stands as 3.8 there
 
 
-def test_the_strides_of_v1_5_cost_three_more_quarters_of_three_convolutions():
-    saved = sum(
-        3 * side * side * c_in * width
-        for side, c_in, width in ((28, 256, 128), (14, 512, 256), (7, 1024, 512))
+@pytest.mark.parametrize("name", ["resnet50", "resnet101", "resnet152"])
+def test_original_networks_differ_in_their_blocks_alone(name):
+    network = on_meta(getattr(net, f"original_{name}"))
+    assert parameters_of(network) == PUBLISHED[name][1].meta["num_params"]
+    blocks = [m for m in network.modules() if isinstance(m, net.ResidualBlock)]
+    assert all(type(block) is net.OriginalBottleneck for block in blocks)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize(
+    ("c_in", "width", "stride"), [(32, 8, 1), (12, 8, 1), (12, 8, 2), (32, 8, 2)]
+)
+def test_each_block_does_what_the_library_s_does(name, c_in, width, stride):
+    torch.manual_seed(0)
+    block, reference = (
+        getattr(net, name)(c_in, width, stride),
+        library_block(name, c_in, width, stride),
     )
-    assert macs_of(on_meta(resnet.resnet50)) - macs_of(on_meta(resnet.original_resnet50)) == saved
+    networks.same_function(block, reference, torch.randn(3, c_in, 7, 10))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "wide_resnet50", "resnet50d"])
-def test_outputs_equal_the_library_with_copied_weights(name):
+def test_the_network_does_what_torchvision_s_does_on_maps_of_odd_size():
     torch.manual_seed(0)
-    reference, network = workbench.randomise_norms(library(name)), getattr(resnet, name)()
-    workbench.transplant(reference, network)
-    x = torch.randn(2, 3, 75, 97)
-    with torch.no_grad():
-        expected, found = reference.eval()(x), network.eval()(x)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+    network = on_meta(net.resnet, net.BasicBlock, (1, 1, 1, 1))
+    reference = on_meta(library.ResNet, library.BasicBlock, [1, 1, 1, 1])
+    networks.same_function(network, reference, torch.randn(3, 3, 41, 70), 2e-5)
 
 
-def test_original_strides_equal_torchvision_with_its_strides_moved():
+def test_the_network_of_type_d_does_what_timm_s_does_on_maps_of_odd_size():
     torch.manual_seed(0)
-    reference = workbench.randomise_norms(torchvision.models.resnet50())
-    for module in reference.modules():
-        if isinstance(module, torchvision.models.resnet.Bottleneck):
-            module.conv1.stride, module.conv2.stride = module.conv2.stride, module.conv1.stride
-    network = resnet.original_resnet50()
-    workbench.transplant(reference, network)
-    workbench.same_outputs(network, reference, torch.randn(2, 3, 64, 64))
+    widths = (8, 12, 16, 20)
+    how = {"make_stem": net.deep_stem, "widths": widths, "shortcut": net.pooled_projection}
+    network = net.resnet(net.Bottleneck, (1, 1, 1, 1), **how)
+    how = {"channels": widths, "stem_width": 4, "stem_type": "deep", "avg_down": True}
+    reference = timm.models.ResNet(timm.models.resnet.Bottleneck, [1, 1, 1, 1], **how)
+    networks.same_function(network, reference, torch.randn(3, 3, 41, 70), 2e-5)
 
 
-@pytest.mark.parametrize("name", ["resnet34", "resnet101", "resnet152", "wide_resnet101"])
-def test_larger_sizes_have_the_tensors_of_the_library_in_their_order(name):
-    ours, theirs = on_meta(getattr(resnet, name)), on_meta(lambda: library(name))
-    shapes = [[t.shape for t in model.state_dict().values()] for model in (ours, theirs)]
-    assert shapes[0] == shapes[1]
-
-
-def test_batch_norm_has_the_constants_of_the_library():
-    ours, theirs = on_meta(resnet.resnet50), on_meta(torchvision.models.resnet50)
-    constants = [
-        [(m.eps, m.momentum) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-        for model in (ours, theirs)
-    ]
-    assert constants[0] == constants[1]
-
-
-@pytest.mark.parametrize("name", ["original_resnet50", "resnet50d"])
 @pytest.mark.parametrize(("batch", "height", "width"), [(3, 225, 161), (1, 64, 256)])
-def test_any_batch_and_map_size_goes_through(name, batch, height, width):
-    network = on_meta(getattr(resnet, name)).eval()
-    x = torch.empty(batch, 3, height, width, device="meta")
-    assert network(x).shape == (batch, 1000)
-    ceil = [-(-side // 32) for side in (height, width)]
-    assert network[:5](x).shape == (batch, 2048, *ceil)
+def test_any_batch_and_map_size_goes_through(batch, height, width):
+    how = {"make_stem": net.deep_stem, "shortcut": net.pooled_projection}
+    network = on_meta(net.resnet, net.Bottleneck, (1, 1, 1, 1), **how)
+    maps = network[:5](torch.empty(batch, 3, height, width, device="meta"))
+    assert maps.shape == (batch, 2048, -(-height // 32), -(-width // 32))
+    assert network[5:](maps).shape == (batch, 1000)
 
 
-@pytest.mark.parametrize("block", [resnet.Bottleneck, resnet.OriginalBottleneck])
+@pytest.mark.parametrize("block", ["Bottleneck", "OriginalBottleneck"])
 def test_a_zero_branch_leaves_relu_of_the_input(block):
-    x = torch.randn(2, 256, 7, 5)
-    zeroed = resnet.zero_last_gamma(block(256, 64))
-    torch.testing.assert_close(zeroed(x), torch.relu(x), rtol=0, atol=0)
-    assert not torch.allclose(block(256, 64)(x), torch.relu(x))
+    x, block = torch.randn(2, 256, 7, 5), getattr(net, block)(256, 64)
+    assert not torch.allclose(block(x), torch.relu(x))
+    torch.testing.assert_close(net.zero_last_gamma(block)(x), torch.relu(x), rtol=0, atol=0)
 
 
 def test_the_zeroed_scales_are_those_of_the_last_batch_norm_of_each_branch():
-    modules = resnet.zero_last_gamma(resnet.resnet18()).named_modules()
-    norms = [(name, m) for name, m in modules if isinstance(m, nn.BatchNorm2d)]
-    zeros = [name for name, m in norms if not m.weight.any()]
-    assert len(zeros) == 8
-    assert all(name.endswith("branch.2.1") for name in zeros)
+    modules = net.zero_last_gamma(digits()).named_modules()
+    zeros = [n for n, m in modules if isinstance(m, nn.BatchNorm2d) and not m.weight.any()]
+    assert zeros == [f"stage{i}.{j}.branch.2.1" for i, j in ((1, 0), (2, 0), (2, 1), (3, 0))]
 
 
 def test_a_block_without_shortcut_is_relu_of_its_branch():
-    block = resnet.BasicBlock(8, 16, 2, resnet.NoShortcut).eval()
+    block = net.BasicBlock(8, 16, 2, net.NoShortcut).eval()
     x = torch.randn(2, 8, 9, 9)
     torch.testing.assert_close(block(x), torch.relu(block.branch(x)))
 
 
-def test_a_plain_network_has_no_shortcut_in_any_block():
-    network = on_meta(lambda: resnet.digit_network(20, resnet.NoShortcut))
-    blocks = [m for m in network.modules() if isinstance(m, resnet.ResidualBlock)]
-    assert len(blocks) == 9
-    assert all(isinstance(block.shortcut, resnet.NoShortcut) for block in blocks)
-
-
 def test_zero_padding_keeps_every_second_pixel_and_adds_empty_channels():
-    x = torch.arange(2 * 4 * 4.0).view(1, 2, 4, 4)
-    y = resnet.ZeroPad(2, 5, 2)(x)
-    torch.testing.assert_close(y[:, :2], x[:, :, [0, 2]][..., [0, 2]])
-    torch.testing.assert_close(y[:, 2:], torch.zeros(1, 3, 2, 2))
+    x = torch.arange(2 * 4 * 6.0).view(1, 2, 4, 6)
+    y = net.ZeroPad(2, 5, 2)(x)
+    torch.testing.assert_close(y[:, :2], x[:, :, [0, 2]][..., [0, 2, 4]])
+    torch.testing.assert_close(y[:, 2:], torch.zeros(1, 3, 2, 3))
 
 
 def test_the_pooled_shortcut_reads_every_pixel_and_the_projection_one_in_four():
     x = torch.randn(1, 8, 8, 8, requires_grad=True)
-    read = {}
-    for shortcut in (resnet.projection, resnet.pooled_projection):
-        (gradient,) = torch.autograd.grad(shortcut(8, 16, 2).eval()(x).sum(), x)
-        read[shortcut] = (gradient != 0).double().mean().item()
-    assert read[resnet.projection] == pytest.approx(0.25)
-    assert read[resnet.pooled_projection] == pytest.approx(1.0)
+    for shortcut, share in (("projection", 0.25), ("pooled_projection", 1)):
+        (gradient,) = torch.autograd.grad(getattr(net, shortcut)(8, 16, 2).eval()(x).sum(), x)
+        assert (gradient != 0).double().mean().item() == share
 
 
 def test_convolutions_start_with_variance_two_over_fan_out():
     torch.manual_seed(0)
-    conv = resnet.resnet18()[4][0].branch[0][0]  # 3x3, from 256 channels to 512
-    expected = (2 / (512 * 9)) ** 0.5
-    torch.testing.assert_close(conv.weight.std().item(), expected, rtol=0.01, atol=0)
+    kernel = net.BasicBlock, (1, 1), net.digit_stem, (64, 128)
+    conv = net.resnet(*kernel)[2][0].branch[0][0]  # 3x3, from 64 channels to 128
+    networks.starts_with(conv.weight, (2 / (128 * 9)) ** 0.5)
+
+
+def test_a_depth_of_the_digit_networks_counts_its_convolutions_and_the_linear_layer():
+    network = on_meta(net.digit_network, 20, net.NoShortcut)
+    layers = networks.layers_of(network, 1, 1, 20, 20, kinds=(nn.Conv2d, nn.Linear))
+    assert len(layers) == 20
+    with pytest.raises(AssertionError, match="6n"):
+        net.digit_network(21, net.NoShortcut)
 
 
 @pytest.mark.parametrize(("depth", "parameters"), [(14, 43_490), (32, 116_738)])
 def test_plain_and_residual_networks_start_from_the_same_weights(depth, parameters):
-    networks = []
-    for shortcut in (resnet.NoShortcut, resnet.ZeroPad):
+    pair = []
+    for shortcut in (net.NoShortcut, net.ZeroPad):
         torch.manual_seed(0)
-        networks.append(resnet.digit_network(depth, shortcut))
-    plain, residual = networks
-    assert workbench.count_parameters(plain) == parameters
-    for a, b in zip(plain.state_dict().values(), residual.state_dict().values(), strict=True):
+        pair.append(net.digit_network(depth, shortcut))
+    assert parameters_of(pair[0]) == parameters
+    for a, b in zip(*(network.state_dict().values() for network in pair), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
-    layers = [m for m in plain.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    assert len(layers) == depth
 
 
-def test_depths_other_than_6n_plus_2_are_refused():
-    with pytest.raises(AssertionError, match="6n"):
-        resnet.digit_network(20 + 1, resnet.ZeroPad)
+def gradients_by_hand(network, x, y):
+    """The same from the definition of a norm, a block at a time."""
+    found = []
+    for block in (m for m in network.modules() if isinstance(m, net.ResidualBlock)):
+        kernel = block.branch[0][0].weight
+        (gradient,) = torch.autograd.grad(F.cross_entropy(network(x), y), kernel)
+        found.append(gradient.square().sum().sqrt() * kernel.detach().square().sum().sqrt())
+    return torch.stack(found)
 
 
-def test_the_gradient_measure_does_not_depend_on_the_scale_of_the_kernels():
+def test_block_gradients_are_norms_of_gradient_and_kernel_whatever_was_there_before():
     torch.manual_seed(0)
-    x, y = torch.randn(16, 1, 20, 20), torch.randint(10, (16,))
-    network = resnet.digit_network(14, resnet.NoShortcut).double()
-    norms = resnet.block_gradients(network, x.double(), y)
-    with torch.no_grad():
-        for block in (m for m in network.modules() if isinstance(m, resnet.ResidualBlock)):
-            block.branch[0][0].weight.mul_(3)
-    scaled = resnet.block_gradients(network, x.double(), y)
+    network = net.digit_network(8, net.ZeroPad).double()
+    x, y = torch.randn(6, 1, 12, 12).double(), torch.arange(6)
+    expected = gradients_by_hand(network.train(), x, y)
+    for _ in range(2):  # in evaluation mode, and with gradients of the first time
+        close(torch.tensor(net.block_gradients(network.eval(), x, y)), expected.float())
+
+
+def test_block_gradients_do_not_depend_on_the_scale_of_the_kernels():
+    torch.manual_seed(0)
+    x, y = torch.randn(16, 1, 12, 12).double(), torch.randint(10, (16,))
+    network = net.digit_network(14, net.NoShortcut).double()
+    larger = copy.deepcopy(network)
+    for block in (m for m in larger.modules() if isinstance(m, net.ResidualBlock)):
+        block.branch[0][0].weight.data.mul_(3)
+    norms, scaled = (torch.tensor(net.block_gradients(n, x, y)) for n in (network, larger))
     torch.testing.assert_close(scaled, norms, rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_gradients_grow_towards_the_input_without_shortcuts_and_hardly_with_them(seed):
+def test_gradients_grow_towards_the_input_without_shortcuts_and_hardly_with_them():
     growth = {}
-    for shortcut in (resnet.NoShortcut, resnet.ZeroPad):
-        torch.manual_seed(seed)
-        x, y = torch.randn(64, 1, 20, 20), torch.randint(10, (64,))
-        norms = resnet.block_gradients(resnet.digit_network(32, shortcut), x, y)
-        assert len(norms) == 15
+    for shortcut in ("NoShortcut", "ZeroPad"):
+        torch.manual_seed(0)
+        x, y = torch.randn(32, 1, 20, 20), torch.randint(10, (32,))
+        norms = net.block_gradients(net.digit_network(32, getattr(net, shortcut)), x, y)
         growth[shortcut] = norms[0] / norms[-1]
-    assert growth[resnet.NoShortcut] > 4
-    assert growth[resnet.ZeroPad] < 3
+    assert growth["NoShortcut"] > 4
+    assert growth["ZeroPad"] < 3
 
 
-@pytest.mark.parametrize("block", [resnet.BasicBlock, resnet.Bottleneck, resnet.WideBottleneck])
+def test_a_network_without_a_block_is_the_others_in_their_order():
+    network = digits().eval()
+    x = torch.randn(2, 1, 12, 12)
+    shorter = net.without(network, 2, 1)
+    expected = network[3:](network.stage2[0](network[:2](x)))
+    torch.testing.assert_close(shorter(x), expected)
+    assert len(network.stage2) == 2
+
+
+def test_the_network_of_the_full_profile_has_the_weights_and_input_scales_of_torchvision(
+    monkeypatch,
+):
+    torch.manual_seed(0)
+    reference = library.ResNet(library.Bottleneck, [1, 1, 1, 1]).eval()
+    asked = []
+    monkeypatch.setattr(
+        torchvision.models, "resnet50", lambda **how: asked.append(how["weights"]) or reference
+    )
+    small = lambda: net.resnet(net.Bottleneck, (1, 1, 1, 1))  # noqa: E731
+    monkeypatch.setitem(net.imagenet_network.__globals__, "resnet50", small)
+    network, mean, scale = net.imagenet_network()
+    assert asked == [library.ResNet50_Weights.IMAGENET1K_V2]
+    networks.same_outputs(network, reference, torch.randn(2, 3, 33, 33))
+    given = asked[0].transforms()
+    assert (mean.flatten().tolist(), mean.shape) == (pytest.approx(given.mean), (3, 1, 1))
+    assert scale.flatten().tolist() == pytest.approx(given.std)
+
+
+def test_copying_is_learnt_better_with_the_input_added():
+    plain, residual = (net.learn_to_copy(1, kind)[-1] for kind in (False, True))
+    assert residual < plain / 100
+
+
+@pytest.mark.parametrize("block", ["BasicBlock", "Bottleneck"])
 def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss(block):
     torch.manual_seed(0)
-    network = resnet.resnet(block, (1, 1, 1), resnet.digit_stem, (8, 16, 32), num_classes=10)
-    x, y = torch.randn(20, 1, 28, 28), torch.arange(20) % 10
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
-    losses = workbench.fit(network, (x, y), 30, optimizer)["loss"]
-    assert losses[-1] < losses[0] / 10
+    networks.learns(digits(block), torch.randn(20, 1, 16, 16), rate=0.01, steps=20)
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
-def test_copying_is_learnt_better_with_the_input_added(number):
-    for n in (1, 4):
-        plain, residual = (resnet.learn_to_copy(n, kind, number=number)[-1] for kind in (0, 1))
-        assert residual < plain / 100
+@pytest.mark.parametrize("name", ["resnet18", "resnet50d"])
+def test_published_sizes_run_forward_and_backward_on_the_meta_device(name):
+    networks.runs_on_meta(on_meta(getattr(net, name)), 2, 3, 64, 64)
 
 
-def test_small_initial_branches_are_what_lets_four_residual_ones_copy():
-    small, large = (resnet.learn_to_copy(4, True, he)[-1] for he in (False, True))
-    assert large > 100 * small
-
-
-def test_the_schedule_rises_from_a_twenty_fifth_for_a_fifth_and_falls_to_nothing():
-    optimizer, schedule = resnet.recipe(nn.Linear(1, 1), 100)
-    rates = []
-    for _ in range(100):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step() if len(rates) < 100 else None
-    assert rates[0] == pytest.approx(0.004)
-    assert max(rates) == pytest.approx(0.1, rel=1e-3)
-    assert rates.index(max(rates)) == 19
-    assert rates[-1] < 1e-5
-
-
-def test_torchvision_gives_the_accuracies_the_recipe_table_quotes():
-    old, new = torchvision.models.ResNet50_Weights
-    top1 = [weights.meta["_metrics"]["ImageNet-1K"]["acc@1"] for weights in (old, new)]
-    assert top1 == pytest.approx([76.130, 80.858])
-
-
-@pytest.mark.parametrize("name", SIZES)
-def test_every_size_runs_forward_and_backward_on_the_meta_device(name):
-    network = on_meta(getattr(resnet, name))
-    network(torch.empty(2, 3, 64, 64, device="meta")).sum().backward()
-    assert all(p.grad is not None for p in network.parameters())
-
-
-@pytest.mark.parametrize("shortcut", [resnet.NoShortcut, resnet.ZeroPad])
+@pytest.mark.parametrize("shortcut", ["NoShortcut", "ZeroPad"])
 def test_the_digit_networks_run_forward_and_backward_on_the_meta_device(shortcut):
-    network = on_meta(lambda: resnet.digit_network(14, shortcut))
-    network(torch.empty(2, 1, 28, 28, device="meta")).sum().backward()
-    assert all(p.grad is not None for p in network.parameters())
+    network = on_meta(net.digit_network, 14, getattr(net, shortcut))
+    networks.runs_on_meta(network, 2, 1, 28, 28)
