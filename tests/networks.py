@@ -72,6 +72,8 @@ def described(layer: nn.Module) -> str:
     values = {name: getattr(layer, name) for name in DESCRIBED[kind]}
     if hasattr(layer, "bias"):
         values["bias"] = layer.bias is not None
+    if values.get("stride") == 1:
+        values.pop("ceil_mode", None)  # there is nothing to round
     for name, value in values.items():
         if isinstance(value, tuple) and len(set(value)) == 1:
             values[name] = value[0]

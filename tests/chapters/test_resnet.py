@@ -94,10 +94,8 @@ def test_original_networks_differ_in_their_blocks_alone(name):
 )
 def test_each_block_does_what_the_library_s_does(name, c_in, width, stride):
     torch.manual_seed(0)
-    block, reference = (
-        getattr(net, name)(c_in, width, stride),
-        library_block(name, c_in, width, stride),
-    )
+    reference = library_block(name, c_in, width, stride)
+    block = getattr(net, name)(c_in, width, *([stride] if stride > 1 else []))
     networks.same_function(block, reference, torch.randn(3, c_in, 7, 10))
 
 
@@ -144,6 +142,17 @@ def test_a_block_without_shortcut_is_relu_of_its_branch():
     block = net.BasicBlock(8, 16, 2, net.NoShortcut).eval()
     x = torch.randn(2, 8, 9, 9)
     torch.testing.assert_close(block(x), torch.relu(block.branch(x)))
+
+
+def test_a_plain_network_has_no_shortcut_in_any_block():
+    blocks = [m for m in digits(shortcut="NoShortcut").modules() if isinstance(m, net.BasicBlock)]
+    assert [type(block.shortcut) for block in blocks] == [net.NoShortcut] * 4
+
+
+def test_the_stem_for_digits_is_a_convolution_of_stride_two_and_a_relu():
+    stem, x = net.digit_stem(5).eval(), torch.randn(2, 1, 9, 12)
+    expected = F.conv2d(x, stem[0][0].weight, None, 2, 1) / (1 + 1e-5) ** 0.5
+    close(stem(x), expected.relu())
 
 
 def test_zero_padding_keeps_every_second_pixel_and_adds_empty_channels():
@@ -243,14 +252,17 @@ def test_the_network_of_the_full_profile_has_the_weights_and_input_scales_of_tor
     reference = library.ResNet(library.Bottleneck, [1, 1, 1, 1]).eval()
     asked = []
     monkeypatch.setattr(
-        torchvision.models, "resnet50", lambda **how: asked.append(how["weights"]) or reference
+        torchvision.models, "resnet50", lambda **how: asked.append(how) or reference
     )
+    x = torch.randn(2, 3, 33, 33)
+    expected = reference(x)
     small = lambda: net.resnet(net.Bottleneck, (1, 1, 1, 1))  # noqa: E731
     monkeypatch.setitem(net.imagenet_network.__globals__, "resnet50", small)
     network, mean, scale = net.imagenet_network()
-    assert asked == [library.ResNet50_Weights.IMAGENET1K_V2]
-    networks.same_outputs(network, reference, torch.randn(2, 3, 33, 33))
-    given = asked[0].transforms()
+    close(network.eval()(x), expected)
+    weights = library.ResNet50_Weights.IMAGENET1K_V2
+    assert asked == [{"weights": weights, "progress": False}]
+    given = weights.transforms()
     assert (mean.flatten().tolist(), mean.shape) == (pytest.approx(given.mean), (3, 1, 1))
     assert scale.flatten().tolist() == pytest.approx(given.std)
 
