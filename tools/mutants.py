@@ -56,6 +56,7 @@ CONTAINERS = ("Sequential", "ModuleList", "extend")  # calls whose arguments are
 COMPUTES = re.compile(
     r"(abs|sqrt|square|exp|log|sigmoid|relu|tanh|sign|mean|sum|any|all|flatten|eval)$"
 )
+UNSWAPPED = ("isinstance", "getattr", "equal", "allclose")  # nonsense, or the same
 DRAWS = ("draw", "show", "plot")
 
 
@@ -204,7 +205,7 @@ def of_arguments(node: ast.Call, places, name: str) -> Iterator[Change]:
         if k.arg and not flag:  # without a flag is as with the other one
             yield without(k, everything, k.value, places)
     arguments = node.args
-    if any(isinstance(a, ast.Starred) for a in arguments) or name in ("isinstance", "getattr"):
+    if any(isinstance(a, ast.Starred) for a in arguments) or name in UNSWAPPED:
         return
     if len(arguments) > 2 and isinstance(arguments[-1], ast.Name):
         yield without(arguments[-1], everything, arguments[-1], places)

@@ -104,6 +104,7 @@ def test_heads_are_those_that_section_5_describes():
     for head, c_in in zip(network.heads.values(), (512, 528), strict=True):
         expected = c_in * 128 + 128 + 4 * 4 * 128 * 1024 + 1024 + 1024 * 1000 + 1000
         assert parameters_of(head) == expected
+        assert parameters_of(on_meta(net.auxiliary_head, c_in, net.PUBLISHED)) == expected
         assert [m.p for m in head if isinstance(m, nn.Dropout)] == [0.7]
         pooled = head[0](torch.empty(1, c_in, 14, 14, device="meta"))
         assert pooled.shape == (1, c_in, 4, 4)
@@ -207,6 +208,10 @@ def test_windows_of_the_branches_are_one_three_five_three_and_a_three_in_torchvi
 
 def test_a_window_is_counted_from_the_unit_at_the_centre_and_in_evaluation_mode():
     assert net.window(nn.Conv2d(2, 1, (1, 9), padding=(0, 4)), 2) == 9
+    silent = nn.Conv2d(1, 1, (1, 3), padding=(0, 1))
+    nn.init.ones_(silent.weight)
+    nn.init.constant_(silent.bias, -5)  # below zero for any image, above for a pixel that is larger
+    assert net.window(nn.Sequential(silent, nn.ReLU()), 1) == 3
     left = nn.Conv2d(1, 1, (1, 11), padding=(0, 5))
     nn.init.zeros_(left.weight)
     left.weight.data[..., :3] = 1

@@ -59,6 +59,15 @@ def test_the_network_does_what_torchvision_s_does_on_maps_of_odd_size(norm):
     networks.same_function(network, reference, torch.randn(3, 3, 75, 97))
 
 
+@pytest.mark.parametrize("layer", ["conv_relu", "conv_norm_relu"])
+def test_a_layer_keeps_the_side_whatever_its_kernel_which_is_3x3_unless_another_is_given(layer):
+    x = torch.randn(2, 3, 8, 9)
+    for size in ((), (1,), (3,), (5,), (7,)):
+        layers = nn.Sequential(*getattr(net, layer)(3, 4, *size))
+        assert layers(x).shape == (2, 4, 8, 9)
+        assert layers[0].weight.shape[2:] == 2 * (size or (3,))
+
+
 def test_configuration_c_has_the_parameters_and_macs_of_a_sum_by_hand():
     c_in, side, parameters, macs = 3, 224, 0, 0
     for sizes, c_out in zip(
