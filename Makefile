@@ -25,7 +25,7 @@ SPHINX = $(PY) -m sphinx $(OPTIONS) $(call setting,only,NB) $(call setting,force
 INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help html test lab notebooks linkcheck lint serve prune bench lighthouse clean distclean
+.PHONY: help html test lab notebooks linkcheck lint mutate serve prune bench lighthouse clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## */  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -53,6 +53,9 @@ lint: $(STAMPS)/test ## style of the code and of the notebooks
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) tools/lint.py notebooks
+
+mutate: $(STAMPS)/test ## how many small mistakes in definitions the tests find (STEM=resnet or all, N=24)
+	PYTHONPATH=tests $(PY) tools/mutate.py $(or $(STEM),all) $(if $(N),-n $(N)) $(if $(JOBS),--jobs $(JOBS))
 
 prune: $(STAMPS)/book ## remove stored outputs that no build used for 30 days
 	PYTHONPATH=_ext $(PY) -m engine.store prune .store 30

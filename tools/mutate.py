@@ -18,6 +18,7 @@ constants, which are the tables of papers, the other would import torch for each
 import argparse
 import ast
 import contextlib
+import functools
 import importlib
 import io
 import itertools
@@ -42,7 +43,6 @@ from mutants import Mutant, mutants, sample
 EQUAL = Path(__file__).with_name("equal_programs.toml")
 ENOUGH = 0.95
 SLOW = 5  # times as long as all tests of the unchanged notebook is too long: the mutant is killed
-LEAST_LIMIT = 20  # seconds
 MEMORY = 6 * 2**30  # bytes that a mutant may take more than the process it was forked from
 SOURCE = loader.source
 
@@ -80,8 +80,9 @@ HEAD = """\
 class Check:
     """Stands in for pytest's loop over the tests: runs them on one mutant after the other."""
 
-    def __init__(self, stem: str, source: bytes, chosen: list[Mutant], out: TextIO):
-        self.stem, self.source, self.chosen, self.out = stem, source, chosen, out
+    def __init__(self, stem: str, source: bytes, chosen: list[Mutant], least: float, out: TextIO):
+        self.stem, self.source, self.chosen = stem, source, chosen
+        self.least, self.out = least, out
         self.survivors: list[Mutant] = []
         self.faults: list[str] = []
         self.items: list[pytest.Item] = []
@@ -97,7 +98,7 @@ class Check:
         if not self.faults:
             start = time.monotonic()
             failed, seconds = in_child(lambda: self.run(self.source), None) or ("they die", {})
-            limit = max(LEAST_LIMIT, SLOW * (time.monotonic() - start))
+            limit = max(self.least, SLOW * (time.monotonic() - start))
             if failed:
                 self.faults.append(f"the tests fail without a mutant: {failed}")
         if not self.faults:
@@ -184,9 +185,8 @@ def equal_programs(stem: str) -> set[tuple[str, str, str]]:
     return {(e["definition"], e["line"], e["becomes"]) for e in entries.get(stem, [])}
 
 
-def check(task: tuple[str, int, bool, int]) -> Result:
+def check(stem: str, options: argparse.Namespace) -> Result:
     """One chapter: some of its mutants, or all, and those that survive."""
-    stem, n, every, seed = task
     start = time.monotonic()
     source = (loader.NOTEBOOKS / f"{stem}.py").read_bytes()
     equal, found, met = equal_programs(stem), [], set()
@@ -196,9 +196,9 @@ def check(task: tuple[str, int, bool, int]) -> Result:
             met.add(program)
         else:
             found.append(mutant)
-    chosen = sample(found, n, every, source, seed)
+    chosen = sample(found, options.n, options.all, source, options.seed)
     loader.source = refuse
-    tests = Check(stem, source, chosen, sys.stdout)
+    tests = Check(stem, source, chosen, options.limit, sys.stdout)
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
         early = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"
         how = ["-p", "no:cacheprovider", "-s", "-W", early]
@@ -248,6 +248,7 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="all mutants that count")
     parser.add_argument("--seed", type=int, default=0, help="for another choice of n")
     parser.add_argument("--jobs", type=int, default=1, help="chapters at once")
+    parser.add_argument("--limit", type=float, default=20, help="seconds a mutant has at least")
     options = parser.parse_args()
     stems = loader.STEMS if options.stems == ["all"] else options.stems
     os.environ["OMP_NUM_THREADS"] = "1"  # threads do not survive a fork, nor does an accelerator
@@ -257,8 +258,7 @@ def main() -> int:
     results = []
     fork = multiprocessing.get_context("fork")
     with fork.Pool(options.jobs, maxtasksperchild=1) as pool:
-        tasks = [(stem, options.n, options.all, options.seed) for stem in stems]
-        for result in pool.imap(check, tasks):
+        for result in pool.imap(functools.partial(check, options=options), stems):
             results.append(result)
             for fault in result.faults:
                 print(f"{result.stem}: {fault}", flush=True)
