@@ -26,7 +26,7 @@ CHOSEN = $(if $(CONSTRAINTS),-c $(call quoted,$(CONSTRAINTS)))
 INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help html epub pdf test lab notebooks linkcheck lint serve prune budget constraints bench lighthouse clean distclean
+.PHONY: help html epub pdf test lab notebooks linkcheck lint mutate serve prune budget constraints bench lighthouse clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## */  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -63,6 +63,9 @@ lint: $(STAMPS)/test ## style of the code and of the notebooks
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) tools/lint.py notebooks
+
+mutate: $(STAMPS)/test ## how many small mistakes in definitions the tests find (STEM=resnet or all, N=24)
+	PYTHONPATH=tests $(PY) tools/mutate.py $(or $(STEM),all) $(if $(N),-n $(N)) $(if $(JOBS),--jobs $(JOBS))
 
 prune: $(STAMPS)/book ## remove stored outputs that no build used for 30 days (DAYS=1)
 	PYTHONPATH=_ext $(PY) -m engine.store prune .store $(or $(DAYS),30)

@@ -4,8 +4,8 @@ import ast
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -50,26 +50,45 @@ def is_definition(node: ast.stmt) -> bool:
     return assigns and all(isinstance(t, ast.Name) and t.id.isupper() for t in targets)
 
 
-def definitions(stem: str, folder: Path = NOTEBOOKS) -> SimpleNamespace:
-    """Compile and run only the definitions of notebooks/<stem>.py and return them as attributes.
+def source(file: Path) -> str:
+    """The text of a notebook; a mutation check puts a changed one in its place."""
+    return file.read_text(encoding="utf-8")
+
+
+class Definitions:
+    """What a notebook defines, as attributes. It is run when the first of them is asked for.
+
+    So collecting tests runs no notebook, and each is run once in a process.
+    """
+
+    def __init__(self, file: Path):
+        self._file = file
+
+    def __getattr__(self, name: str):
+        if name.startswith("_"):  # what copy and pytest ask of any object
+            raise AttributeError(name)
+        if "_namespace" not in vars(self):
+            self._namespace = run_definitions(self._file)
+        if name not in self._namespace:
+            raise AttributeError(f"{self._file.name} does not define {name}")
+        return self._namespace[name]
+
+
+def run_definitions(file: Path) -> dict:
+    """Compile and run only the definitions of a notebook; the names they make.
 
     A definition that reads a variable of a running cell fails here with a NameError.
     """
-    file = folder / f"{stem}.py"
-    tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
+    tree = ast.parse(source(file), str(file))
     tree.body = [node for node in tree.body if is_definition(node)]
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-    namespace = {"__name__": f"notebook_{stem}"}
+    if str(file.parent) not in sys.path:
+        sys.path.insert(0, str(file.parent))
+    namespace = {"__name__": f"notebook_{file.stem}"}
     exec(compile(tree, str(file), "exec"), namespace)
-    return SimpleNamespace(**namespace)
+    return namespace
 
 
-def without_dropout(network):
-    """The same network with nothing dropped while it is trained: what is dropped is not fitted."""
-    from torch import nn  # most who load this file need no network
-
-    for layer in network.modules():
-        if isinstance(layer, nn.Dropout):
-            layer.p = 0.0
-    return network
+@cache
+def definitions(stem: str, folder: Path = NOTEBOOKS) -> Definitions:
+    """The definitions of notebooks/<stem>.py, the same object in each test file that asks."""
+    return Definitions(folder / f"{stem}.py")

@@ -1,5 +1,7 @@
 """The kinds of convolution, and MobileNet, of notebooks/cnn_evolution.py."""
 
+from collections import Counter
+
 import pytest
 import torch
 import torchvision
@@ -8,23 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.shufflenetv2 import channel_shuffle
 
+import networks
 from loader import definitions
-from workbench import checks, counting, training
+from networks import close, macs_of, on_meta, parameters_of
 
 net = definitions("cnn_evolution")
-
-KINDS = list(net.KINDS)
-
-
-def on_meta(build, *arguments):
-    with torch.device("meta"):
-        return build(*arguments)
-
-
-def randomised(c_in, c_out, name):
-    torch.manual_seed(0)
-    return net.KINDS[name](c_in, c_out)
-
 
 # Weights for 8 channels in and 16 out, summed by hand; MACs are these times the pixels.
 WEIGHTS = {
@@ -38,26 +28,31 @@ WEIGHTS = {
 }
 
 
+KINDS = list(WEIGHTS)
+
+
+def randomised(name):
+    torch.manual_seed(0)
+    return net.KINDS[name](8, 16)
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_each_kind_costs_what_a_sum_by_hand_gives(name):
     layer = on_meta(net.KINDS[name], 8, 16)
-    assert counting.parameters(layer) == WEIGHTS[name]
-    macs = counting.macs(layer, torch.empty(1, 8, 7, 5, device="meta"))
-    assert macs == WEIGHTS[name] * 35
+    assert parameters_of(layer) == WEIGHTS[name]
+    assert macs_of(layer, 1, 8, 7, 5) == WEIGHTS[name] * 35
 
 
 @pytest.mark.parametrize(("size", "groups"), [((3, 3), 1), ((5, 1), 1), ((3, 3), 4), ((1, 7), 8)])
 def test_the_formula_gives_the_counted_cost(size, groups):
     layer = on_meta(net.conv, 16, 24, size, groups)
-    macs = counting.macs(layer, torch.empty(1, 16, 9, 11, device="meta"))
-    assert net.cost(16, 24, size, groups, 9, 11) == macs
+    assert net.cost(16, 24, size, groups, 9, 11) == macs_of(layer, 1, 16, 9, 11)
 
 
 @pytest.mark.parametrize(("c_in", "c_out"), [(32, 64), (64, 64), (128, 24)])
 def test_the_separable_pair_costs_one_over_n_plus_one_over_nine(c_in, c_out):
-    x = torch.empty(1, c_in, 8, 8, device="meta")
     pair, full = (on_meta(net.KINDS[k], c_in, c_out) for k in ("depthwise separable", "standard"))
-    share = counting.macs(pair, x) / counting.macs(full, x)
+    share = macs_of(pair, 1, c_in, 8, 8) / macs_of(full, 1, c_in, 8, 8)
     assert share == pytest.approx(1 / c_out + 1 / 9)
 
 
@@ -65,15 +60,16 @@ def test_values_moved_are_input_weights_and_output_of_each_convolution():
     pair = on_meta(net.depthwise_separable, 4, 6)
     moved = net.values_moved(pair, torch.empty(1, 4, 5, 5, device="meta"))
     assert moved == (100 + 36 + 100) + (100 + 24 + 150)
+    assert not any(layer._forward_hooks for layer in pair)
 
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize(("batch", "height", "width"), [(1, 7, 12), (3, 9, 4)])
 def test_each_kind_keeps_any_map_and_equals_its_dense_kernel(name, batch, height, width):
-    layer, x = randomised(8, 16, name), torch.randn(batch, 8, height, width)
+    layer, x = randomised(name), torch.randn(batch, 8, height, width)
     kernel = net.dense_kernel(layer, 8)
     assert kernel.shape == (16, 8, 3, 3)
-    torch.testing.assert_close(layer(x), F.conv2d(x, kernel, padding=1), rtol=1e-5, atol=1e-5)
+    close(layer(x), F.conv2d(x, kernel, padding=1))
 
 
 def test_the_dense_kernel_of_a_convolution_is_its_weight():
@@ -93,10 +89,10 @@ def test_a_grouped_convolution_is_separate_ones_on_slices_and_one_block_diagonal
 
 
 def test_the_written_kernels_are_those_the_layers_answer_with():
-    column, row = randomised(8, 16, "spatially separable")
+    column, row = randomised("spatially separable")
     written = net.spatial_product(column.weight, row.weight)
     torch.testing.assert_close(net.dense_kernel(nn.Sequential(column, row), 8), written)
-    space, channels = randomised(8, 16, "depthwise separable")
+    space, channels = randomised("depthwise separable")
     written = net.separable_product(space.weight, channels.weight)
     torch.testing.assert_close(net.dense_kernel(nn.Sequential(space, channels), 8), written)
 
@@ -173,21 +169,34 @@ def test_a_factorised_network_of_nine_terms_has_the_outputs_of_the_whole():
     torch.testing.assert_close(split(x), network(x), rtol=1e-4, atol=1e-5)
 
 
-def test_mobilenet_has_the_parameters_and_macs_of_the_paper_and_of_timm():
+def test_mobilenet_has_the_layers_of_timm_and_the_cost_of_the_paper():
     """Howard et al. 2017, table 4: 569 million and 4.2 million."""
-    network, x = on_meta(net.mobilenet), torch.empty(1, 3, 224, 224, device="meta")
-    library = on_meta(mobilenetv1_100)
-    assert counting.parameters(network) == 4_231_976
-    assert counting.parameters(network) == counting.parameters(library)
-    assert counting.macs(network, x) == counting.macs(library, x)
-    assert round(counting.macs(network, x) / 1e6) == 569
+    network = on_meta(net.mobilenet)
+    networks.same_layers(network, on_meta(mobilenetv1_100))
+    assert parameters_of(network) == 4_231_976
+    assert round(macs_of(network) / 1e6) == 569
 
 
 def test_the_twin_of_standard_kernels_has_the_parameters_and_macs_of_the_paper():
     """Howard et al. 2017, table 4: 4866 million, without the linear layer, and 29.3 million."""
-    twin, x = on_meta(net.mobilenet, net.full_block), torch.empty(1, 3, 224, 224, device="meta")
-    assert round(counting.parameters(twin) / 1e6, 1) == 29.3
-    assert round((counting.macs(twin, x) - 1024 * 1000) / 1e6) == 4866
+    twin = on_meta(net.mobilenet, net.full_block)
+    assert round(parameters_of(twin) / 1e6, 1) == 29.3
+    assert round((macs_of(twin) - 1024 * 1000) / 1e6) == 4866
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_blocks_are_convolutions_with_norms_and_clipped_relus(stride):
+    torch.manual_seed(0)
+
+    def act(conv):
+        return conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU6()
+
+    space = nn.Conv2d(6, 6, 3, stride, 1, groups=6, bias=False)
+    pair = nn.Sequential(*act(space), *act(nn.Conv2d(6, 4, 1, bias=False)))
+    full = nn.Sequential(*act(nn.Conv2d(6, 4, 3, stride, 1, bias=False)))
+    x = 9 * torch.randn(3, 6, 7, 8)  # some values above 6
+    networks.same_function(net.separable_block(6, 4, stride), pair, x)
+    networks.same_function(net.full_block(6, 4, stride), full, x)
 
 
 def test_shares_of_mobilenet_are_those_of_table_2_of_its_paper():
@@ -203,23 +212,33 @@ def test_shares_of_mobilenet_are_those_of_table_2_of_its_paper():
     assert 100 * macs["3×3"] / macs.total() == pytest.approx(100 - printed + 1.19, abs=0.02)
 
 
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (75, 97)])
-def test_mobilenet_equals_timm_with_copied_weights(height, width):
+def test_mobilenet_does_what_timm_s_does_on_maps_of_odd_size():
     torch.manual_seed(0)
-    reference, network = checks.randomise_norms(mobilenetv1_100()), net.mobilenet()
-    checks.transplant(reference, network)
-    checks.same_outputs(network, reference, torch.randn(3, 3, height, width))
+    pair = on_meta(net.mobilenet), on_meta(mobilenetv1_100)
+    networks.share_weights(*pair)
+    networks.same_outputs(*pair, torch.randn(3, 3, 75, 97))
 
 
-@pytest.mark.parametrize("builder", list(net.NINE))
+def test_costs_are_counted_for_each_kind_and_image_in_evaluation_mode():
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4)
+    layers = net.conv(3, 4), norm, net.conv(4, 4, 1), nn.Flatten(), nn.Linear(4 * 30, 2)
+    network, before = nn.Sequential(*layers), norm.running_mean.clone()
+    weights, macs = net.costs_by_kind(network, torch.randn(3, 3, 5, 6))
+    assert weights == Counter({"3×3": 108, "1×1": 16, "linear": 240})
+    assert macs == Counter({"3×3": 108 * 30, "1×1": 16 * 30, "linear": 240})
+    assert torch.equal(norm.running_mean, before) and network.training
+    assert not any(layer._forward_hooks for layer in layers)
+
+
+@pytest.mark.parametrize("builder", ["inception_v3", "resnext50_32x4d", "mobilenet_v2"])
 def test_the_nine_cost_what_torchvision_publishes(builder):
     network, x = net.built(builder)
     meta = torchvision.models.get_model_weights(builder).DEFAULT.meta
-    macs = counting.macs(network, x)
+    macs = net.costs_by_kind(network, x)[1].total()
     assert round(macs / 1e9, 3) == meta["_ops"]
-    assert sum(net.costs_by_kind(network, x)[1].values()) == macs
     heads = 3_326_696 if builder == "inception_v3" else 0  # its published count has the extra head
-    assert counting.parameters(network) + heads == meta["num_params"]
+    assert parameters_of(network) + heads == meta["num_params"]
 
 
 def test_layers_are_sorted_into_kinds():
@@ -248,36 +267,63 @@ def test_the_map_goes_forward_in_time_and_has_every_network_that_is_counted():
     assert {name.strip("()") for name in shown} == {n for n in shown if "(" not in n}
 
 
-@pytest.mark.parametrize("name", KINDS)
+def test_a_spread_is_a_mean_and_its_ends_in_percent():
+    assert net.spread([0.5, 0.25, 0.9]) == "55.0% (25.0–90.0)"
+
+
+@pytest.mark.parametrize("name", ["standard", "shuffled", "depthwise separable"])
 def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss(name):
     torch.manual_seed(0)
-    network = net.small(net.KINDS[name])
-    x, y = torch.randn(20, 3, 16, 16), torch.arange(20) % 10
-    optimizer = torch.optim.Adam(network.parameters(), 0.02)
-    losses = training.fit(network, (x, y), 80, optimizer)["loss"]
-    assert losses[-1] < losses[0] / 10
+    networks.learns(net.small(net.KINDS[name]), torch.randn(20, 3, 16, 16), rate=0.02, steps=50)
+
+
+def test_the_small_network_has_the_layers_that_its_cell_names():
+    a, b, c = 8, 16, 32
+    norms = [nn.BatchNorm2d(n) for n in (a, b, b, c, c)]
+    convs = [nn.Conv2d(m, n, 3, 1, 1, bias=False) for m, n in ((a, b), (b, b), (b, c), (c, c))]
+    stem = [nn.Conv2d(3, a, 2, 2, bias=False), norms[0]]
+    first, second = ([convs[i], norms[i + 1], convs[i + 1], norms[i + 2]] for i in (0, 2))
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, 10)]
+    plain = nn.Sequential(*stem, *first, nn.MaxPool2d(2), *second, *head).to("meta")
+    networks.same_layers(on_meta(net.small, net.standard), plain, 2, 3, 16, 16)
+
+
+def test_the_small_network_has_a_relu_behind_each_norm_and_no_other():
+    layers = list(net.small(net.standard))
+    behind = [type(b) for a, b in zip(layers, layers[1:]) if isinstance(a, nn.BatchNorm2d)]
+    assert behind == [nn.ReLU] * sum(isinstance(m, nn.ReLU) for m in layers) == [nn.ReLU] * 5
+
+
+def test_small_networks_of_one_seed_share_their_stem():
+    stems = []
+    for name in KINDS:
+        torch.manual_seed(0)
+        stems.append(net.small(net.KINDS[name])[0].weight)
+    assert all(torch.equal(stem, stems[0]) for stem in stems)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_small_networks_of_one_seed_share_their_stem_and_run_on_the_meta_device(name):
-    stems = []
-    for kind in (net.KINDS[name], net.standard):
-        torch.manual_seed(0)
-        stems.append(net.small(kind)[0].weight)
-    torch.testing.assert_close(*stems, rtol=0, atol=0)
+def test_small_networks_run_forward_and_backward_on_the_meta_device(name):
     network = on_meta(net.small, net.KINDS[name])
-    network(torch.empty(2, 3, 18, 13, device="meta")).sum().backward()
-    assert all(p.grad is not None for p in network.parameters())
+    assert networks.runs_on_meta(network, 2, 3, 18, 13).shape == (2, 10)
 
 
-@pytest.mark.parametrize("block", [net.separable_block, net.full_block])
+@pytest.mark.parametrize("block", ["separable_block", "full_block"])
 def test_mobilenet_runs_forward_and_backward_on_the_meta_device(block):
-    network = on_meta(net.mobilenet, block)
-    out = network(torch.empty(2, 3, 97, 64, device="meta"))
-    assert out.shape == (2, 1000)
-    out.sum().backward()
-    assert all(p.grad is not None for p in network.parameters())
+    network = on_meta(net.mobilenet, getattr(net, block))
+    assert networks.runs_on_meta(network, 2, 3, 97, 64).shape == (2, 1000)
 
 
-def test_a_forward_pass_takes_time():
-    assert 0 < net.seconds(net.conv(2, 2), torch.randn(1, 2, 8, 8), times=3) < 1
+@pytest.mark.parametrize(("times", "passes", "middle"), [((), 21, 3), ((4,), 5, 4.5)])
+def test_the_time_of_a_pass_is_the_median_after_one_that_is_not_counted(
+    monkeypatch, times, passes, middle
+):
+    clock, lengths = [0.0], [50, 9, 1, 7, 2, *[3] * 16]  # the first pass is long
+    left = iter(lengths)
+
+    def layers(x):
+        clock.append(clock[-1] + next(left))
+
+    monkeypatch.setitem(net.seconds.__wrapped__.__globals__, "perf_counter", lambda: clock[-1])
+    assert net.seconds(layers, torch.zeros(1), *times) == middle
+    assert len(clock) == 1 + passes
