@@ -154,6 +154,7 @@ def check_the_store(folder: Path) -> None:
     assert page(folder, "chapters/n003").select_one(".cell_output").text.strip() == "3"
 
 
+@pytest.mark.timeout(600)
 def test_a_build_killed_at_each_kind_of_moment_leaves_a_store_that_works(tmp_path):
     folder = many(tmp_path, 4)
     remember(folder)
@@ -166,6 +167,7 @@ def test_a_build_killed_at_each_kind_of_moment_leaves_a_store_that_works(tmp_pat
 
 
 @pytest.mark.skipif(not EVERY, reason="takes minutes: with EVERY=1")
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("warm", ["0", "1"])
 def test_a_build_killed_at_any_moment_leaves_a_store_that_works(tmp_path, warm):
     """Ten times SIGKILL with plain kernels, ten with forked ones."""
