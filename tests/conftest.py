@@ -18,6 +18,13 @@ from loader import NOTEBOOKS, ROOT, STEMS
 from sites import bring_up_to_date
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test that looks at the site may have to build it, with all its notebooks."""
+    for item in items:
+        if "site" in item.fixturenames:
+            item.add_marker(pytest.mark.timeout(1500))
+
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
     """once("name", make) is a folder that one process of a test run has made for all of them."""

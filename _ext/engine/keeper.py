@@ -1,9 +1,10 @@
-"""Starts a kernel and ends all that it has started: ``python keeper.py COMMAND ...`` (Linux).
+"""Starts a kernel and ends all that it has started: ``python keeper.py BUILD COMMAND ...`` (Linux).
 
 Between the build and each kernel stands a process of this kind. It is a child subreaper: a process
 that the kernel starts, in a session of its own even, stays below it when its parent ends. When the
 kernel ends, when the build asks for it (SIGTERM) or when the build is gone, every process below is
-killed, and the keeper ends as the kernel did. It imports nothing but the standard library.
+killed, and the keeper ends as the kernel did. BUILD is the build's process number: a build that was
+killed before the keeper ran is not its parent any more. It imports nothing but the standard library.
 """
 
 import contextlib
@@ -105,8 +106,7 @@ def descendants(root: int) -> list[int]:
     return found
 
 
-def main(command: list[str]) -> None:
-    parent = os.getppid()
+def main(build: int, command: list[str]) -> None:
     hear()
     become_keeper()
     kernel = os.fork()
@@ -114,8 +114,8 @@ def main(command: list[str]) -> None:
         deaf()
         os.environ["JPY_PARENT_PID"] = str(os.getppid())  # the kernel ends with its keeper
         os.execvp(command[0], command)
-    keep(kernel, parent)
+    keep(kernel, build)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(int(sys.argv[1]), sys.argv[2:])

@@ -176,7 +176,8 @@ class Provisioner(LocalProvisioner):
             return self.connection_info
         if "ipykernel_launcher" in cmd:
             cmd = [sys.executable, "-m", "ipykernel_launcher", *arguments]
-        kept = [sys.executable, "-I", "-S", "-c", KEEPER] if KEPT else []
+        keeper = [sys.executable, "-I", "-S", "-c", KEEPER, str(os.getpid())]
+        kept = keeper if KEPT else []
         return await super().launch_kernel([*kept, *cmd], **kwargs)
 
     async def kill(self, restart: bool = False) -> None:

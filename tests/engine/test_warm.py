@@ -1,6 +1,7 @@
 """Forked kernels behave as plain ones and end with the build."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -137,6 +138,15 @@ run(Job("n", "n.py", nbformat.writes(parse(text))), server=server)
         build.wait()
         gone, alive = psutil.wait_procs(found, 15)
         assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE], kind
+
+
+def test_a_keeper_ends_its_kernel_also_when_the_build_had_gone_before_it_started(tmp_path):
+    """Its parent is another process by then: the build is the one that has asked for it."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    kernel = [sys.executable, "-c", "import time; time.sleep(60)"]
+    command = [sys.executable, "-I", "-S", "-c", warm.KEEPER, str(gone.pid), *kernel]
+    assert subprocess.run(command, timeout=30).returncode == -signal.SIGKILL
 
 
 def wait_for(condition, seconds: float = 60) -> None:

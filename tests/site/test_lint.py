@@ -10,7 +10,6 @@ from sites import HEADER
 @pytest.mark.parametrize(
     ("cells", "line", "message"),
     [
-        ("# %% [markdown]\n# Text.\nx = 1\n", 11, "never runs"),
         ("# %%\nmodel.cuda()\n", 10, "workbench.device"),
         ("# %%\nw = torch.load(path)\n", 10, "weights_only"),
         ("# %%\nimport torchtext\n", 10, "torchtext"),
