@@ -177,7 +177,7 @@ def test_the_sign_of_the_book_stands_out_from_light_and_dark():
     colours = set(re.findall(r"#[0-9a-fA-F]{6}", text))
     assert len(colours) == 2
     for colour in colours:
-        assert min(contrast(colour, ground) for ground in ("#ffffff", "#14181f")) >= 3, colour
+        assert min(contrast(colour, ground) for ground in ("#ffffff", "#14181f")) >= 3.5, colour
 
 
 def test_the_top_of_a_page_does_not_repeat_the_buttons_of_its_card(visit):
