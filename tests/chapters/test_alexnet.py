@@ -17,8 +17,8 @@ STAGES = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]
 
 
 def narrow(towers=2):
-    """The paper's network with an eighth of the maps, for 99x99 pixels."""
-    return net.alexnet((12, 32, 48, 48, 32), 64, 10, side=2, towers=towers)
+    """The paper's network with about an eighth of the maps, for 99x99 pixels."""
+    return net.alexnet((12, 32, 48, 40, 24), 64, 10, side=2, towers=towers)
 
 
 def test_the_two_towers_have_the_parameters_and_macs_of_a_sum_by_hand():
@@ -113,7 +113,14 @@ def test_overlapping_pooling_gives_the_sizes_of_two_by_two():
         assert net.pool()(x).shape == F.max_pool2d(x, 2, 2).shape
 
 
+def test_a_convolution_has_a_bias_and_a_relu_and_no_padding_unless_it_is_given():
+    torch.manual_seed(0)
+    layer, x = net.conv(4, 6, 5), torch.randn(2, 4, 9, 8)
+    close(layer(x), F.conv2d(x, layer[0].weight, layer[0].bias).relu())
+
+
 def test_the_sides_are_those_of_the_modules():
+    assert net.sides(227) == [55, 27, 13, 6]  # section 3.5 and figure 2
     for size, padding in ((224, 0), (227, 0), (224, 3)):
         x = torch.empty(1, 3, size + padding, size + padding, device="meta")
         network = on_meta(narrow, 1)

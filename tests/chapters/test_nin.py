@@ -157,6 +157,9 @@ def test_two_hidden_units_compute_the_exclusive_or_of_neighbours():
     right = F.pad(x[..., 1:], (0, 1))
     with torch.no_grad():
         assert torch.equal(net.exclusive_or()(x.float()), (x ^ right).float())
+        between = torch.rand(3, 1, 7, 9)
+        total = between + F.pad(between[..., 1:], (0, 1))
+        close(net.exclusive_or()(between), (total - 2 * (total - 1).relu()).relu())
 
 
 @pytest.mark.parametrize(("K", "H", "W"), [(10, 5, 5), (3, 2, 7)])
@@ -225,12 +228,13 @@ def test_pairs_hold_two_digits_of_different_classes():
 
 
 def test_a_map_counts_where_it_is_highest_on_the_half_of_its_digit():
-    maps, labels = torch.zeros(2, 4, 3, 6), torch.tensor([[1, 3], [0, 2]])
+    maps, labels = torch.zeros(3, 4, 3, 6), torch.tensor([[1, 3], [0, 2], [2, 0]])
     maps[0, 1, 2, 0] = maps[0, 3, 0, 3] = 1  # both right
     maps[1, 0, 1, 2] = maps[1, 2, 1, 1] = 1  # the second is on the wrong half
+    maps[2, 2, 0, 4] = maps[2, 0, 0, 5] = 1  # the first is
     chosen, share = net.on_own_side(maps, labels)
     torch.testing.assert_close(chosen[0], maps[0, [1, 3]])
-    assert share == pytest.approx(3 / 4)
+    assert share == pytest.approx(4 / 6)
 
 
 @pytest.mark.parametrize("pixels", [-2, 0, 1, 3])
