@@ -175,6 +175,7 @@ function prepareSearch() {
 }
 
 async function sphinxSearch() {
+  document.querySelector("main .search-status").textContent = "";
   globalThis.SPHINX_HIGHLIGHT_ENABLED = false;
   DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false; // would read each page that is found
   for (const name of ["_static/language_data.js", "_static/searchtools.js", "searchindex.js"]) {

@@ -14,7 +14,7 @@ const ALIKE = 0.6; // of a word that is typed, from its beginning
 
 const HINT = "A network, a term, a number, an author or a name in the code: residual, 1×1, LeCun, BasicBlock.";
 const NOTHING = "Fewer or shorter words may find more; the side bar and the front page list the chapters.";
-const BROKEN = "The index could not be loaded. Enter leads to the search page.";
+const BROKEN = "The index cannot be loaded. Enter leads to the search page.";
 
 // ---- finding ----------------------------------------------------------------------------------
 
@@ -108,10 +108,14 @@ function words(text) {
 
 export function inDialog(dialog) {
   const field = dialog.querySelector("input[name=q]");
-  return asTyped(dialog, field, IN_DIALOG);
+  asTyped(dialog, field, IN_DIALOG).catch(() => complain(dialog));
 }
 
-// The search page: its address holds the query.
+function complain(place) {
+  place.querySelector(".search-status").textContent = BROKEN;
+}
+
+// The search page: its address holds the query. Fails where the index cannot be loaded.
 export function onPage(page) {
   const field = page.querySelector("input[name=q]");
   field.value = new URLSearchParams(location.search).get("q") ?? "";
@@ -144,17 +148,12 @@ async function asTyped(place, field, most) {
   let waiting;
   field.addEventListener("input", () => {
     clearTimeout(waiting);
-    waiting = setTimeout(show, PAUSE);
+    waiting = setTimeout(() => show().catch(() => complain(place)), PAUSE);
   });
   place.addEventListener("keydown", (event) => move(event, field, list));
   status.textContent = "The index is being loaded.";
-  try {
-    await engine();
-    await show();
-  } catch (error) {
-    status.textContent = BROKEN;
-    throw error;
-  }
+  await engine();
+  await show();
 }
 
 function summary(query, count, shown) {
@@ -172,7 +171,7 @@ function entry({ url, title, excerpt, sections }) {
 function link(url, title, excerpt) {
   const found = element("a", "", element("span", "search-title", ...text(title)));
   found.href = url;
-  found.append(...text(excerpt));
+  found.append(" ", ...text(excerpt));
   return found;
 }
 
@@ -197,7 +196,7 @@ function move(event, field, list) {
   const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
   const stops = [field, ...list.querySelectorAll("a")];
   const here = stops.indexOf(document.activeElement);
-  if (!step || here < 0) return;
+  if (!step || here < 0 || event.isComposing) return; // a word of Chinese is being chosen
   event.preventDefault();
   stops[Math.max(0, Math.min(stops.length - 1, here + step))].focus();
 }

@@ -332,6 +332,18 @@ def test_without_scripts_the_search_page_says_so_and_leads_on(browser, root):
         assert page.locator("main a", has_text="ResNet").first.is_visible()
 
 
+def test_where_the_index_cannot_be_loaded_the_page_of_sphinx_takes_over(visit):
+    tab = visit()
+    tab.page.route("**/pagefind/**", lambda route: route.abort())
+    tab.page.keyboard.press("Control+k")
+    expect(tab.page.get_by_role("status")).to_contain_text("The index cannot be loaded")
+    tab.page.keyboard.type("degradation")
+    tab.page.keyboard.press("Enter")
+    tab.page.wait_for_url("**/search.html?q=degradation")
+    expect(tab.page.locator("#search-results a", has_text="ResNet").first).to_be_visible()
+    expect(tab.page.locator("main .search-status")).to_have_text("")
+
+
 def test_a_site_opened_as_files_is_searched_by_the_page_of_sphinx(browser, site):
     with contextlib.closing(new_context(browser)) as context:
         tab = Visit(context, f"{site.as_uri()}/").open(START)
