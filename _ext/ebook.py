@@ -49,6 +49,9 @@ class Book(Epub3Builder):
     def write_documents(self, docnames: Set[str]) -> None:
         super().write_documents({name for name in docnames if can_link(self.env, self, name)})
 
+    def gen_additional_pages(self) -> None:
+        """A book has none: those of the web site lead from old addresses to new ones."""
+
     def copy_static_files(self) -> None:
         self._static_dir.mkdir(parents=True, exist_ok=True)
         self.create_pygments_style_file()

@@ -99,11 +99,11 @@ def write_font(source: Path, used: str, target: Path) -> None:
 
     options = subset.Options(flavor="woff2", notdef_outline=True)
     options.layout_features += ["ssty", "dtls", "flac"]  # scripts, dotless letters, flat accents
-    font = subset.load_font(source, options)
-    maker = subset.Subsetter(options)
-    maker.populate(text=used)
-    maker.subset(font)
-    subset.save_font(font, target, options)
+    with subset.load_font(source, options) as font:
+        maker = subset.Subsetter(options)
+        maker.populate(text=used)
+        maker.subset(font)
+        subset.save_font(font, target, options)
 
 
 class Characters(PerPage):

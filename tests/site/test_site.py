@@ -148,8 +148,10 @@ def test_links_within_the_site_lead_to_a_file_and_an_anchor(site, pages):
 @pytest.mark.parametrize("stem", STEMS)
 def test_each_button_for_a_file_leads_to_a_notebook_or_code_that_can_be_read(site, pages, stem):
     for name in (f"chapters/{stem}", f"notebooks/{stem}"):
-        buttons = pages[name].select(".article-header-buttons a[title^=Download]")
-        notebook, code = ((site / name).parent / button["href"] for button in buttons)
+        places = ".article-header-buttons a[title^=Download], .paper-card .launch-link"
+        files = [a["href"] for a in pages[name].select(places)]
+        files = [(site / name).parent / href for href in files if not href.endswith(".html")]
+        notebook, code = files
         assert (notebook.suffix, code.suffix) == (".ipynb", ".py")
         nbformat.validate(nbformat.read(notebook, as_version=4))
         compile(code.read_text(encoding="utf-8"), name, "exec")
