@@ -31,7 +31,7 @@ class Subjects(PerPage):
 
     def process_doc(self, env: BuildEnvironment, docname: str, document: nodes.document) -> None:
         cards = [c for c in document.findall(nodes.container) if "paper-card" in c["classes"]]
-        self.pages[docname] = [card["key"] for card in cards if "key" in card]
+        self.pages[docname] = [card["key"] for card in cards if card["key"]]
 
 
 def chapters(env: BuildEnvironment) -> dict[str, str]:

@@ -51,13 +51,13 @@ class Card(SphinxDirective):
     required_arguments = 1
     option_spec = dict.fromkeys(("checked", "idea", "figure"), directives.unchanged_required)
 
-    def frame(self, **known: str | list[str]) -> nodes.container:
+    def frame(self, key: str, after: list[str]) -> nodes.container:
         """An empty card that carries what other pages need of it."""
         if "idea" not in self.options:
             raise self.error(f"{self.name}: the option :idea: is missing")
         self.messages = []
         figure = self.options.get("figure", "")
-        card = nodes.container(classes=["paper-card"], figure=figure, **known)
+        card = nodes.container(classes=["paper-card"], figure=figure, key=key, after=after)
         self.set_source_info(card)
         return card
 
@@ -117,7 +117,7 @@ class PaperCard(Card):
 
     def run(self) -> list[nodes.Node]:
         after = self.chapters(self.options["after"]) if "after" in self.options else []
-        card = self.frame(after=after, key=self.arguments[0])
+        card = self.frame(self.arguments[0], after)
         entry = self.entry()
         if entry is None:
             return []
@@ -179,7 +179,7 @@ class OverviewCard(Card):
 
     def run(self) -> list[nodes.Node]:
         after = self.chapters(self.arguments[0])
-        card = self.frame(after=after)
+        card = self.frame("", after)
         card += nodes.paragraph("", "Overview", classes=["paper-venue"])
         card += self.links("Draws together", after)
         return self.finish(card)

@@ -1,5 +1,6 @@
 """What cards say of each other and to other pages: dates, descent, overviews, figures."""
 
+import pickle
 import re
 
 import pytest
@@ -23,11 +24,16 @@ FILES = {
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory):
-    """card("b") is the card of a chapter of the site as it stands above."""
+def folder(tmp_path_factory):
     folder = write_site(tmp_path_factory.mktemp("cards"), FILES, CONF)
     result = build(folder)
     assert (result.returncode, result.stderr) == (0, "")
+    return folder
+
+
+@pytest.fixture
+def pages(folder):
+    """pages("b") is the card of a chapter of the site as it stands above."""
     return lambda name: page(folder, f"chapters/{name}").select_one("div.paper-card")
 
 
@@ -48,6 +54,13 @@ def test_an_overview_names_what_it_draws_together(pages):
     assert card.select_one(".paper-venue").text == "Overview"
     assert card.select_one(".paper-after").text == "Draws together First and Second"
     assert [dt.text for dt in card.select("dt")] == ["Proven against:"]
+
+
+def test_what_is_kept_of_a_card_does_not_keep_its_page(folder):
+    environment = pickle.loads((folder / "_build/html/.doctrees/environment.pickle").read_bytes())
+    kept = environment.domaindata["cards"]["pages"]
+    assert sorted(kept) == ["chapters/a", "chapters/b", "chapters/c"]
+    assert all(len(pickle.dumps(card)) < 4_000 for card in kept.values())
 
 
 def test_a_new_title_comes_into_the_cards_that_name_the_chapter(tmp_path):

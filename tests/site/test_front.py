@@ -108,6 +108,23 @@ def test_names_do_not_overlap_are_whole_and_legible_and_lines_end_at_circles(vis
     assert tab.trouble == []
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("which", ["real", "large"])
+def test_in_a_card_the_title_leads_and_nothing_lies_on_anything(visit, which, width):
+    cards = visit(which, width).page.evaluate("""() =>
+        [...document.querySelectorAll(".chapter")].map((card) => [...card.children].map((child) => {
+            const box = child.getBoundingClientRect();
+            return { kind: child.className, box: [box.left, box.right, box.top, box.bottom] };
+        }))""")
+    assert len(cards) == {"real": len(STEMS), "large": 64}[which]
+    for card in cards:
+        for a, b in combinations(card, 2):
+            assert not overlap(a["box"], b["box"]), (a, b)
+        tops = [part["box"][2] for part in card if "picture" not in part["kind"]]
+        assert len(tops) >= 2 and tops == sorted(tops)
+        assert max(part["box"][1] - part["box"][0] for part in card) > 150  # not squeezed
+
+
 def test_each_chapter_is_once_on_the_map_and_once_in_the_parts(site):
     html = BeautifulSoup((site / "index.html").read_bytes(), "html.parser")
     expected = sorted(f"chapters/{stem}.html" for stem in STEMS)
