@@ -76,10 +76,9 @@ def build(
     warm kernels imports torch first, which no small site needs. A parallel build forks, which this
     process with its threads must not do: it gets one of its own.
     """
-    if "-j" in options:
+    if dict(zip(options, options[1:])).get("-j", "1") != "1":
         return build_apart(folder, *options, out=out, **PLAIN, **environment)
-    if (folder / "notebooks").exists():
-        remember(folder)
+    remember(folder)
     words = [*CHECKED, *options, str(folder)]
     with as_a_process({**PLAIN, **environment}) as (status, warning):
         try:
