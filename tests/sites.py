@@ -17,6 +17,7 @@ from unittest.mock import patch
 from bs4 import BeautifulSoup
 from sphinx.cmd.build import build_main
 from sphinx.config import Config
+from sphinx.locale import translators
 
 from engine.surroundings import ALWAYS, Memo, accelerators, versions
 from loader import ROOT
@@ -76,10 +77,9 @@ def build(
     warm kernels imports torch first, which no small site needs. A parallel build forks, which this
     process with its threads must not do: it gets one of its own.
     """
-    if "-j" in options:
+    if dict(zip(options, options[1:])).get("-j", "1") != "1":
         return build_apart(folder, *options, out=out, **PLAIN, **environment)
-    if (folder / "notebooks").exists():
-        remember(folder)
+    remember(folder)
     words = [*CHECKED, *options, str(folder)]
     with as_a_process({**PLAIN, **environment}) as (status, warning):
         try:
@@ -110,12 +110,14 @@ def as_a_process(environment: dict[str, str]):
     """Undo in this process what a build does to it, and what pytest has done: (stdout, stderr).
 
     Warnings go to stderr, those that Python hides by itself are hidden, and loggers that have no
-    handler of their own print. Sphinx adds to its own defaults, such as the suffixes of sources.
+    handler of their own print. Sphinx adds to its own defaults, such as the suffixes of sources, and
+    to the translations that it has loaded.
     """
     status, warning, path, root = io.StringIO(), io.StringIO(), sys.path[:], logging.getLogger()
     handlers, root.handlers = root.handlers, []
     with (
         patch.dict(os.environ, environment),
+        patch.dict(translators, clear=True),
         patch.object(Config, "config_values", deepcopy(Config.config_values)),
         redirect_stdout(status),
         redirect_stderr(warning),

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from sites import build, build_apart, older_than_its_makers, write_site
+from sites import build, build_apart, older_than_its_makers, page, write_site
 
 LOUD = """
 import logging, sys, warnings
@@ -39,9 +39,10 @@ def test_a_build_in_this_process_says_and_leaves_what_one_of_its_own_does(tmp_pa
 def test_a_build_knows_nothing_of_the_settings_of_the_build_before(tmp_path):
     """Notebooks as .py files are known to the first site alone: conf.py is no page of the second."""
     index = {"index.rst": "A\n=\n\nText.\n"}
-    assert build(write_site(tmp_path / "one", index)).returncode == 0
+    assert build(write_site(tmp_path / "one", index), "-D", "language=de").returncode == 0
     plain = build(write_site(tmp_path / "two", index, "extensions = []\n"))
     assert (plain.returncode, plain.stderr) == (0, "")
+    assert "Search" in page(tmp_path / "two", "search").text
 
 
 @pytest.mark.parametrize("conf", ["raise SystemExit('stop')", "1 / 0", "extensions = ['absent']"])

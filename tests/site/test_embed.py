@@ -1,5 +1,7 @@
 """Cells and recorded values in a chapter, and what a wrong use says."""
 
+import shutil
+
 import pytest
 
 from sites import build, page, write_site
@@ -28,15 +30,29 @@ plt.plot([1, 2]);
 """
 
 
-def book(tmp_path, chapter: str):
+def write_book(folder, chapter: str):
     chapter = f"A\n=\n\n{chapter}"
     files = {"index.rst": "B\n=\n\n.. toctree::\n\n   chapters/a\n", "chapters/a.rst": chapter}
-    return write_site(tmp_path, {**files, "notebooks/a.py": NOTEBOOK})
+    return write_site(folder, {**files, "notebooks/a.py": NOTEBOOK})
 
 
-def test_cells_values_and_a_numbered_figure_come_into_the_chapter(tmp_path):
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """What the notebook, which is the same in all tests, left when it ran."""
+    folder = write_book(tmp_path_factory.mktemp("embed"), "Text.\n")
+    assert build(folder).returncode == 0
+    return folder / ".store"
+
+
+@pytest.fixture
+def book(tmp_path, store):
+    """book("text of the chapter") is the folder of a book whose notebook has run."""
+    shutil.copytree(store, tmp_path / ".store")
+    return lambda chapter: write_book(tmp_path, chapter)
+
+
+def test_cells_values_and_a_numbered_figure_come_into_the_chapter(book):
     folder = book(
-        tmp_path,
         """
 Values :result:`number:,.1f`, :result:`share:.1%`, :result:`a/word`; see :numref:`fig-line`.
 
@@ -68,8 +84,8 @@ Values :result:`number:,.1f`, :result:`share:.1%`, :result:`a/word`; see :numref
     assert len(ids) == len(set(ids))
 
 
-def test_the_page_of_the_notebook_is_reached_but_not_searched(tmp_path):
-    folder = book(tmp_path, "Text.\n")
+def test_the_page_of_the_notebook_is_reached_but_not_searched(book):
+    folder = book("Text.\n")
     assert build(folder).returncode == 0
     assert "printed 1234.5" in page(folder, "notebooks/a").text
     index = (folder / "_build" / "html" / "searchindex.js").read_text()
@@ -92,8 +108,8 @@ def test_the_page_of_the_notebook_is_reached_but_not_searched(tmp_path):
         ("Here :result:`z/word`.\n", 4, "result: there is no notebook notebooks/z"),
     ],
 )
-def test_wrong_use_is_a_warning_at_its_line(tmp_path, wrong, line, message):
-    result = build(book(tmp_path, wrong))
+def test_wrong_use_is_a_warning_at_its_line(book, wrong, line, message):
+    result = build(book(wrong))
     assert result.returncode != 0
     assert f"chapters/a.rst:{line}: " in result.stderr
     assert message in " ".join(result.stderr.split())
