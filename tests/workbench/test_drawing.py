@@ -76,9 +76,9 @@ def test_the_networks_of_the_notebooks_are_drawn(stem):
         assert drawn(net.published_lenet5(), torch.zeros(1, 1, 32, 32))[-2:] == ["output", "10"]
         return
     x = torch.zeros(1, 1, 20, 20)
-    for shortcut, loops in ((net.NoShortcut, 0), (net.ZeroPad, 3)):
-        blocks = drawing.blocks_of(net.digit_network(14, shortcut), x)
-        assert [block.times for block in blocks] == [1, 1, 2, 2, 2, 1, 1]
+    for block, loops in ((net.PlainBlock, 0), (net.ResidualBlock, 3)):
+        blocks = drawing.blocks_of(net.DigitNetwork(block, 14), x)
+        assert [block.times for block in blocks] == [1, 1, 2, 2, 2, 1]
         assert sum(block.shortcut for block in blocks) == loops
 
 
