@@ -13,8 +13,11 @@ from urllib.parse import urlsplit
 from sphinx.application import Sphinx
 
 PAGE = "404"
-# attributes of the page that hold addresses; those within the page, "#...", stay
-ADDRESSES = re.compile(r'(?<=\s)(href|src|action|data-content_root|data-fonts)="([^"#][^"]*)"')
+# What stands before an address in the page: an attribute, a style sheet's url(), the list of fonts for
+# the first script. Addresses within the page, "#...", stay.
+ADDRESSES = re.compile(
+    r'((?:\s(?:href|src|action|data-content_root)=|url\(|"href": )")([^"#][^"]*)'
+)
 
 
 def from_root(html: str, base: str) -> str:
@@ -25,11 +28,9 @@ def from_root(html: str, base: str) -> str:
     """
 
     def rewrite(found: re.Match) -> str:
-        addresses = [
-            address if re.match(r"/|\w+:", address) else base + address.removeprefix("./")
-            for address in found[2].split(" ")
-        ]
-        return f'{found[1]}="{" ".join(addresses)}"'
+        before, address = found.groups()
+        absolute = re.match(r"/|\w+:", address)
+        return found[0] if absolute else before + base + address.removeprefix("./")
 
     return ADDRESSES.sub(rewrite, html)
 

@@ -5,6 +5,7 @@ Looked at in a made-up book of 64 chapters in nine parts, whose pages are 900 px
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -287,6 +288,21 @@ def test_where_there_is_no_page_one_is_told_and_led_on(visit, root, address):
         tab.wait_for_url(root + target)
     tab.keyboard.press("Control+k")
     assert tab.locator("dialog input[type=search]").is_visible()
+
+
+def test_nothing_that_this_page_asks_for_is_missing_at_any_address(browser, root, many):
+    with contextlib.closing(new_context(browser)) as context:
+        tab, asked = context.new_page(), {}
+        tab.on("response", lambda response: asked.update({response.url: response.status}))
+        tab.goto(f"{root}chapters/of/no/book.html")
+        tab.evaluate("document.fonts.ready")
+        tab.wait_for_load_state("networkidle")
+    assert asked.pop(f"{root}chapters/of/no/book.html") == 404
+    assert any(url.endswith("source-sans-3.woff2") for url in asked)
+    assert {url: status for url, status in asked.items() if status != 200} == {}
+    html = (many / "_build" / "html" / "404.html").read_text(encoding="utf-8")
+    for address in re.findall(r'url\("([^"]*)"\)', html):  # what is asked for without scripts
+        assert address.startswith("/book/"), address
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])
