@@ -7,19 +7,20 @@ and hold chapters are the parts.
 from dataclasses import dataclass
 
 from docutils import nodes
-from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 
+import navigation
 import summaries
 from embed import cells_placeholder, result_placeholder
 from execution import kept
+from formats import link
+from navigation import is_chapter
 from per_page import PerPage
 
 LOG = logging.getLogger(__name__)
-CHAPTERS = "chapters/"
 
 
 class card_idea(nodes.paragraph):
@@ -32,8 +33,12 @@ class card_links(nodes.paragraph):
 
 @dataclass(frozen=True)
 class Card:
-    """What is kept of a card: `first` is the month of the paper, as 2015-12, empty of an overview."""
+    """What is kept of a card: `key` is that of the paper and `first` its month, as 2015-12.
 
+    Of an overview both are empty.
+    """
+
+    key: str
     first: str
     after: list[str]  # docnames: what it builds on or, an overview, what it draws together
     idea: nodes.paragraph
@@ -74,7 +79,7 @@ class Cards(PerPage):
         (idea,) = card.findall(card_idea)
         facts = [alone(field) for field in card.findall(nodes.field)]
         first, picture = card.get("first", ""), picture and alone(picture)
-        return Card(first, card["after"], alone(idea), facts, picture, card.line)
+        return Card(card["key"], first, card["after"], alone(idea), facts, picture, card.line)
 
     def check_consistency(self) -> None:
         """Chapters that a card names are there, have a card with a date, and are not younger."""
@@ -112,30 +117,16 @@ def cards(env: BuildEnvironment) -> dict[str, Card]:
 def parts(env: BuildEnvironment) -> list[tuple[str, list[str]]]:
     """Caption and chapters of each part, in the order of the front page."""
     found = []
-    for toctree in env.get_doctree(env.config.root_doc).findall(addnodes.toctree):
-        docnames = [doc for _, doc in toctree["entries"] if doc and doc.startswith(CHAPTERS)]
-        docnames = [doc for doc in docnames if doc in env.all_docs]
-        if toctree.get("caption") and docnames:
-            found.append((toctree["caption"], docnames))
+    for caption, pages in navigation.parts(env):
+        docnames = [page.docname for page in pages if is_chapter(page.docname)]
+        if caption and docnames:
+            found.append((caption, docnames))
     return found
 
 
 def value(env: BuildEnvironment, place: result_placeholder) -> object:
     """The value that a notebook recorded, None if it did not."""
     return kept(env).get(place["notebook"], {"results": {}})["results"].get(place["result"])
-
-
-def link(env: BuildEnvironment, docname: str, text: str = "") -> addnodes.pending_xref:
-    """A link to a page with its title, or another text."""
-    return addnodes.pending_xref(
-        "",
-        nodes.inline("", text or env.titles[docname].astext()),
-        refdomain="std",
-        reftype="doc",
-        reftarget=f"/{docname}",
-        refexplicit=True,
-        refdoc=env.current_document.docname,
-    )
 
 
 def shown(env: BuildEnvironment) -> list[tuple]:
@@ -192,7 +183,7 @@ def setup(app: Sphinx) -> dict:
     summaries.follow(app, "card links", titles)
     return {
         "version": "1",
-        "env_version": 1,
+        "env_version": 2,
         "parallel_read_safe": True,
         "parallel_write_safe": True,
     }

@@ -16,28 +16,17 @@ from sphinx.util.nodes import make_refnode
 from sphinxcontrib.bibtex.domain import get_docnames
 
 import summaries
+from cards import cards
 from formats import WEB_SITE
-from per_page import PerPage
 
 
 class citation_link(nodes.reference):
     """A link from the text to the bibliography, with the reference in words."""
 
 
-class Subjects(PerPage):
-    """The papers that each page has a card of, by their keys."""
-
-    name, label = "subjects", "Subjects of chapters"
-
-    def process_doc(self, env: BuildEnvironment, docname: str, document: nodes.document) -> None:
-        cards = [c for c in document.findall(nodes.container) if "paper-card" in c["classes"]]
-        self.pages[docname] = [card["key"] for card in cards if card["key"]]
-
-
 def chapters(env: BuildEnvironment) -> dict[str, str]:
     """{key of a paper: the chapter about it}"""
-    pages = sorted(env.get_domain("subjects").pages.items())
-    return {key: docname for docname, keys in pages for key in keys}
+    return {card.key: docname for docname, card in sorted(cards(env).items()) if card.key}
 
 
 def citing(env: BuildEnvironment) -> dict[str, dict[str, str]]:
@@ -122,15 +111,15 @@ def shown(env: BuildEnvironment) -> dict[str, object]:
 
 
 def setup(app: Sphinx) -> dict:
+    app.setup_extension("cards")
     app.setup_extension("citation_style")
-    app.add_domain(Subjects)
     app.add_post_transform(BackLinks)
     app.add_post_transform(Describe)
     app.add_node(citation_link, html=(visit_citation_link, depart_citation_link))
     summaries.follow_each(app, "citations", shown)
     return {
         "version": "1",
-        "env_version": 1,
+        "env_version": 2,
         "parallel_read_safe": True,
         "parallel_write_safe": True,
     }

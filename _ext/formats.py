@@ -5,6 +5,8 @@ names the builder; what has a browser, the theme's style sheets and other files 
 site, and an electronic book, which Sphinx's builder also calls HTML, is not.
 """
 
+from docutils import nodes
+from sphinx import addnodes
 from sphinx.builders import Builder
 from sphinx.environment import BuildEnvironment
 
@@ -23,3 +25,16 @@ def can_link(env: BuildEnvironment, builder: Builder | type[Builder], docname: s
             held.add(page)
             waiting += env.toctree_includes.get(page, [])
     return docname in held
+
+
+def link(env: BuildEnvironment, docname: str, text: str = "") -> addnodes.pending_xref:
+    """A link to a page with its title, or another text; resolved when the page is written."""
+    return addnodes.pending_xref(
+        "",
+        nodes.inline("", text or env.titles[docname].astext()),
+        refdomain="std",
+        reftype="doc",
+        reftarget=f"/{docname}",
+        refexplicit=True,
+        refdoc=env.current_document.docname,
+    )

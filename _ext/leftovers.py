@@ -12,7 +12,6 @@ from itertools import chain
 from pathlib import Path
 
 from sphinx.application import Sphinx
-from sphinx.environment import BuildEnvironment
 
 BUILDERS = ("html", "dirhtml")  # they write a file for each page
 LIST = ".written.json"
@@ -33,19 +32,6 @@ def source_copy(app: Sphinx, docname: str) -> Path:
     end = app.config.html_sourcelink_suffix
     name = docname + suffix + (end if suffix != end else "")
     return Path(app.outdir, "_sources", name)
-
-
-class SideBars:
-    """The side bar of each page names the others: when pages come or go, all are written again."""
-
-    stale = False
-
-    def compare(self, app: Sphinx, env, added: set, changed: set, removed: set) -> list[str]:
-        self.stale = bool(added or removed)
-        return []
-
-    def renew(self, app: Sphinx, env: BuildEnvironment) -> list[str]:
-        return sorted(env.found_docs) if self.stale else []
 
 
 def remove(app: Sphinx, exception: Exception | None) -> None:
@@ -70,9 +56,6 @@ def remove(app: Sphinx, exception: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> dict:
-    side_bars = SideBars()
     app.add_event("files-beside-pages")  # handlers give the paths of what else belongs to the site
-    app.connect("env-get-outdated", side_bars.compare)
-    app.connect("env-updated", side_bars.renew)
     app.connect("build-finished", remove, priority=900)  # after what the others write then
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

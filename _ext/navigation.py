@@ -37,11 +37,12 @@ def is_notebook(docname: str) -> bool:
 def parts(env: BuildEnvironment) -> list[tuple[str, list[Entry]]]:
     """(caption, pages) of each table of contents of the first page."""
     tables = env.tocs[env.config.root_doc].findall(addnodes.toctree)
-    return [
-        (table.get("caption") or "", [entry(env, title, doc) for title, doc in table["entries"]])
-        for table in tables
-        if all(doc in env.all_docs for _, doc in table["entries"])
-    ]
+    found = []
+    for table in tables:
+        pages = [entry(env, *each) for each in table["entries"] if each[1] in env.all_docs]
+        if pages:
+            found.append((table.get("caption") or "", pages))
+    return found
 
 
 def entry(env: BuildEnvironment, title: str | None, docname: str) -> Entry:

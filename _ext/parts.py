@@ -13,8 +13,8 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.docutils import SphinxDirective
 
 import summaries
-from cards import cards, link, parts, shown
-from formats import WEB_SITE
+from cards import cards, parts, shown
+from formats import WEB_SITE, link
 
 
 class parts_placeholder(nodes.General, nodes.Element):

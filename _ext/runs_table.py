@@ -9,7 +9,6 @@ different days may have used several versions of a package.
 """
 
 from docutils import nodes
-from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.transforms.post_transforms import SphinxPostTransform
@@ -17,7 +16,7 @@ from sphinx.util.docutils import SphinxDirective
 
 import summaries
 from execution import kept
-from formats import can_link
+from formats import can_link, link
 
 COLUMNS = ("Notebook", "Device", "Seconds", "CPU s", "Memory", "Profile", "Date", "Outputs")
 
@@ -51,16 +50,9 @@ class Resolve(SphinxPostTransform):
 
     def row(self, docname: str, known: dict) -> nodes.row:
         book = known["book"]
-        name = nodes.inline("", docname.rpartition("/")[2])
-        link = addnodes.pending_xref(
-            "",
-            name,
-            refdomain="std",
-            reftype="doc",
-            reftarget=f"/{docname}",
-            refexplicit=True,
-            refdoc=self.env.current_document.docname,
-        )
+        name = docname.rpartition("/")[2]
+        there = can_link(self.env, self.env._builder_cls, docname)
+        first = link(self.env, docname, name) if there else nodes.inline("", name)
         peak = book.get("peak")
         texts = (
             book.get("device") or "",
@@ -71,9 +63,7 @@ class Resolve(SphinxPostTransform):
             book.get("date", ""),
             "failed" if known["failed"] else known["origin"],
         )
-        if not can_link(self.env, self.env._builder_cls, docname):
-            link = name
-        return nodes.row("", cell(link), *[cell(nodes.Text(text)) for text in texts])
+        return nodes.row("", cell(first), *[cell(nodes.Text(text)) for text in texts])
 
     def versions(self) -> nodes.paragraph:
         found = {}

@@ -60,7 +60,7 @@ def follow_each(
 
     def outdated(app: Sphinx, env: BuildEnvironment) -> list[str]:
         data, kind = env.get_domain("summaries").data["shown"], f"{summary} {app.builder.name}"
-        now = {doc: sha256(repr(what).encode()).hexdigest() for doc, what in shown(env).items()}
+        now = {doc: digest(what) for doc, what in shown(env).items()}
         before = data.get(kind, {})
         data[kind] = now
         return [doc for doc in now if now[doc] != before.get(doc)]

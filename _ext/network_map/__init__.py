@@ -22,8 +22,8 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 import summaries
-from cards import cards, in_words, link, shown
-from formats import WEB_SITE
+from cards import cards, in_words, shown
+from formats import WEB_SITE, link
 from network_map import across, down, elements
 from network_map.elements import element, map_lines
 from network_map.layout import Band, Node, broken, logarithms, radius, set_radii

@@ -45,7 +45,7 @@ def test_the_files_of_a_deleted_chapter_and_notebook_go(tmp_path, builder, how):
 
 
 def test_no_page_keeps_a_link_to_a_page_that_is_gone_or_lacks_one_to_a_page_that_came(tmp_path):
-    folder = write_site(tmp_path, FILES)
+    folder = write_site(tmp_path, FILES, CONF + 'extensions.append("navigation")\n')
     assert build(folder).returncode == 0
     (folder / "chapters/b.rst").rename(folder / "chapters/c.rst")
     assert build(folder).returncode == 0
