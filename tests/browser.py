@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -182,11 +182,37 @@ class Visit:
         self.page.close()
 
 
+@contextmanager
+def launched():
+    """The browser, without a window, while the context lasts."""
+    from playwright.sync_api import sync_playwright  # not needed to ask for the browser's path
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find(), args=FLAGS)
+        with closing(browser):
+            yield browser
+
+
 def new_context(browser, **options):
     """A fresh profile, 1300 px wide unless said otherwise, with the measures of browser.js."""
     context = browser.new_context(**{"viewport": {"width": 1300, "height": 900}, **options})
     context.add_init_script(path=MEASURES)
     return context
+
+
+def against(page, rules: list[str] | None = None, part: str | None = None) -> dict[str, list[str]]:
+    """{rule of axe: elements that break it} in a page or a part of it; rules: their tags, else all."""
+    import axe_playwright_python  # carries axe-core
+
+    page.evaluate(Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text("utf-8"))
+    options = {"resultTypes": ["violations"], "preload": part is None}
+    if rules:
+        options["runOnly"] = {"type": "tag", "values": rules}
+    result = page.evaluate("([part, o]) => axe.run(part ?? document, o)", [part, options])
+    return {
+        rule["id"]: [node["html"][:160] for node in rule["nodes"]][:4]
+        for rule in result["violations"]
+    }
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import nbformat
 import pytest
 from filelock import FileLock
 
+from browser import launched
 from engine.options import Options
 from engine.session import Run, Session
 from engine.surroundings import accelerators
@@ -42,6 +43,12 @@ def once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
         return shared / name
 
     return folder
+
+
+@pytest.fixture(scope="module")  # its event loop must not run while other tests run kernels
+def browser():
+    with launched() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")

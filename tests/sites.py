@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -164,6 +165,15 @@ def ran(result: subprocess.CompletedProcess) -> list[str]:
 
 
 # ---- the book ------------------------------------------------------------------------------------
+
+
+def write_book(folder: Path, files: dict[str, str]) -> Path:
+    """Write files as a site with the book's own settings, style, templates and extensions."""
+    for name in ("_static", "_templates", "_ext"):
+        (folder / name).symlink_to(ROOT / name)
+    for name in ("references.bib", "docutils.conf"):
+        shutil.copy(ROOT / name, folder)
+    return write_site(folder, files, (ROOT / "conf.py").read_text(encoding="utf-8"))
 
 
 def bring_up_to_date() -> None:

@@ -18,10 +18,9 @@ from urllib.parse import unquote
 import pikepdf
 from bs4 import BeautifulSoup, Tag
 from docutils import nodes
-from playwright.sync_api import sync_playwright
 from sphinx import addnodes
 
-from browser import FLAGS, MISSING, find, serve
+from browser import MISSING, find, launched, serve
 from page_head import MATH_FONT, TEXT_FONTS
 
 ROOT_PAGE = "index"
@@ -209,18 +208,15 @@ def packed(pdf: bytes, target: Path) -> int:
 
 
 def main(site: Path, target: Path) -> None:
-    program = find()
-    if not program:
+    if not find():
         sys.exit(f"the PDF is printed by a browser: {MISSING}")
     if not (site / f"{ROOT_PAGE}.html").is_file():
         sys.exit(f"there is no site in {site}; run: make html")
-    with serve(site) as root, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+    with serve(site) as root, launched() as browser:
         page = browser.new_page()
         page.set_default_timeout(LIMIT)
         numbers = page_numbers(printed(page, root, book(site, {})))
         pdf = printed(page, root, book(site, numbers))
-        browser.close()
     pages = packed(pdf, target)
     print(f"{target}: {pages} pages, {target.stat().st_size / 1e6:.1f} MB")
 

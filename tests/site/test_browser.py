@@ -13,18 +13,15 @@ import re
 import shutil
 from pathlib import Path
 
-import axe_playwright_python
 import nbformat
 import pytest
-from playwright.sync_api import sync_playwright
 
-from browser import FLAGS, MISSING, Visit, find, new_context, serve
+from browser import MISSING, Visit, against, find, new_context, serve
 from engine.notebook import code_cells, parse
-from loader import NOTEBOOKS, ROOT, STEMS, looked_at_closely
-from sites import build, write_site
+from loader import NOTEBOOKS, STEMS, looked_at_closely
+from sites import build, write_book
 
 pytestmark = pytest.mark.skipif(find() is None, reason=MISSING)
-AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
 STANDARD = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 WIDTHS = (390, 768, 1300)
 OWN = ("index", "bibliography", "genindex", "search", "status")
@@ -150,14 +147,8 @@ display({"text/html": f'<table class="dataframe"><tbody><tr>{row}</tr></tbody></
 
 def build_small_site(folder: Path) -> None:
     """The small site, with the real settings, style and templates."""
-    for name in ("_static", "_templates"):
-        shutil.copytree(ROOT / name, folder / name)
-    for name in ("conf.py", "references.bib", "docutils.conf"):
-        shutil.copy(ROOT / name, folder / name)
-    (folder / "_ext").symlink_to(ROOT / "_ext")
-    (folder / "notebooks").mkdir()
+    write_book(folder, SMALL)
     shutil.copytree(NOTEBOOKS / "workbench", folder / "notebooks" / "workbench")
-    write_site(folder, SMALL, (ROOT / "conf.py").read_text(encoding="utf-8"))
     result = build(folder, GITHUB_REPOSITORY="someone/book")
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr
 
@@ -171,14 +162,6 @@ def small_site(once) -> Path:
 def roots(site, small_site):
     with serve(site) as real, serve(small_site) as small:
         yield {"real": real, "small": small}
-
-
-@pytest.fixture(scope="module")  # its event loop must not run while other tests run kernels
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find(), args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -266,14 +249,7 @@ def test_axe_finds_nothing(visit, name, mode):
         reduced_motion="reduce",
         viewport={"width": width, "height": 900},
     )
-    tab.page.evaluate(AXE)
-    options = {"runOnly": {"type": "tag", "values": STANDARD}, "resultTypes": ["violations"]}
-    result = tab.page.evaluate("o => axe.run(document, o)", options)
-    found = {
-        rule["id"]: [node["html"][:160] for node in rule["nodes"]][:4]
-        for rule in result["violations"]
-    }
-    assert found == {}
+    assert against(tab.page, STANDARD) == {}
     assert tab.page.evaluate("book.faint()") == []  # axe leaves text that scrolls undecided
 
 

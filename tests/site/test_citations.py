@@ -3,9 +3,8 @@
 import contextlib
 
 import pytest
-from playwright.sync_api import sync_playwright
 
-from browser import FLAGS, MISSING, find, new_context
+from browser import MISSING, find, new_context
 from loader import ROOT
 from sites import build, page, write_site
 
@@ -133,34 +132,31 @@ def test_other_formats_cite_as_well(folder, builder):
 
 
 @pytest.mark.skipif(find() is None, reason=MISSING)
-def test_a_citation_shows_its_reference_and_a_target_stands_out(folder):
+def test_a_citation_shows_its_reference_and_a_target_stands_out(browser, folder):
     shown = "a => getComputedStyle(a, '::after').content.includes('Deep nets')"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find(), args=FLAGS)
-        with contextlib.closing(new_context(browser)) as context:
-            tab = context.new_page()
-            tab.goto((folder / "_build" / "html" / "chapters" / "a.html").as_uri())
-            link = tab.locator(".bibtex-citation a").first
-            assert not link.evaluate(shown)
-            link.hover()
-            assert link.evaluate(shown)
-            tab.keyboard.press("Escape")
-            assert not link.evaluate(shown)
-            tab.mouse.move(0, 0)
-            link.hover()
-            assert link.evaluate(shown)
-            tab.mouse.move(0, 0)
-            while not link.evaluate("a => a === document.activeElement"):
-                tab.keyboard.press("Tab")
-            assert link.evaluate(shown)
-            tab.keyboard.press("Escape")
-            assert not link.evaluate(shown)
-            tab.keyboard.press("Enter")
-            tab.wait_for_url("**/literature.html#deep")
-            ground = "e => getComputedStyle(e).backgroundColor"
-            entry = tab.locator("#deep")
-            assert entry.evaluate(ground) != tab.locator("#maps").evaluate(ground)
-            entry.locator("a", has_text="Beta").click()
-            place = tab.locator(".bibtex-citation:target")
-            assert place.evaluate(ground) != "rgba(0, 0, 0, 0)"
-        browser.close()
+    with contextlib.closing(new_context(browser)) as context:
+        tab = context.new_page()
+        tab.goto((folder / "_build" / "html" / "chapters" / "a.html").as_uri())
+        link = tab.locator(".bibtex-citation a").first
+        assert not link.evaluate(shown)
+        link.hover()
+        assert link.evaluate(shown)
+        tab.keyboard.press("Escape")
+        assert not link.evaluate(shown)
+        tab.mouse.move(0, 0)
+        link.hover()
+        assert link.evaluate(shown)
+        tab.mouse.move(0, 0)
+        while not link.evaluate("a => a === document.activeElement"):
+            tab.keyboard.press("Tab")
+        assert link.evaluate(shown)
+        tab.keyboard.press("Escape")
+        assert not link.evaluate(shown)
+        tab.keyboard.press("Enter")
+        tab.wait_for_url("**/literature.html#deep")
+        ground = "e => getComputedStyle(e).backgroundColor"
+        entry = tab.locator("#deep")
+        assert entry.evaluate(ground) != tab.locator("#maps").evaluate(ground)
+        entry.locator("a", has_text="Beta").click()
+        place = tab.locator(".bibtex-citation:target")
+        assert place.evaluate(ground) != "rgba(0, 0, 0, 0)"

@@ -3,9 +3,8 @@
 import contextlib
 
 import pytest
-from playwright.sync_api import sync_playwright
 
-from browser import FLAGS, MISSING, find, new_context, serve
+from browser import MISSING, find, new_context, serve
 
 pytestmark = [
     pytest.mark.xdist_group("site"),  # shares the build with test_site
@@ -26,12 +25,11 @@ def drawn_with(page, selector: str) -> set[str]:
 
 @pytest.mark.parametrize("scripts", [True, False])
 @pytest.mark.parametrize("origin", ["a server", "a file"])
-def test_the_first_page_is_in_the_page_s_face(site, origin, scripts):
+def test_the_first_page_is_in_the_page_s_face(browser, site, origin, scripts):
     with contextlib.ExitStack() as stack:
         root = stack.enter_context(serve(site)) if origin == "a server" else f"{site.as_uri()}/"
-        playwright = stack.enter_context(sync_playwright())
-        browser = playwright.chromium.launch(executable_path=find(), args=FLAGS)
         context = new_context(browser, java_script_enabled=scripts)
+        stack.enter_context(contextlib.closing(context))
         page = context.new_page()
         page.goto(f"{root}chapters/resnet.html")
         for selector, family in (
@@ -41,4 +39,3 @@ def test_the_first_page_is_in_the_page_s_face(site, origin, scripts):
         ):
             (name,) = drawn_with(page, selector) or {"a font of the system"}
             assert name.startswith(family), selector
-        browser.close()

@@ -1,6 +1,7 @@
 """Text of figures: in the page's face, as large as matplotlib meant it, and never longer."""
 
 import base64
+import contextlib
 import io
 import re
 from html import unescape
@@ -8,10 +9,9 @@ from html import unescape
 import pytest
 from fontTools.ttLib import TTFont
 from matplotlib import pyplot as plt
-from playwright.sync_api import sync_playwright
 
 import workbench
-from browser import FLAGS, MISSING, find
+from browser import MISSING, find
 from lettering import FAMILY, SCALE, Face, drawn_with, face, font, letter, width, widths
 from page_head import POLICY
 
@@ -109,7 +109,7 @@ def test_a_figure_without_text_or_by_another_program_stays_as_it_is():
 
 
 @pytest.mark.skipif(find() is None, reason=MISSING)
-def test_a_browser_draws_the_glyphs_that_the_figure_carries(lettered, tmp_path):
+def test_a_browser_draws_the_glyphs_that_the_figure_carries(browser, lettered, tmp_path):
     """As wide as computed; and in an <img> under the site's content policy, too."""
     (tmp_path / "with.svg").write_text(lettered, encoding="utf-8")
     (tmp_path / "without.svg").write_text(
@@ -120,9 +120,7 @@ def test_a_browser_draws_the_glyphs_that_the_figure_carries(lettered, tmp_path):
         f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<img src="with.svg"><img src="without.svg">'
     )
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find(), args=FLAGS)
-        page = browser.new_page()
+    with contextlib.closing(browser.new_page()) as page:
         page.goto((tmp_path / "with.svg").as_uri())
         page.evaluate("document.fonts.ready")
         for text, size in page.evaluate(
@@ -134,5 +132,4 @@ def test_a_browser_draws_the_glyphs_that_the_figure_carries(lettered, tmp_path):
         page.goto((tmp_path / "page.html").as_uri())
         page.evaluate("Promise.all([...document.images].map(image => image.decode()))")
         shots = [image.screenshot() for image in page.locator("img").all()]
-        browser.close()
     assert shots[0] != shots[1]

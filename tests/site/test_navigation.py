@@ -6,19 +6,16 @@ Looked at in a made-up book of 64 chapters in nine parts, whose pages are 900 px
 import contextlib
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-import axe_playwright_python
 import pytest
 from bs4 import BeautifulSoup
-from playwright.sync_api import sync_playwright
 
-from browser import FLAGS, MISSING, find, new_context, serve
+from browser import MISSING, against, find, new_context, serve
 from loader import ROOT, STEMS
-from sites import build, page, write_site
+from sites import build, page, write_book, write_site
 
 pytestmark = [
     pytest.mark.xdist_group("site"),
@@ -76,23 +73,11 @@ def book() -> dict[str, str]:
 def many(tmp_path_factory) -> Path:
     """The made-up book, built with the real settings, style and templates."""
     folder = tmp_path_factory.mktemp("many")
-    for name in ("_static", "_templates", "_ext"):
-        (folder / name).symlink_to(ROOT / name)
-    for name in ("references.bib", "docutils.conf"):
-        shutil.copy(ROOT / name, folder)
-    write_site(folder, book(), (ROOT / "conf.py").read_text(encoding="utf-8"))
+    write_book(folder, book())
     published = {"SITE_URL": "https://someone.github.io/book/", "GITHUB_REPOSITORY": "someone/book"}
     result = build(folder, **published)
     assert result.returncode == 0, result.stderr
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find(), args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -308,9 +293,7 @@ def test_nothing_that_this_page_asks_for_is_missing_at_any_address(browser, root
 @pytest.mark.parametrize("mode", ["light", "dark"])
 def test_axe_finds_nothing_where_there_is_no_page(visit, mode):
     tab = visit("nothing.html", color_scheme=mode)
-    tab.evaluate(Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text("utf-8"))
-    found = tab.evaluate("() => axe.run(document, { resultTypes: ['violations'] })")["violations"]
-    assert [(rule["id"], [node["html"][:160] for node in rule["nodes"]]) for rule in found] == []
+    assert against(tab) == {}
     assert tab.evaluate("book.faint()") == []
 
 

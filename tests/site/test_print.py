@@ -5,9 +5,8 @@ import io
 
 import pikepdf
 import pytest
-from playwright.sync_api import sync_playwright
 
-from browser import FLAGS, MISSING, Visit, find, new_context, serve
+from browser import MISSING, Visit, find, new_context, serve
 
 pytestmark = [
     pytest.mark.xdist_group("site"),  # shares the build with test_site
@@ -18,18 +17,16 @@ FOOT = 50  # points at the foot of a page that hold its number
 
 
 @pytest.fixture(scope="module")
-def opened(site):
+def opened(browser, site):
     """ResNet in the dark, in a browser that is about to print it."""
-    with serve(site) as root, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find(), args=FLAGS)
-        with contextlib.closing(new_context(browser, color_scheme="dark")) as context:
-            tab = Visit(context, root).open("chapters/resnet.html")
-            assert tab.page.evaluate("book.brightness()") < 0.2
-            tab.page.emulate_media(media="print", color_scheme="dark")
-            tab.page.wait_for_function("() => document.documentElement.dataset.theme === 'light'")
-            tab.page.evaluate("Promise.all([...document.images].map(image => image.decode()))")
-            yield tab.page
-        browser.close()
+    context = new_context(browser, color_scheme="dark")
+    with serve(site) as root, contextlib.closing(context):
+        tab = Visit(context, root).open("chapters/resnet.html")
+        assert tab.page.evaluate("book.brightness()") < 0.2
+        tab.page.emulate_media(media="print", color_scheme="dark")
+        tab.page.wait_for_function("() => document.documentElement.dataset.theme === 'light'")
+        tab.page.evaluate("Promise.all([...document.images].map(image => image.decode()))")
+        yield tab.page
 
 
 @pytest.fixture(scope="module")

@@ -3,22 +3,19 @@
 import contextlib
 import json
 import re
-from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-import axe_playwright_python
 import pytest
 from bs4 import BeautifulSoup, SoupStrainer
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
-from browser import FLAGS, MISSING, Visit, find, new_context, serve
+from browser import MISSING, Visit, against, find, new_context, serve
 from loader import STEMS
 
 pytestmark = [
     pytest.mark.xdist_group("site"),  # shares the build with test_site
     pytest.mark.skipif(find() is None, reason=MISSING),
 ]
-AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
 START = "chapters/lenet.html"
 SPHINX = ("searchindex.js", "searchtools.js", "language_data.js")
 FIRST = {  # the page that must come first
@@ -101,14 +98,6 @@ EXTRA = ("block", "dirac", "digitnetwork", "网络", "zebra", "residual zebra", 
 def root(site):
     with serve(site) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find(), args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -228,10 +217,7 @@ def test_the_dialog_is_opaque_accessible_and_within_the_window(visit, width, sch
         return { opacity, light, inside, wide };
     }""")
     assert seen == {"opacity": 255, "light": scheme == "light", "inside": True, "wide": False}
-    tab.page.evaluate(AXE)
-    options = {"preload": False, "resultTypes": ["violations"]}
-    result = tab.page.evaluate("o => axe.run('#pst-search-dialog', o)", options)
-    assert [(rule["id"], rule["nodes"][0]["html"]) for rule in result["violations"]] == []
+    assert against(tab.page, part="#pst-search-dialog") == {}
     assert tab.trouble == []
 
 

@@ -6,10 +6,9 @@ import re
 
 import pytest
 from PIL import Image
-from playwright.sync_api import sync_playwright
 from test_figures import contrast
 
-from browser import FLAGS, MISSING, Visit, find, new_context, serve
+from browser import MISSING, Visit, find, new_context, serve
 from loader import ROOT
 
 pytestmark = [
@@ -24,14 +23,6 @@ FRAMES = {
     "chapters/vgg": "details.admonition .cell_input pre",
     "notebooks/resnet": ".cell_input pre",
 }
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find(), args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
