@@ -76,7 +76,7 @@ for mode, y in by_mode.items():
     rows.append((mode, *(f"{value:.3f}" for value in y.tolist())))
 record("norm.mean", norm.mean)
 record("norm.variance", norm.variance)
-table(rows, ("", "1", "2", "3", "4"))
+table(rows, ("example", "1", "2", "3", "4"))
 
 # %% tags=["norm-checked"]
 library = nn.BatchNorm2d(1)

@@ -1,5 +1,6 @@
 """The electronic book of the real site: whole, well-formed, and as its list of files says."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -27,7 +28,11 @@ def made(site, tmp_path_factory) -> tuple[Path, str]:
     where = ["-d", str(site / ".doctrees"), str(ROOT), str(out)]
     command = [sys.executable, "-m", "sphinx", "-n", "-W", "--keep-going", "--no-color"]
     result = subprocess.run(
-        [*command, "-b", "epub", *where], capture_output=True, text=True, cwd=ROOT
+        [*command, "-b", "epub", *where],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"NO_COLOR": "1"},
     )
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr
     return out / "book.epub", result.stdout

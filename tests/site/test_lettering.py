@@ -10,10 +10,10 @@ import pytest
 from fontTools.ttLib import TTFont
 from matplotlib import pyplot as plt
 
-import workbench
 from browser import MISSING, find
 from lettering import FAMILY, SCALE, Face, drawn_with, face, font, letter, width, widths
 from page_head import POLICY
+from workbench.plots import STYLE
 
 BOLD = "bold text"
 TEXTS = ["held-out accuracy, %", "3×3, 128", "9→1 & 2<3", "1,234.5", "−0.25"]
@@ -22,7 +22,7 @@ TEXTS = ["held-out accuracy, %", "3×3, 128", "9→1 & 2<3", "1,234.5", "−0.25
 @pytest.fixture(scope="module")
 def drawn() -> str:
     """A figure as a notebook leaves it: plain, bold and rotated text, formulas, an axis of powers."""
-    with plt.rc_context(workbench.STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5, 3))
         axes.plot([1, 1000])
         axes.set(yscale="log", ylabel=TEXTS[0])

@@ -99,6 +99,12 @@ def test_each_picture_has_a_file_and_an_alternative_text_in_words(site, pages):
     assert seen > 10
 
 
+def test_each_column_of_a_table_has_a_head_that_says_what_it_holds(pages):
+    heads = [(name, head) for name, html in pages.items() for head in html.select("main th")]
+    assert len(heads) > 100
+    assert not [(name, head.parent) for name, head in heads if not head.get_text(strip=True)]
+
+
 def test_no_page_loads_anything_from_another_host(site, pages):
     for name, html in pages.items():
         for tag in html.select(
