@@ -72,6 +72,16 @@ def test_each_cell_ran_and_left_nothing_unwanted(stored, stem):
 
 
 @pytest.mark.parametrize("stem", STEMS)
+def test_a_cell_that_draws_leaves_its_figure_and_no_text(stored, stem):
+    """The last line of a cell may return something: ``axes.set(...)`` does; ``plt.show()`` does not."""
+    for cell in code_cells(stored(stem)):
+        left = [output for output in cell.outputs if "data" in output]
+        if any(kind.startswith("image/") for output in left for kind in output.data):
+            texts = [o.data for o in left if o.output_type == "execute_result"]
+            assert all(len(data) > 1 for data in texts), cell.source
+
+
+@pytest.mark.parametrize("stem", STEMS)
 def test_a_notebook_keeps_its_time_budget(stored, stem):
     """Where other tests and kernels run beside it, the same run costs up to half as much again."""
     assert stored(stem).metadata["book"]["cpu"] < FAR
