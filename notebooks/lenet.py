@@ -227,8 +227,9 @@ def train(model, x, y, *, steps=STEPS, rate=0.1):
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     epochs = 20 * steps // len(y)
-    how = {"optimizer": optimizer, "schedule": schedule, "batch": 20}
-    return fit(model, x, y, epochs=epochs, **how)
+    return fit(
+        model, x, y, epochs=epochs, optimizer=optimizer, schedule=schedule, batch=20
+    )
 
 
 # %% tags=["error"]
@@ -260,7 +261,9 @@ diagrams.draw(axes, nodes, ring)
 SIZES = (100, 300, 1000)
 SEEDS = (0, 1, 2)
 NETWORKS = {"LeNet": SimplifiedLeNet5, "perceptron": Perceptron}
-errors, trained, histories = {}, {}, {}
+errors = {}
+trained = {}
+histories = {}
 for name, build in NETWORKS.items():
     for size in SIZES:
         for number in SEEDS:
@@ -553,7 +556,6 @@ codes = digit_codes()
 penalties = -CodeDistance(codes)(codes)
 apart = penalties[penalties > 0]
 claim(len(apart) == 90, "no two codes are equal")
-record("codes.differing_pixels", int(apart.min() / 4))  # each adds the square of 2
 
 
 # %% tags=["criterion"]
@@ -682,6 +684,8 @@ steps = 300
 schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
 how = {"optimizer": optimizer, "schedule": schedule, "loss": published_loss}
 fit(published, framed, y_train, epochs=6, batch=20, **how)
+
+# %% tags=["published-error"]
 record("published.error", error(published, as_published(x_test), y_test))
 record("input.mean", framed.mean())
 record("input.variance", framed.var())
@@ -806,7 +810,7 @@ plots.seed_band(axes, range(7), runs, plots.COLOURS[0])
 for run in runs:
     axes.plot(range(7), run, "o", color=plots.COLOURS[0], alpha=0.6, markersize=5)
 axes.set(xticks=range(7), xticklabels=list(still), ylim=(0, None))
-axes.set(ylabel="moved by one pixel /\nanother digit")
+_ = axes.set(ylabel="moved by one pixel /\nanother digit")
 
 # %% tags=["left-claims"]
 for k, name in enumerate(still):
