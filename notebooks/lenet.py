@@ -682,8 +682,8 @@ published = LeNet5().to(device)
 optimizer = torch.optim.Adam(published.parameters(), lr=0.006)
 steps = 300
 schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
-how = {"optimizer": optimizer, "schedule": schedule, "loss": published_loss}
-fit(published, framed, y_train, epochs=6, batch=20, **how)
+how = {"epochs": 6, "optimizer": optimizer, "schedule": schedule, "batch": 20}
+losses = fit(published, framed, y_train, loss=published_loss, **how)
 
 # %% tags=["published-error"]
 record("published.error", error(published, as_published(x_test), y_test))
@@ -736,12 +736,12 @@ table(rows, ("part", "against", "largest difference"))
 # %% [markdown]
 # ## Look inside
 
-# %% tags=["filters"] alt="Six squares of five by five grey cells, the learned kernels of C1; most have a light and a dark side."
+# %% tags=["filters"] alt="Six squares of five by five grey cells, the learned weights of C1; lighter and darker patches, different in each."
 kernels = published.C1.weight
 largest = kernels.abs().max()
 plots.image_grid(kernels, columns=6, vmin=-largest, vmax=largest)
 
-# %% tags=["feature-maps"] alt="A digit at the top left; beside it its six maps after C1, below them six coarser maps after S2; the digit can be recognised in most of them. At the bottom sixteen maps after C3, coarse patterns of light and dark spots."
+# %% tags=["feature-maps"] alt="A digit at the top left; beside it its six maps after C1, below them six coarser maps after S2; the digit can be recognised in most of them, the last is nearly blank. At the bottom sixteen maps after C3, coarse patterns of light and dark spots."
 grid = plt.figure(figsize=(5, 3.7)).add_gridspec(4, 8)
 pictures = {"input": (x, 0, 0), "C1": (c1, 0, 2), "S2": (s2, 1, 2), "C3": (c3, 2, 0)}
 for name, (maps, row, column) in pictures.items():
@@ -803,7 +803,7 @@ for number in SEEDS:
         change = distance(still[name], moved_by_one[name])
         left[number].append(change / distance(still[name], other))
 
-# %% tags=["left-figure"] alt="Change by a move of one pixel, as a share of the change from one digit to another, for pixels, C1, S2, C3, S4, C5 and F6; three seeds as dots nearly on top of each other, joined by a line. It begins at about a half and falls to about a fifth."
+# %% tags=["left-figure"] alt="Change by a move of one pixel, as a share of the change from one digit to another, for pixels, C1, S2, C3, S4, C5 and F6; three seeds as dots close together, the mean as a line. It begins at about a half and falls to about a fifth."
 _, axes = plt.subplots()
 runs = torch.tensor([left[number] for number in SEEDS])
 plots.seed_band(axes, range(7), runs, plots.COLOURS[0])
