@@ -73,7 +73,7 @@ def test_shortcuts_are_found_where_they_are_and_labels_lie_apart(name):
 def test_the_networks_of_the_notebooks_are_drawn(stem):
     net = definitions(stem)
     if stem == "lenet":
-        assert drawn(net.published_lenet5(), torch.zeros(1, 1, 32, 32))[-2:] == ["output", "10"]
+        assert drawn(net.LeNet5(), torch.zeros(1, 1, 32, 32))[-2:] == ["output", "10"]
         return
     x = torch.zeros(1, 1, 20, 20)
     for block, loops in ((net.PlainBlock, 0), (net.ResidualBlock, 3)):
