@@ -5,7 +5,7 @@ import io
 import re
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 from test_figures import contrast
 
 from browser import MISSING, Visit, find, new_context, serve
@@ -91,6 +91,22 @@ def test_code_that_is_wider_than_a_phone_has_a_shade_where_there_is_more(visit, 
     assert left > 20 and right < 3
     frame.evaluate("frame => frame.textContent = 'short'")
     assert max(edges(page, frame)) < 3
+
+
+def test_what_fits_leaves_no_line_of_a_shade(visit):
+    page = visit("chapters/resnet", device_scale_factor=1.5)  # edges lie between pixels
+    fits = "e => e.checkVisibility() && e.scrollWidth <= e.clientWidth"
+    places = page.locator(
+        "main :is(.pst-scrollable-table-container, .output.text_html, div.math > math)"
+    )
+    places = [place for place in places.all() if place.evaluate(fits)]
+    assert len(places) > 5
+    for place in places:
+        shaded = place.screenshot()
+        place.evaluate("e => e.style.backgroundImage = 'none'")
+        bare = place.screenshot()
+        pictures = [Image.open(io.BytesIO(one)).convert("L") for one in (shaded, bare)]
+        assert ImageChops.difference(*pictures).getextrema()[1] < 3, place.inner_text()[:60]
 
 
 def test_what_scrolls_is_reached_and_moved_by_keyboard(visit):
