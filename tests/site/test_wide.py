@@ -157,6 +157,29 @@ def test_captions_stand_under_the_text_s_edge_with_tight_lines(visit, width):
         assert abs(left - edge) < 1 and ratio < 1.5
 
 
+@pytest.mark.parametrize("width", [390, 768, 1024, 1300, 1920])
+def test_all_of_a_page_begins_at_one_edge(visit, width):
+    lefts = """parts => parts.map(part => {
+      const range = document.createRange();
+      range.selectNodeContents(part);
+      return [part.className || part.tagName, range.getBoundingClientRect().left];
+    })"""
+    for name in ("index", "status", "chapters/resnet", "notebooks/resnet"):
+        page = visit(name, width=width)
+        parts = "main article h1, main .place, main .copyright"
+        found = dict(page.locator(parts).evaluate_all(lefts))
+        assert {"H1", "copyright"} <= set(found)
+        assert max(found.values()) - min(found.values()) < 1, (name, found)
+
+
+def test_a_foot_has_one_line(visit):
+    page = visit("status")
+    feet = page.locator("footer").evaluate_all(
+        "all => all.filter(e => e.checkVisibility() && getComputedStyle(e).borderTopWidth !== '0px')"
+    )
+    assert len(feet) == 1
+
+
 @pytest.mark.parametrize("width", [390, 768, 1300])
 @pytest.mark.parametrize("name", ["chapters/lenet", "chapters/resnet", "chapters/feature_fusion"])
 def test_previous_and_next_touch_neither_each_other_nor_the_foot(visit, name, width):
