@@ -18,6 +18,7 @@ pytestmark = [
 COLUMNS = 88
 WIDEST = 0.6185  # em of a letter of SF Mono, the widest of the faces that the pages ask for
 SCROLL_BAR = 15  # pixels of a window where it is not drawn over the page
+GROUND = {"light": "#f5f6f8", "dark": "#1c222c"}  # of code
 FRAMES = {
     "chapters/resnet": "section > .cell .cell_input pre",
     "chapters/vgg": "details.admonition .cell_input pre",
@@ -123,6 +124,50 @@ def test_what_scrolls_is_reached_and_moved_by_keyboard(visit):
         place.focus()
         page.keyboard.press("ArrowRight")
         page.wait_for_function("() => document.activeElement.scrollLeft > 0")
+
+
+def test_numbers_on_a_phone_take_one_line_and_their_spread_another(visit):
+    for name in ("chapters/resnet", "chapters/feature_fusion"):
+        cells = visit(name, width=390).locator("main .dataframe td[style*='right']")
+        lines = cells.evaluate_all(
+            """all => all.map(cell => {
+              const range = document.createRange();
+              range.selectNodeContents(cell);
+              const height = range.getBoundingClientRect().height;
+              const lines = Math.round(height / parseFloat(getComputedStyle(cell).lineHeight));
+              return [lines, cell.querySelectorAll(".spread").length];
+            })"""
+        )
+        assert max(spread for _, spread in lines) == 1
+        assert all(count == 1 + spread for count, spread in lines), lines
+
+
+@pytest.mark.parametrize("name", ["status", "chapters/cnn_evolution"])
+def test_a_column_of_numbers_ends_at_one_line_with_its_head(visit, name):
+    page = visit(name)
+    rights = page.locator("main table.table").first.evaluate(
+        """table => {
+          const found = {};
+          for (const cell of table.querySelectorAll(".number")) {
+            const range = document.createRange();
+            range.selectNodeContents(cell);
+            (found[cell.cellIndex] ??= []).push(range.getBoundingClientRect().right);
+          }
+          return Object.values(found);
+        }"""
+    )
+    assert len(rights) >= 2
+    assert all(max(column) - min(column) < 0.5 for column in rights)
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_a_comment_is_no_brighter_than_the_code(visit, mode):
+    page = visit("chapters/resnet", color_scheme=mode)
+    colour = "e => getComputedStyle(e).color"
+    comment, code = (page.locator(f"pre {s}").first.evaluate(colour) for s in (".c1", ".n"))
+    comment, code = ([int(v) for v in re.findall(r"\d+", c)[:3]] for c in (comment, code))
+    contrasts = [contrast("#" + bytes(c).hex(), GROUND[mode]) for c in (comment, code)]
+    assert 4.5 <= contrasts[0] <= contrasts[1]
 
 
 def test_a_row_of_the_status_page_is_one_line_on_a_phone(visit, site):
