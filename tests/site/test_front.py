@@ -128,6 +128,19 @@ def test_a_size_stands_beside_its_circle(visit, width):
         assert abs(middles[0] - middles[1]) < 2 and words["x"] > circle["x"]
 
 
+@pytest.mark.parametrize("media", ["screen", "print"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_picture_of_a_chapter_is_whole(visit, width, media):
+    page = visit("real", width).page
+    page.emulate_media(media=media)
+    for picture in page.locator(".chapter-picture").all():
+        place, image = picture.bounding_box(), picture.locator("img:visible").bounding_box()
+        assert image["height"] > 15
+        for start, size in (("x", "width"), ("y", "height")):
+            assert place[start] <= image[start] + 1
+            assert image[start] + image[size] <= place[start] + place[size] + 1
+
+
 def test_each_chapter_is_once_on_the_map_and_once_in_the_parts(site):
     html = BeautifulSoup((site / "index.html").read_bytes(), "html.parser")
     expected = sorted(f"chapters/{stem}.html" for stem in STEMS)
