@@ -30,6 +30,7 @@ extensions = [
     "ebook",
     "book_files",
     "fold_outputs",
+    "numerals",
     "numbering",
     "navigation",
     "citations",

@@ -3,6 +3,7 @@
 
 document.addEventListener("DOMContentLoaded", () => {
   switchColours();
+  keepFocus();
   // The theme makes what scrolls reachable by keyboard when the window changes: also when a part opens.
   document.addEventListener("toggle", () => dispatchEvent(new Event("resize")), true);
   reachEquations();
@@ -16,6 +17,13 @@ document.addEventListener("DOMContentLoaded", () => {
   quietMap();
   prepareSearch();
 });
+
+// The theme takes the focus from a button that is pressed: the keyboard could not press it again, and
+// what it opens could not give the focus back.
+function keepFocus() {
+  const own = ".theme-switch-button, .search-button, .primary-toggle, .secondary-toggle";
+  for (const button of document.querySelectorAll(own)) button.blur = () => {};
+}
 
 // Equations that scroll can be scrolled by keyboard, too.
 function reachEquations() {

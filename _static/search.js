@@ -108,6 +108,13 @@ function words(text) {
 
 export function inDialog(dialog) {
   const field = dialog.querySelector("input[name=q]");
+  // Escape would also empty the field, and leave what was found for what is no longer in it.
+  field.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || event.isComposing) return;
+    event.preventDefault();
+    dialog.close();
+  });
+  dialog.addEventListener("toggle", () => dialog.open && field.select()); // what is typed replaces it
   asTyped(dialog, field, IN_DIALOG).catch(() => complain(dialog));
 }
 

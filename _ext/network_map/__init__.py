@@ -145,8 +145,9 @@ def sizes(own: list[Node]) -> list[nodes.paragraph]:
         return []
     line = nodes.paragraph("", "", nodes.inline("", "Parameters: "), classes=["map-sizes"])
     for power in sorted({powers[0], powers[len(powers) // 2], powers[-1]}):
-        line += element("span", "map-circle", r=radius(10**power, logs))
-        line += nodes.inline("", f"{rounded(10**power)} ")
+        circle = element("span", "map-circle", r=radius(10**power, logs))
+        words = nodes.inline("", f"{rounded(10**power)} ")
+        line += nodes.inline("", "", circle, words, classes=["map-size"])
     return [line]
 
 

@@ -34,7 +34,7 @@ def depart_element(self: HTML5Translator, node: map_element) -> None:
 def visit_lines(self: HTML5Translator, node: map_lines) -> None:
     """Pictures that lie over the whole map, of which one is shown; without a style sheet, none."""
     across = f'viewBox="0 0 100 {node["height"]:.2f}" preserveAspectRatio="none"'
-    down = f'viewBox="0 0 {WIDTH_DOWN} {node["depth"]:.2f}"'
+    down = f'viewBox="0 0 {WIDTH_DOWN} {node["depth"]:.2f}" preserveAspectRatio="xMinYMin slice"'
     for kind, box in (("across", across), ("down", down)):
         if path := node[kind]:
             first = f'<svg class="map-lines map-{kind}" width="0" height="0" fill="none"'

@@ -7,6 +7,7 @@ changed, are looked at closely, each in a fresh profile. With EVERY=1 all are.
 """
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from PIL import Image
 
 from browser import MISSING, Visit, against, find, new_context, serve
 from engine.notebook import code_cells, parse
@@ -384,6 +386,39 @@ def test_the_colours_go_from_the_system_to_light_to_dark_and_stay(visit):
     assert state() == ("Colours: as the system", False)
 
 
+def test_a_button_that_is_pressed_keeps_the_focus(visit):
+    page = visit("small/chapters/a", viewport={"width": 390, "height": 800}).page
+    button = page.locator(".theme-switch-button")
+    button.focus()
+    for name in ("light", "dark"):
+        page.keyboard.press("Enter")
+        assert button.get_attribute("aria-label") == f"Colours: {name}"
+    for toggle in ("primary", "secondary"):
+        button = page.locator(f".{toggle}-toggle")
+        button.focus()
+        page.keyboard.press("Enter")
+        dialog = page.locator(f"dialog#pst-{toggle}-sidebar-modal")
+        dialog.wait_for(state="visible")
+        page.keyboard.press("Escape")
+        dialog.wait_for(state="hidden")
+        page.wait_for_function(
+            "button => button === document.activeElement", arg=button.element_handle()
+        )
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_icons_are_seen_in_forced_colours(visit, mode):
+    options = {"forced_colors": "active", "color_scheme": mode}
+    page = visit("small/chapters/a", viewport={"width": 390, "height": 800}, **options).page
+    icons = page.locator(".bd-header-article .btn")
+    assert icons.count() >= 4
+    for icon in icons.all():
+        if icon.is_visible():
+            picture = Image.open(io.BytesIO(icon.screenshot())).convert("L")
+            darkest, lightest = picture.getextrema()
+            assert lightest - darkest > 150, icon.get_attribute("title")
+
+
 def test_on_a_phone_the_side_bars_open_and_close(visit):
     page = visit("small/chapters/a", viewport={"width": 390, "height": 800}).page
     for toggle, bar in (("primary", "Second chapter"), ("secondary", "Reading list")):
@@ -422,7 +457,9 @@ def test_without_scripts_a_chapter_can_be_read(browser, roots):
         assert pairs == page.locator("main img.only-dark").count() > 0
         assert page.locator("main img.only-light:visible").count() == pairs
         assert page.locator("main img.only-dark:visible").count() == 0
-        assert not page.locator(".theme-switch-button").is_visible()
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 900})
+            assert page.locator("button:visible").count() == 0  # none would do anything
         page.locator("summary", has_text="Solution").click()
         assert page.locator("p", has_text="It folds").is_visible()
 

@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.xdist_group("site"),  # shares the build with test_site
     pytest.mark.skipif(find() is None, reason=MISSING),
 ]
-WIDTHS = (390, 768, 1300)
+WIDTHS = (320, 390, 768, 1300)
 # What stands on the map: circles, names and overviews, as boxes; the ends of its lines.
 MEASURE = """() => {
     const box = (e) => { const b = e.getBoundingClientRect(); return [b.left, b.right, b.top, b.bottom]; };
@@ -118,6 +118,29 @@ def test_in_a_card_the_title_leads_and_nothing_lies_on_anything(visit, which, wi
         assert max(part["box"][1] - part["box"][0] for part in card) > 150  # not squeezed
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_size_stands_beside_its_circle(visit, width):
+    sizes = visit("real", width).page.locator(".map-size").all()
+    assert len(sizes) == 3
+    for size in sizes:
+        circle, words = (part.bounding_box() for part in size.locator("> span").all())
+        middles = [box["y"] + box["height"] / 2 for box in (circle, words)]
+        assert abs(middles[0] - middles[1]) < 2 and words["x"] > circle["x"]
+
+
+@pytest.mark.parametrize("media", ["screen", "print"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_picture_of_a_chapter_is_whole(visit, width, media):
+    page = visit("real", width).page
+    page.emulate_media(media=media)
+    for picture in page.locator(".chapter-picture").all():
+        place, image = picture.bounding_box(), picture.locator("img:visible").bounding_box()
+        assert image["height"] > 15
+        for start, size in (("x", "width"), ("y", "height")):
+            assert place[start] <= image[start] + 1
+            assert image[start] + image[size] <= place[start] + place[size] + 1
+
+
 def test_each_chapter_is_once_on_the_map_and_once_in_the_parts(site):
     html = BeautifulSoup((site / "index.html").read_bytes(), "html.parser")
     expected = sorted(f"chapters/{stem}.html" for stem in STEMS)
@@ -160,8 +183,11 @@ def test_an_idea_is_shown_at_its_network_to_the_pointer_and_to_the_keyboard(visi
     page.keyboard.press("Escape")
     assert not about.is_visible()
     page.mouse.move(5, 5)
+    page.keyboard.press("Tab")  # from now on the focus shows
     link.focus()
     assert about.is_visible()
+    ring = link.bounding_box()  # the ring is 4 pixels farther out
+    assert about.bounding_box()["y"] >= ring["y"] + ring["height"] + 4
     page.keyboard.press("Enter")
     page.wait_for_url("**/chapters/resnet.html")
 

@@ -115,6 +115,41 @@ def test_no_heading_is_parted_from_what_follows_it(pdf):
         assert len(below) >= 2, f"{title} is the last on its page"
 
 
+def test_on_paper_all_begins_at_one_edge_and_no_text_touches_a_bar(opened):
+    lefts = "all => all.filter(e => e.checkVisibility()).map(e => e.getBoundingClientRect().left)"
+    edge = opened.locator("main section > p").first.bounding_box()["x"]
+    (place,) = opened.locator(".place").evaluate_all(
+        "all => all.map(e => e.getBoundingClientRect().left + parseFloat(getComputedStyle(e).paddingLeft))"
+    )
+    assert abs(place - edge) < 1
+    asides = opened.locator("main .admonition").all()
+    assert len(asides) >= 6
+    for aside in asides:
+        bar = aside.bounding_box()["x"] + 3
+        assert min(aside.locator("> :not(summary)").evaluate_all(lefts)) > bar + 5
+        shown = aside.locator("> summary").evaluate("e => getComputedStyle(e).listStyleType")
+        assert shown == "none"  # a sign that it is closed
+
+
+def test_what_introduces_a_list_or_an_equation_stays_with_it(opened):
+    found = opened.locator("main p + :is(ul, ol, div.math)").evaluate_all(
+        "all => all.map(e => getComputedStyle(e.previousElementSibling).breakAfter)"
+    )
+    assert len(found) >= 5 and set(found) == {"avoid"}
+
+
+def test_cards_of_the_front_page_are_whole_and_begin_at_its_edge(browser, site):
+    with serve(site) as root, contextlib.closing(new_context(browser)) as context:
+        page = Visit(context, root).open("index.html").page
+        page.emulate_media(media="print")
+        edge = page.locator("main h2:visible").first.bounding_box()["x"]
+        cards = page.locator(".chapter")
+        lefts = cards.evaluate_all("all => all.map(e => e.getBoundingClientRect().left)")
+        assert abs(min(lefts) - edge) < 1
+        breaks = cards.evaluate_all("all => all.map(e => getComputedStyle(e).breakInside)")
+        assert set(breaks) == {"avoid"}
+
+
 def test_code_of_88_columns_is_not_wrapped(opened):
     opened.set_viewport_size({"width": 657, "height": 900})  # the text of an A4 page, in CSS pixels
     frame = opened.locator("main .cell_input pre").first

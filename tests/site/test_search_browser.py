@@ -278,11 +278,51 @@ def test_arrows_enter_and_escape(visit):
     assert tab.trouble == []
 
 
-def test_the_button_closes_the_dialog(visit):
-    tab = visit(viewport={"width": 390, "height": 800})
+@pytest.mark.parametrize("width", [390, 1300])
+def test_what_was_sought_stays_until_something_else_is_typed(visit, width):
+    tab = visit(viewport={"width": width, "height": 800})
+    button = tab.page.locator(".search-button__button:visible")
+    dialog = tab.page.locator("#pst-search-dialog")
+    field = dialog.locator("input")
+    for close in (lambda: tab.page.keyboard.press("Escape"), dialog.get_by_text("Close").click):
+        button.focus()
+        tab.page.keyboard.press("Enter")
+        expect(field).to_be_focused()
+        tab.page.keyboard.type("growth rate")  # in place of what was sought before
+        expect(field).to_have_value("growth rate")
+        expect(dialog.locator("li a").first).to_contain_text("DenseNet")
+        close()
+        expect(dialog).not_to_be_visible()
+        expect(button).to_be_focused()
+        expect(field).to_have_value("growth rate")
+        assert dialog.locator("li").count() > 0
+
+
+def test_the_field_stands_still_with_its_ring_and_its_text_is_no_hint(visit):
+    tab = visit()
     dialog = opened(tab)
-    dialog.get_by_role("button", name="Close").click()
-    expect(dialog).not_to_be_visible()
+    field = dialog.get_by_role("searchbox")
+    expect(field).to_be_focused()
+    tab.page.keyboard.type("residual")
+    expect(dialog.locator("li").first).to_be_visible()
+    place = field.bounding_box()
+    assert abs(place["x"] - dialog.locator("li").first.bounding_box()["x"]) < 1
+    colours = "e => [e, e.closest('dialog')].map(one => getComputedStyle(one).color)"
+    own, text = field.evaluate(colours)
+    assert own == text
+    tab.page.keyboard.press("ArrowDown")
+    assert field.bounding_box() == place
+
+
+def test_the_search_page_begins_where_other_pages_do(visit):
+    tab = visit()
+    title = tab.page.locator("main h1:visible").bounding_box()
+    tab.go("search.html")
+    own = tab.page.locator("main h1:visible").bounding_box()
+    field = tab.page.locator("main").get_by_role("searchbox").bounding_box()
+    assert abs(own["x"] - title["x"]) < 1
+    assert own["y"] <= title["y"]  # which has a line above it
+    assert abs(field["x"] - title["x"]) < 1
 
 
 def test_enter_without_a_choice_leads_to_the_page_of_all_results(visit):

@@ -5,7 +5,7 @@ import io
 import re
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 from test_figures import contrast
 
 from browser import MISSING, Visit, find, new_context, serve
@@ -18,6 +18,7 @@ pytestmark = [
 COLUMNS = 88
 WIDEST = 0.6185  # em of a letter of SF Mono, the widest of the faces that the pages ask for
 SCROLL_BAR = 15  # pixels of a window where it is not drawn over the page
+GROUND = {"light": "#f5f6f8", "dark": "#1c222c"}  # of code
 FRAMES = {
     "chapters/resnet": "section > .cell .cell_input pre",
     "chapters/vgg": "details.admonition .cell_input pre",
@@ -93,6 +94,35 @@ def test_code_that_is_wider_than_a_phone_has_a_shade_where_there_is_more(visit, 
     assert max(edges(page, frame)) < 3
 
 
+@pytest.mark.parametrize("width", [768, 1300])
+def test_what_fits_leaves_no_line_of_a_shade(visit, width):
+    page = visit("chapters/resnet", width=width, device_scale_factor=1.5)  # edges between pixels
+    wide = "pre, .pst-scrollable-table-container, .output.text_html, div.math > math"
+    places = [place for place in page.locator(f"main :is({wide})").all() if place.is_visible()]
+    fits = [p for p in places if p.evaluate("e => e.scrollWidth <= e.clientWidth")]
+    assert len(fits) > 20
+    for place in [*fits[:8], *fits[-8:]]:
+        shaded = Image.open(io.BytesIO(place.screenshot())).convert("L")
+        place.evaluate("e => e.style.backgroundImage = 'none'")
+        bare = Image.open(io.BytesIO(place.screenshot())).convert("L")
+        difference = ImageChops.difference(shaded, bare)
+        width, height = difference.size
+        for left in (0, width - 20):  # a shade is narrower
+            strip = difference.crop((left, 0, left + 20, height))
+            assert strip.getextrema()[1] < 6, place.text_content()[:60]
+
+
+def test_without_scripts_what_scrolls_has_its_shade(browser, site):
+    narrow = {"java_script_enabled": False, "viewport": {"width": 390, "height": 900}}
+    with serve(site) as root, contextlib.closing(browser.new_context(**narrow)) as context:
+        page = context.new_page()
+        page.goto(f"{root}chapters/resnet.html")
+        frame = page.locator(FRAMES["chapters/resnet"]).first
+        frame.scroll_into_view_if_needed()
+        left, right = edges(page, frame)
+        assert left < 3 and right > 20
+
+
 def test_what_scrolls_is_reached_and_moved_by_keyboard(visit):
     page = visit("chapters/resnet", width=390)
     wide = "pre, .pst-scrollable-table-container, .cell_output > .output, div.math > math"
@@ -107,6 +137,50 @@ def test_what_scrolls_is_reached_and_moved_by_keyboard(visit):
         place.focus()
         page.keyboard.press("ArrowRight")
         page.wait_for_function("() => document.activeElement.scrollLeft > 0")
+
+
+def test_numbers_on_a_phone_take_one_line_and_their_spread_another(visit):
+    for name in ("chapters/resnet", "chapters/feature_fusion"):
+        cells = visit(name, width=390).locator("main .dataframe td[style*='right']")
+        lines = cells.evaluate_all(
+            """all => all.map(cell => {
+              const range = document.createRange();
+              range.selectNodeContents(cell);
+              const height = range.getBoundingClientRect().height;
+              const lines = Math.round(height / parseFloat(getComputedStyle(cell).lineHeight));
+              return [lines, cell.querySelectorAll(".spread").length];
+            })"""
+        )
+        assert max(spread for _, spread in lines) == 1
+        assert all(count == 1 + spread for count, spread in lines), lines
+
+
+@pytest.mark.parametrize("name", ["status", "chapters/cnn_evolution"])
+def test_a_column_of_numbers_ends_at_one_line_with_its_head(visit, name):
+    page = visit(name)
+    rights = page.locator("main table.table").first.evaluate(
+        """table => {
+          const found = {};
+          for (const cell of table.querySelectorAll(".number")) {
+            const range = document.createRange();
+            range.selectNodeContents(cell);
+            (found[cell.cellIndex] ??= []).push(range.getBoundingClientRect().right);
+          }
+          return Object.values(found);
+        }"""
+    )
+    assert len(rights) >= 2
+    assert all(max(column) - min(column) < 0.5 for column in rights)
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_a_comment_is_no_brighter_than_the_code(visit, mode):
+    page = visit("chapters/resnet", color_scheme=mode)
+    colour = "e => getComputedStyle(e).color"
+    comment, code = (page.locator(f"pre {s}").first.evaluate(colour) for s in (".c1", ".n"))
+    comment, code = ([int(v) for v in re.findall(r"\d+", c)[:3]] for c in (comment, code))
+    contrasts = [contrast("#" + bytes(c).hex(), GROUND[mode]) for c in (comment, code)]
+    assert 4.5 <= contrasts[0] <= contrasts[1]
 
 
 def test_a_row_of_the_status_page_is_one_line_on_a_phone(visit, site):
@@ -139,6 +213,29 @@ def test_captions_stand_under_the_text_s_edge_with_tight_lines(visit, width):
     assert len(captions) > 3
     for left, ratio in captions:
         assert abs(left - edge) < 1 and ratio < 1.5
+
+
+@pytest.mark.parametrize("width", [390, 768, 1024, 1300, 1920])
+def test_all_of_a_page_begins_at_one_edge(visit, width):
+    lefts = """parts => parts.map(part => {
+      const range = document.createRange();
+      range.selectNodeContents(part);
+      return [part.className || part.tagName, range.getBoundingClientRect().left];
+    })"""
+    for name in ("index", "status", "chapters/resnet", "notebooks/resnet"):
+        page = visit(name, width=width)
+        parts = "main article h1, main .place, main .copyright"
+        found = dict(page.locator(parts).evaluate_all(lefts))
+        assert {"H1", "copyright"} <= set(found)
+        assert max(found.values()) - min(found.values()) < 1, (name, found)
+
+
+def test_a_foot_has_one_line(visit):
+    page = visit("status")
+    feet = page.locator("footer").evaluate_all(
+        "all => all.filter(e => e.checkVisibility() && getComputedStyle(e).borderTopWidth !== '0px')"
+    )
+    assert len(feet) == 1
 
 
 @pytest.mark.parametrize("width", [390, 768, 1300])
