@@ -205,6 +205,7 @@ class Read(nn.Module):
         self.place = row, column
 
     def forward(self, x):
+        assert x.shape[1:] == (1, 3, 3)
         return self.weight * x[:, 0, self.place[0], self.place[1]]
 
 
@@ -214,6 +215,7 @@ def test_the_square_has_a_along_the_rows_and_b_up_and_zeros_around_them():
     close(net.over_square(Read(1, 2), 3), steps.expand(3, 3).T)
     assert not net.over_square(Read(1, 0), 3).any()
     assert not net.over_square(Read(2, 2), 3).any()
+    assert net.over_square(on_meta(net.PlainConv, 1, 1, size=3), 4).shape == (4, 4)
 
 
 # ---- the heads -----------------------------------------------------------------------------------
