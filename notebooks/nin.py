@@ -250,13 +250,14 @@ def over_square(layer: nn.Module, points: int) -> Tensor:
     return layer(x).view(points, points)
 
 
-# %% tags=["square-figure"] alt="Two squares, a across and b up, both from 0 to 1, darker where the output is higher. Filter: one flat tone. Mlpconv: a light valley runs along the diagonal from (0, 0) to (1, 1) between two dark corners at (1, 0) and (0, 1). At the corners stand the wanted values."
+# %% tags=["square-figure"] alt="Two squares, a across and b up, both from 0 to 1, in stronger colour where the output is higher. Filter: one tone of middle strength. Mlpconv: a pale valley runs along the diagonal from (0, 0) to (1, 1) between two corners of full strength at (1, 0) and (0, 1). At the corners stand the wanted values."
 _, both = plt.subplots(1, 2, figsize=(5, 2.7))
 ticks = torch.linspace(0, 1, 41)
-tones = torch.linspace(-0.05, 1.05, 12)
+levels = torch.linspace(-0.05, 1.05, 12)
+tones = [(plots.COLOURS[0], share / 10) for share in range(11)]
 for axes, name in zip(both, ("filter", "mlpconv")):
     height = over_square(layers[name, 0], 41).cpu()
-    axes.contourf(ticks, ticks, height, tones, cmap="Blues", vmin=0, vmax=1.6)
+    axes.contourf(ticks, ticks, height, levels, colors=tones)
     for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
         place = (0.08 + 0.84 * a, 0.08 + 0.84 * b)
         axes.text(*place, int(a != b), ha="center", va="center", color=plots.INK)
