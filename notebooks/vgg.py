@@ -162,7 +162,7 @@ for cell, side, middle in zip(figure.axes, (3, 5), (4, 6)):
     cell.set_title(f"what a unit sees: {side}×{side}", fontsize=11)
 
 
-# %% tags=["dot-network"]
+# %% tags=["start"]
 def he_init(network: nn.Module) -> None:
     """Normal weights that keep the scale behind ReLUs (He et al. 2015), biases zero."""
     for layer in network.modules():
@@ -174,6 +174,7 @@ def he_init(network: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
+# %% tags=["dot-network"]
 class DotNetwork(nn.Module):
     """1x1 layer, a stack, sum over the map, linear layer: (B, 1, H, W) -> (B, 2)."""
 
@@ -247,12 +248,11 @@ dashed = {"one 7×7": "--"}
 for colour, name in zip(plots.COLOURS, STACKS):
     runs = torch.tensor([found[name, number] for number in SEEDS])
     plots.seed_band(axes, DISTANCES, runs, colour, dashed.get(name, "-"))
-axes.text(2.1, 1.03, "one 3×3", color=plots.COLOURS[0])
-axes.text(4.1, 1.03, "two 3×3", color=plots.COLOURS[1])
-axes.text(6.1, 1.03, "three 3×3", color=plots.COLOURS[2])
-axes.text(6.45, 0.92, "one 7×7", color=plots.COLOURS[3])
 axes.axhline(0.5, color=plots.QUIET, linestyle=":", linewidth=1)
 axes.set(xlabel="distance of the dots", ylabel="right answers", ylim=(0.2, 1.12))
+places = ((2.1, 1.03), (4.1, 1.03), (6.1, 1.03), (6.45, 0.92))
+for name, place, colour in zip(STACKS, places, plots.COLOURS):
+    axes.text(*place, name, color=colour)
 
 # %% tags=["steps-result"]
 rows, least, most = [], [], []
@@ -540,7 +540,7 @@ for name, sizes in SIZES.items():
     record(f"{name}.field", last_field[name])
     more = counting.parameters(with_norm) - parameters
     rows.append((name, depth, parameters, more, f"{giga:.3f}", last_field[name]))
-heads = ("configuration", "layers", "parameters", "of batch norm", "G MACs", "field")
+heads = ("configuration", "layers", "parameters", "batch norm adds", "G MACs", "field")
 table(rows, heads)
 
 # %% tags=["count-claims"]
