@@ -133,28 +133,28 @@ table(rows, heads)
 def dots(n: int, *, farthest: int = 8) -> tuple[Tensor, Tensor, Tensor]:
     """Two dots of +1 or -1, 1 to `farthest` columns apart, in one row of zeros.
 
-    Returns maps (n, 1, 6, 16), labels (n,) that are 1 where the signs are the same, and
+    Returns maps (n, 1, 5, 16), labels (n,) that are 1 where the signs are the same, and
     distances (n,).
     """
     distance = torch.randint(1, farthest + 1, (n,))
-    row = torch.randint(0, 6, (n,))
+    row = torch.randint(0, 5, (n,))
     left = (torch.rand(n) * (16 - distance)).long()
     first = torch.randint(0, 2, (n,)) * 2.0 - 1
     second = torch.randint(0, 2, (n,)) * 2.0 - 1
-    x = torch.zeros(n, 1, 6, 16)
+    x = torch.zeros(n, 1, 5, 16)
     number = torch.arange(n)
     x[number, 0, row, left] = first
     x[number, 0, row, left + distance] = second
     return x, (first == second).long(), distance
 
 
-# %% tags=["task-figure"] alt="Two maps of 6 rows and 16 columns, empty but for a white and a black dot 4 columns apart. On the upper map a frame of 3 by 3 pixels around the white dot leaves the black one outside; on the lower one a frame of 5 by 5 pixels holds both."
-x = torch.zeros(6, 16)
+# %% tags=["task-figure"] alt="Two maps of 5 rows and 16 columns, empty but for a white and a black dot 4 columns apart. On the upper map a frame of 3 by 3 pixels around the white dot leaves the black one outside; on the lower one a frame of 5 by 5 pixels holds both."
+x = torch.zeros(5, 16)
 x[2, 4] = 1
 x[2, 8] = -1
 plots.image_grid([x, x], columns=1, scale=2, vmin=-1.3, vmax=1.3)
 figure = plt.gcf()
-figure.set_size_inches(5, 4.3)
+figure.set_size_inches(5, 3.7)
 for cell, side, middle in zip(figure.axes, (3, 5), (4, 6)):
     corner = (middle - side / 2, 2 - side / 2)
     frame = {"fill": False, "edgecolor": plots.COLOURS[1], "lw": 2, "clip_on": False}
@@ -282,9 +282,9 @@ def joint_effect(network: nn.Module, d: int) -> float:
 
     S is the score of "same" less that of "different", here in double precision.
     """
-    x = torch.zeros(4, 1, 6, 16).double()
-    x[:, 0, 3, 4] = torch.tensor([1.0, -1.0, 1.0, -1.0]).double()
-    x[:, 0, 3, 4 + d] = torch.tensor([1.0, -1.0, -1.0, 1.0]).double()
+    x = torch.zeros(4, 1, 5, 16).double()
+    x[:, 0, 2, 4] = torch.tensor([1.0, -1.0, 1.0, -1.0]).double()
+    x[:, 0, 2, 4 + d] = torch.tensor([1.0, -1.0, -1.0, 1.0]).double()
     scores = copy.deepcopy(network).cpu().double()(x)
     s = scores[:, 1] - scores[:, 0]
     return ((s[0] + s[1] - s[2] - s[3]).abs() / s.abs().max()).item()
@@ -629,8 +629,8 @@ table(
 )
 
 # %% tags=["digits-run"]
-EPOCHS = 6
-BATCH = 30
+EPOCHS = 5
+BATCH = 25
 DIGIT_STAGES = {"two 3×3": (3, 3), "one 5×5": (5,)}
 readers, losses = {}, {}
 for name, sizes in DIGIT_STAGES.items():

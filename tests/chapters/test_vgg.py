@@ -205,7 +205,7 @@ def test_the_core_holds_half_of_the_paths():
 def test_maps_hold_two_dots_of_one_in_a_row_with_their_distance_and_whether_they_are_alike():
     torch.manual_seed(0)
     x, same, distance = vgg.dots(3_000)
-    assert x.shape == (3_000, 1, 6, 16)
+    assert x.shape == (3_000, 1, 5, 16)
     assert set(x.unique().tolist()) == {-1, 0, 1}
     for map_, label, d in zip(x[:, 0], same, distance):
         (row, left), (other, right) = map_.nonzero().tolist()
@@ -219,7 +219,7 @@ def test_maps_hold_two_dots_of_one_in_a_row_with_their_distance_and_whether_they
         assert columns == list(range(16))  # as far left and right as there is room
     signs = x.sum((1, 2, 3))[same == 1]
     assert signs.mean() == pytest.approx(0, abs=0.2)
-    assert x.any(3).double().mean((0, 1)) == pytest.approx(torch.full((6,), 1 / 6), abs=0.03)
+    assert x.any(3).double().mean((0, 1)) == pytest.approx(torch.full((5,), 1 / 5), abs=0.03)
     assert vgg.dots(500, farthest=2)[2].unique().tolist() == [1, 2]
 
 
@@ -236,16 +236,19 @@ def test_beyond_the_field_two_dots_add_up_and_within_they_do_not(name):
 
 def test_the_joint_effect_is_that_of_the_four_pairs_of_signs():
     class Alike(nn.Module):
-        """S is the product of the dots, and 3 more for a plus at the left."""
+        """S is 2 first second + 3 first - 1."""
 
         def forward(self, x):
             assert x.shape == vgg.dots(4)[0].shape
-            first, second = x[:, 0, 3, 4], x[:, 0, 3, 6]
-            return torch.stack((-3 * first, first * second), dim=1)
+            first, second = x[:, 0, 2, 4], x[:, 0, 2, 6]
+            product = first * second
+            return torch.stack((product, 3 * product + 3 * first - 1), dim=1)
 
-    network = Alike()
-    assert vgg.joint_effect(network, 2) == pytest.approx(4 / 4)
-    assert vgg.joint_effect(network, 1) == pytest.approx(0)
+    assert vgg.joint_effect(Alike(), 2) == pytest.approx((4 - 2 - 0 + 6) / 6)
+    assert vgg.joint_effect(Alike(), 1) == pytest.approx(0)
+    network = vgg.DotNetwork((3,))
+    vgg.joint_effect(network, 1)
+    assert network.classifier.weight.dtype == torch.float  # a copy was doubled
 
 
 @pytest.mark.parametrize(
@@ -261,7 +264,7 @@ def test_a_stack_has_the_weights_per_squared_channel_of_its_kernels(name, square
 
 def test_a_dot_network_sums_over_the_map_and_starts_as_the_others_do():
     torch.manual_seed(0)
-    network, x = vgg.DotNetwork((3,)), torch.randn(2, 1, 6, 16)
+    network, x = vgg.DotNetwork((3,)), torch.randn(2, 1, 5, 16)
     expected = network.classifier(network.stack(network.point(x)).sum((2, 3)))
     close(network(x), expected)
     networks.starts_with(network.stack[0].conv.weight, (2 / (16 * 9)) ** 0.5, share=0.05)
@@ -279,7 +282,7 @@ def test_answers_are_counted_by_the_distance_of_the_dots():
     distance = torch.arange(1, 9).repeat(2)
     same = torch.ones(16, dtype=torch.long)
     same[:3] = 0
-    found = vgg.by_distance(Constant(), torch.zeros(16, 1, 6, 16), same, distance)
+    found = vgg.by_distance(Constant(), torch.zeros(16, 1, 5, 16), same, distance)
     assert found == [0.5, 0.5, 0.5, 1, 1, 1, 1, 1]
 
 
@@ -310,7 +313,7 @@ def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss(kind):
         x = torch.randn(20, 1, 24, 24)
         networks.learns(vgg.DigitNetwork((3, 3)), x, rate=3e-3, steps=40)
     else:
-        x = torch.randn(10, 1, 6, 16)
+        x = torch.randn(10, 1, 5, 16)
         networks.learns(vgg.DotNetwork((3, 3, 3)), x, rate=0.01, steps=60, K=2)
 
 
