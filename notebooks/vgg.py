@@ -629,8 +629,8 @@ table(
 )
 
 # %% tags=["digits-run"]
-EPOCHS = 4
-BATCH = 20
+EPOCHS = 6
+BATCH = 30
 DIGIT_STAGES = {"two 3×3": (3, 3), "one 5×5": (5,)}
 readers, losses = {}, {}
 for name, sizes in DIGIT_STAGES.items():
