@@ -208,16 +208,8 @@ parts = {"1×1": module.branch1, "3×3": module.branch3, "5×5": module.branch5}
 parts["maximum"] = module.branch_pool
 maps = {name: reached(branch, 192) for name, branch in parts.items()}
 plots.image_grid([m.float() for m in maps.values()], list(maps), columns=4, scale=1.25)
-
-# %% tags=["reached-claims"]
-for side, (name, cells) in zip((1, 3, 5, 3), maps.items()):
-    square = torch.zeros(11, 11, dtype=torch.bool)
-    square[5 - side // 2 : 6 + side // 2, 5 - side // 2 : 6 + side // 2] = True
-    claim(
-        torch.equal(cells, square), f"a pixel reaches {side}×{side} outputs of {name}"
-    )
-third = Inception(TABLE_1["3a"], large=3).branch5
-claim(reached(third, 192).sum() == 9, "with a kernel of 3 the third branch sees 3×3")
+counts = [m.sum().item() for m in maps.values()]
+claim(counts == [1, 9, 25, 9], "a pixel reaches 1, 3x3, 5x5 and 3x3 outputs")
 
 # %% [markdown]
 # ## The network
@@ -317,15 +309,15 @@ def total_loss(outputs, y: Tensor) -> Tensor:
 
 # %% tags=["heads-figure"] alt="A column of four boxes joined by arrows: stem, 3a, 3b, 4a; then 4b, 4c, 4d; then 4e, 5a, 5b; then mean and linear layer, which leads to the main loss. A coloured arrow leaves behind 4a to the right to a box, head: pool, 1x1, two linear layers, and on to 0.3 times the loss at 4a; another leaves behind 4d to a second such box and 0.3 times the loss at 4d."
 axes = diagrams.sheet(3.6)
-head = "head: 5×5 mean, 1×1,\ntwo linear layers"
+words = "head: 5×5 mean, 1×1,\ntwo linear layers"
 nodes = {
     "image": diagrams.Node(0.95, 0.15, "image"),
     "4a": diagrams.Node(0.95, 0.7, "stem, 3a, 3b, 4a", width=1.5),
     "4d": diagrams.Node(0.95, 1.6, "4b, 4c, 4d", width=1.5),
     "5b": diagrams.Node(0.95, 2.5, "4e, 5a, 5b", width=1.5),
     "end": diagrams.Node(0.95, 3.25, "mean, linear", width=1.5),
-    "head4a": diagrams.Node(3.05, 1.15, head, width=1.85),
-    "head4d": diagrams.Node(3.05, 2.05, head, width=1.85),
+    "head4a": diagrams.Node(3.05, 1.15, words, width=1.85),
+    "head4d": diagrams.Node(3.05, 2.05, words, width=1.85),
     "loss4a": diagrams.Node(4.6, 1.15, r"$0.3\,L_{4a}$", colour=plots.COLOURS[1]),
     "loss4d": diagrams.Node(4.6, 2.05, r"$0.3\,L_{4d}$", colour=plots.COLOURS[1]),
     "main": diagrams.Node(4.6, 3.25, r"$L_{\mathrm{main}}$"),
@@ -335,6 +327,20 @@ arrows.append(("end", (4.2, 3.25)))
 training_only = [((0.95, 1.15), "head4a"), ("head4a", (4.2, 1.15))]
 training_only += [((0.95, 2.05), "head4d"), ("head4d", (4.2, 2.05))]
 diagrams.draw(axes, nodes, arrows, training_only)
+
+# %% tags=["head-numbers"]
+guesses = [torch.zeros(1, 10) for _ in range(3)]  # three outputs that know nothing
+guessing = total_loss(guesses, torch.tensor([7]))
+claim(abs(guessing - 1.6 * math.log(10)) < 1e-5, "three guesses cost 1.6 times ln 10")
+record("guess", math.log(10))
+record("guessing", guessing)
+with torch.device("meta"):
+    head = Head(512, num_classes=1000)
+whole = counting.parameters(head)
+linear = counting.parameters(head.linear)
+record("head.parameters", whole)
+record("head.linear", linear)
+claim(linear > whole / 2, "most parameters of a head are in its first linear layer")
 
 # %% [markdown]
 # ## Two published forms
@@ -477,15 +483,6 @@ claim(
 claim(max(wide, key=wide.get) == "3b", "3b without reductions is the most expensive")
 claim(max(cost, key=cost.get) == "3b", "3b with reductions is the most expensive")
 
-# %% tags=["head-size"]
-with torch.device("meta"):
-    head = thousand_classes(512)
-whole = counting.parameters(head)
-linear = counting.parameters(head.linear)
-record("head.parameters", whole)
-record("head.linear", linear)
-claim(linear > whole / 2, "most parameters of a head are in its first linear layer")
-
 # %% tags=["branch-costs"]
 for name, row in TABLE_1.items():
     three = row.c_in * row.reduce3 / row.three + 9 * row.reduce3
@@ -502,20 +499,11 @@ claim(far == ["5a"], "all modules but 5a cost what table 1 says, to a million")
 record("cost5a", cost["5a"] / 1e6)
 record("parameters4c", counting.parameters(built["published"].inception4c))
 record("fewer", 60e6 / counting.parameters(built["published"]))
-columns = ("module", "table 1, M", "counted, M")
-table([(n, ops, f"{cost[n] / 1e6:.1f}") for n, ops in PAPER_OPS.items()], columns)
-
-# %% tags=["first-layer"]
-whole = counting.macs(built["published"], torch.empty(1, 3, 224, 224, device="meta"))
-plain = 7 * 7 * 3 * 64  # weights of the 7x7 convolution
 separable = 7 * 7 * 3 * 8 + 24 * 64  # eight kernels for each colour, then 1x1
-saved = 112 * 112 * (plain - separable)
-record("conv1", 112 * 112 * plain / 1e6)
-record("separable", 112 * 112 * separable / 1e6)
+record("conv1", 112 * 112 * 7 * 7 * 3 * 64 / 1e6)
 record("separable.weights", separable)
-claim(round(separable, -2) == 2700, "a separable layer has the weights of table 1")
-claim(round(112 * 112 * separable / 1e6) == 34, "and its MACs")
-claim(round((whole - saved) / 1e9, 1) == 1.5, "with it the network has 1.5 G MACs")
+record("separable", 112 * 112 * separable / 1e6)
+claim(round(112 * 112 * separable / 1e6) == 34, "it has the 34 million of table 1")
 
 # %% [markdown]
 # ## Equal to torchvision
@@ -538,30 +526,7 @@ for name, ours, reference, x in pairs:
     deviations.append(checks.same_outputs(ours, reference, x))
     rows.append((name, f"{deviations[-1]:.1e}"))
 table(rows, ("part", "largest difference"))
-
-
-# %% tags=["four-branches"]
-def four_branches(module: Inception, x: Tensor) -> Tensor:
-    """The published module once more, from its weights and plain functions."""
-    convs = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
-    one, reduce3, three, reduce5, five, pool = convs
-
-    def step(conv: nn.Conv2d, t: Tensor) -> Tensor:
-        size = conv.weight.shape[-1]
-        return F.conv2d(t, conv.weight, conv.bias, padding=size // 2).relu()
-
-    around = F.pad(x, (1, 1, 1, 1), value=-math.inf)
-    largest = F.max_pool2d(around, 3, stride=1)
-    y3 = step(three, step(reduce3, x))
-    y5 = step(five, step(reduce5, x))
-    return torch.cat((step(one, x), y3, y5, step(pool, largest)), dim=1)
-
-
-# %% tags=["branches-equal"]
-module, x = Inception(TABLE_1["3a"]), torch.randn(2, 192, 14, 14)
-difference = checks.deviation(module(x), four_branches(module, x))
-claim(difference < 1e-5, "a module gives what four branches written out give")
-record("deviation", max(difference, *deviations))
+record("deviation", max(deviations))
 
 # %% [markdown]
 # ## Nine modules on digits
@@ -608,8 +573,8 @@ RATE = 0.1
 SEEDS = (0, 1, 2)
 
 
-def train(network: nn.Module, part) -> float:
-    """SGD; the rate rises for a fifth of the steps, then falls to 0. The last loss."""
+def train(network: nn.Module, part) -> None:
+    """SGD; the rate rises for a fifth of the steps, then falls to 0."""
     steps = EPOCHS * math.ceil(len(part[1]) / BATCH)
     optimizer = torch.optim.SGD(
         network.parameters(), lr=RATE, momentum=0.9, weight_decay=1e-4
@@ -617,17 +582,16 @@ def train(network: nn.Module, part) -> float:
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, RATE, total_steps=steps, pct_start=0.2, cycle_momentum=False
     )
-    how = {"batch": BATCH, "schedule": schedule}
-    return training.fit(network, part, EPOCHS, optimizer, **how)["loss"][-1]
+    training.fit(network, part, EPOCHS, optimizer, batch=BATCH, schedule=schedule)
 
 
 # %% tags=["headline"]
-untrained, trained, losses = {}, {}, []
+untrained, trained = {}, {}
 for number in SEEDS:
     seed(number)
     network = digit_network().to(device)
     untrained[number] = copy.deepcopy(network)
-    losses.append(train(network, train_part))
+    train(network, train_part)
     trained[number] = network
 
 
@@ -687,6 +651,10 @@ for place, *values in zip(PLACES, *(zip(*accuracy[kind]) for kind in accuracy)):
     record_spread(f"probe.{place}", values[0])
     record_spread(f"before.{place}", values[1])
 table(rows, ("after", *accuracy))
+right = [training.evaluate(trained[number], test) for number in SEEDS]
+record_spread("digits.test", right)
+record("digits.parameters", counting.parameters(digit_network()))
+record("steps", EPOCHS * math.ceil(IMAGES / BATCH))
 
 # %% tags=["probe-claims"]
 after = dict(zip(PLACES, zip(*accuracy["trained"])))
@@ -707,13 +675,6 @@ for early, late in zip(PLACES[2:], PLACES[3:]):
 gains = [(sum(after[late]) - sum(after["4a"])) / 3 for late in PLACES[4:]]
 record("gain.most", 100 * max(gains))
 claim(max(gains) < 0.05, "no module behind 4a reads five points more on average")
-
-# %% tags=["digits-result"]
-right = [training.evaluate(trained[number], test) for number in SEEDS]
-record_spread("digits.test", right)
-record_spread("digits.loss", losses)
-record("digits.parameters", counting.parameters(digit_network()))
-record("steps", EPOCHS * math.ceil(IMAGES / BATCH))
 
 # %% [markdown]
 # ### What the heads send
@@ -772,6 +733,11 @@ for kind, conv in (("no norm", conv_relu), ("batch norm", conv_norm)):
         uniform_init(network)
         runs.append(heads_over_main(network.to(device), x, y))
     ratios[kind] = torch.stack(runs)  # (seeds, kernels)
+for kind, name in (("no norm", "plain"), ("batch norm", "normed")):
+    record_spread(f"gradient.{name}", ratios[kind][:, 0].tolist())
+claim(ratios["no norm"][:, :5].min() > 1, "without norm the heads send more up to 4b")
+claim(ratios["batch norm"].max() < 1, "with batch norm they send less everywhere")
+claim(ratios["no norm"][:, :4].min() > 5, "up to 4a over five times the main loss")
 
 # %% tags=["gradient-figure"] alt="Gradient of the heads over that of the main loss, at the first kernels of the stem and of the modules 3a to 4d, on a log scale with a dotted line at 1; mean of three seeds in a band from the smallest to the largest. Without batch norm the line lies above the dotted line up to 4b, and about ten times above it from the stem to 4a; with batch norm it lies below it everywhere."
 _, axes = plt.subplots()
@@ -783,20 +749,6 @@ axes.axhline(1, color=plots.QUIET, linestyle=":")
 axes.set(yscale="log", ylabel="heads / main loss")
 axes.set(xticks=range(7), xticklabels=places)
 plots.label_ends(axes, ends)
-
-# %% tags=["gradient-claims"]
-for kind, name in (("no norm", "plain"), ("batch norm", "normed")):
-    record_spread(f"gradient.{name}", ratios[kind][:, 0].tolist())
-claim(ratios["no norm"][:, :5].min() > 1, "without norm the heads send more up to 4b")
-claim(ratios["batch norm"].max() < 1, "with batch norm they send less everywhere")
-claim(ratios["no norm"][:, :4].min() > 5, "up to 4a over five times the main loss")
-
-# %% tags=["loss-by-hand"]
-guesses = [torch.zeros(1, 10) for _ in range(3)]  # three outputs that know nothing
-guessing = total_loss(guesses, torch.tensor([7]))
-claim(abs(guessing - 1.6 * math.log(10)) < 1e-5, "three guesses cost 1.6 times ln 10")
-record("guess", math.log(10))
-record("guessing", guessing)
 
 # %% [markdown]
 # ## Look inside
@@ -828,8 +780,6 @@ for axes, place in zip(grid, ("stem", "4a", "5b")):
         axes.plot(*those.T, ".", color=colour, markersize=2, alpha=0.5)
         axes.text(*those.mean(0), str(digit), weight="bold", ha="center", va="center")
     axes.set(title=place, xticks=[], yticks=[])
-
-# %% tags=["between-claims"]
 shares = {}
 for place in ("stem", "4a", "5b"):
     shares[place] = [between(features["trained", n][place], test[1]) for n in SEEDS]
@@ -877,7 +827,6 @@ class TwoSmall(Inception):
         )
 
 
-# %% tags=["solution-2-run"]
 with torch.device("meta"):
     changed, x = googlenet(module=TwoSmall), torch.empty(1, 3, 224, 224)
 parameters, macs = counting.parameters(changed), counting.macs(changed, x)
@@ -902,29 +851,3 @@ claim(max(doubled) < least, "with twice the variance the heads send a smaller sh
 rows = [("1 / inputs", spread(ratios["no norm"][:, 0].tolist(), ".1f"))]
 rows.append(("2 / inputs", spread(doubled, ".1f")))
 table(rows, ("variance of the weights", "heads / main loss at the stem"))
-
-
-# %% tags=["solution-4"]
-class Naive(Inception):
-    """No reductions, and the maximum of all channels is passed on (figure 2a)."""
-
-    def __init__(self, row: Row):
-        super().__init__(row)
-        self.branch3 = conv_relu(row.c_in, row.three, 3)
-        self.branch5 = conv_relu(row.c_in, row.five, 5)
-        self.branch_pool = nn.MaxPool2d(3, stride=1, padding=1)
-
-
-# %% tags=["solution-4-run"]
-rows, macs, channels = [], 0, 192
-for name, row in TABLE_1.items():
-    with torch.device("meta"):
-        module = Naive(row._replace(c_in=channels))
-        x = torch.empty(1, channels, SIDES[name[0]], SIDES[name[0]])
-    macs += counting.macs(module, x)
-    channels = module(x).shape[1]
-    rows.append((name, row.c_out, channels))
-record("naive.channels", channels)
-record("naive.gmacs", macs / 1e9)
-record("modules.gmacs", sum(cost.values()) / 1e9)
-table(rows, ("module", "channels with projection", "channels without"))
