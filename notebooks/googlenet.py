@@ -46,8 +46,8 @@ from workbench import checks, counting, diagrams, drawing, images, plots, traini
 def largest_answer(square: int, window: int) -> float:
     """Of a window of equal weights and norm one, sliding over a square of ones."""
     ones = torch.ones(1, square, square)  # (C, H, W)
-    kernel = torch.full((1, 1, window, window), 1 / window)
-    return F.conv2d(ones, kernel, padding=2).max().item()
+    kernel = torch.full((window, window), 1 / window)
+    return F.conv2d(ones, kernel[None, None], padding=2).max().item()
 
 
 # %% tags=["windows-table"]
@@ -193,12 +193,12 @@ for name, (pixels, reduced, outputs) in cases.items():
 @torch.no_grad()
 def reached(branch: nn.Module, c_in: int) -> Tensor:
     """The outputs (11, 11) that change with the pixel in the middle of a map."""
-    x = torch.rand(1, c_in, 11, 11)
+    x = torch.rand(c_in, 11, 11)
     changed = x.clone()
-    changed[:, :, 5, 5] += 10
+    changed[:, 5, 5] += 10
     with evaluating(branch):
         difference = (branch(changed) - branch(x)).abs()
-    return difference.amax(1)[0] > 1e-4
+    return difference.amax(0) > 1e-4
 
 
 # %% tags=["reached-figure"] alt="Four black maps of 11 by 11 cells, one for each branch of a module. The white cells that change with the pixel in the middle are one cell for 1x1, a square of 3x3 for 3x3, of 5x5 for 5x5, and of 3x3 for the branch with the maximum."
@@ -351,8 +351,8 @@ claim(linear > whole / 2, "most parameters of a head are in its first linear lay
 
 # %% tags=["stem"]
 def response_norm() -> nn.Module:
-    """Over five channels; constants of Caffe's replication, the paper gives none."""
-    return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
+    """Over five channels; torch's constants are those of Caffe's replication."""
+    return nn.LocalResponseNorm(5)
 
 
 class Stem(nn.Module):
@@ -617,8 +617,9 @@ def pooled(network: GoogLeNet, x: Tensor) -> dict[str, Tensor]:
 
 def probe(x: Tensor, y: Tensor, x_test: Tensor) -> Tensor:
     """Least squares from (N, C) to ten classes, asked on (M, C): (M, 10)."""
-    mean, classes = x.mean(0), F.one_hot(y, 10).to(x.dtype)
-    weight = torch.linalg.pinv(x - mean) @ (classes - classes.mean(0))
+    mean = x.mean(0)
+    classes = F.one_hot(y, 10).to(x.dtype)
+    weight = torch.linalg.pinv(x - mean) @ classes
     return (x_test - mean) @ weight + classes.mean(0)
 
 
@@ -645,20 +646,20 @@ axes.set(xticks=range(len(PLACES)), xticklabels=PLACES)
 plots.label_ends(axes, ends)
 
 # %% tags=["probe-table"]
+after = dict(zip(PLACES, zip(*accuracy["trained"])))  # place: a value for each seed
+before = dict(zip(PLACES, zip(*accuracy["before training"])))
 rows = []
-for place, *values in zip(PLACES, *(zip(*accuracy[kind]) for kind in accuracy)):
-    rows.append((place, *(spread(v, ".1%") for v in values)))
-    record_spread(f"probe.{place}", values[0])
-    record_spread(f"before.{place}", values[1])
-table(rows, ("after", *accuracy))
+for place in PLACES:
+    record_spread(f"probe.{place}", after[place])
+    record_spread(f"before.{place}", before[place])
+    rows.append((place, spread(after[place], ".1%"), spread(before[place], ".1%")))
+table(rows, ("behind", "trained", "before training"))
 right = [training.evaluate(trained[number], test) for number in SEEDS]
 record_spread("digits.test", right)
 record("digits.parameters", counting.parameters(digit_network()))
 record("steps", EPOCHS * math.ceil(IMAGES / BATCH))
 
 # %% tags=["probe-claims"]
-after = dict(zip(PLACES, zip(*accuracy["trained"])))
-before = dict(zip(PLACES, zip(*accuracy["before training"])))
 claim(max(after["stem"]) < min(after["3a"]), "3a adds to the stem, seeds apart")
 claim(max(after["3a"]) < min(after["3b"]), "3b adds to 3a, seeds apart")
 claim(max(before["stem"]) < min(before["3b"]), "3b adds to the stem before training")
@@ -709,7 +710,7 @@ def digit_network_with_heads(*, conv) -> WithHeads:
 
 
 def heads_over_main(network: WithHeads, x: Tensor, y: Tensor) -> Tensor:
-    """Ratio of the gradient norms of both losses at eight first kernels, stem to 4d."""
+    """Ratio of the gradient norms of both losses at seven first kernels, stem to 4d."""
     outputs = network.train()(x)
     main = F.cross_entropy(outputs[0], y)
     kernels = [network.stem[0].weight]

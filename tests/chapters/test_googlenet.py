@@ -107,9 +107,9 @@ def test_a_module_without_reductions_is_four_branches_of_one_convolution():
 
 def test_two_small_convolutions_stand_where_the_5x5_was():
     module, x = small_module("TwoSmall")
-    reduce, *both = convolutions(module.branch5)
+    reduce, first, second = convolutions(module.branch5)
     h = F.conv2d(x, reduce.weight, reduce.bias).relu()
-    for conv in both:
+    for conv in (first, second):
         h = F.conv2d(h, conv.weight, conv.bias, padding=1).relu()
     close(module(x)[:, 12:16], h)
     plain = net.Inception(net.Row(*SMALL))
@@ -225,6 +225,7 @@ def test_maps_shrink_by_32_and_the_last_windows_reach_over_the_edge():
     assert networks.runs_on_meta(network, 3, 3, 225, 161).shape == (3, 1000)
     assert shapes == [(3, 192, 28, 20), (3, 480, 14, 10), (3, 832, 7, 5), (3, 1024, 7, 5)]
     assert network.pool4.kernel_size == 3
+    assert network.dropout.p == 0.4
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -314,11 +315,12 @@ def test_the_digit_network_has_the_modules_at_an_eighth_of_their_width():
     assert parameters_of(with_heads) == parameters
     assert with_heads.dropout.p == 0
     shapes = []
-    network.inception5b.register_forward_hook(lambda m, i, o: shapes.append(tuple(o.shape)))
+    for part in (network.inception4a, with_heads.inception4a):
+        part.register_forward_hook(lambda m, i, o: shapes.append(tuple(o.shape)))
     assert networks.runs_on_meta(network, 3, 1, 20, 12).shape == (3, 10)
-    assert shapes == [(3, 128, 2, 1)]
     outputs = networks.runs_on_meta(with_heads, 3, 1, 20, 12)
     assert [y.shape for y in outputs] == [(3, 10)] * 3
+    assert shapes == [(3, 64, 5, 3)] * 2
 
 
 def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss():
