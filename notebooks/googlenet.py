@@ -13,16 +13,15 @@
 # %% [markdown]
 # # GoogLeNet
 #
-# The Inception module and the network of nine of them, as published and as in torchvision: counted, checked,
-# and trained small on digits with and without the two auxiliary heads.
+# The Inception module, four branches side by side behind 1x1 reductions: counted, built
+# at the published size and compared with torchvision, and asked what each of nine modules
+# and two heads in the middle can know of a digit.
 # The text to it is the [chapter](../chapters/googlenet.rst), the paper is
-# [Szegedy et al. 2015](https://arxiv.org/abs/1409.4842).
+# [Szegedy et al. 2014](https://arxiv.org/abs/1409.4842).
 
 # %%
+import copy
 import math
-from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -31,19 +30,49 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from workbench import PROFILE, claim, device, record, record_spread, seed, spread, table
-from workbench import checks, counting, drawing, images, plots, training
+from workbench import PROFILE, claim, device, evaluating, record, record_spread
+from workbench import seed, spread, table
+from workbench import checks, counting, diagrams, drawing, images, plots, training
 
 # %% [markdown]
-# ## One row of table 1
+# ## Windows
 #
-# Six widths describe a module: the outputs of its six convolutions.
+# A square of ones and a kernel of equal weights, 1/k each, so that every kernel has norm
+# one and noise of one variance comes out of each with that variance. The largest answer
+# says how well a window fits a square.
+
+
+# %% tags=["windows"]
+def largest_answer(square: int, window: int) -> float:
+    """Of a window of equal weights and norm one, sliding over a square of ones."""
+    ones = torch.ones(1, square, square)  # (C, H, W)
+    kernel = torch.full((window, window), 1 / window)
+    return F.conv2d(ones, kernel[None, None], padding=2).max().item()
+
+
+# %% tags=["windows-table"]
+WINDOWS = (1, 3, 5)
+rows = []
+for square in WINDOWS:
+    answers = [largest_answer(square, window) for window in WINDOWS]
+    best = WINDOWS[answers.index(max(answers))]
+    claim(best == square, f"of three windows {square}×{square} answers its square most")
+    rows.append((f"{square}×{square}", *(f"{answer:.2f}" for answer in answers)))
+table(rows, ("square", "window 1×1", "3×3", "5×5"))
+
+# %% [markdown]
+# ## The module
+#
+# One row of table 1 describes a module: the channels that come in and the outputs of its
+# six convolutions. Four branches see the same input; their outputs are laid side by side
+# along the channels.
 
 
 # %% tags=["rows"]
 class Row(NamedTuple):
-    """Output channels of the convolutions of one module; columns of table 1 of the paper."""
+    """Channels into a module and out of its six convolutions (table 1)."""
 
+    c_in: int
     one: int  # 1x1
     reduce3: int  # 1x1 in front of the 3x3
     three: int
@@ -57,778 +86,769 @@ class Row(NamedTuple):
 
 
 TABLE_1 = {
-    "3a": Row(64, 96, 128, 16, 32, 32),
-    "3b": Row(128, 128, 192, 32, 96, 64),
-    "4a": Row(192, 96, 208, 16, 48, 64),
-    "4b": Row(160, 112, 224, 24, 64, 64),
-    "4c": Row(128, 128, 256, 24, 64, 64),
-    "4d": Row(112, 144, 288, 32, 64, 64),
-    "4e": Row(256, 160, 320, 32, 128, 128),
-    "5a": Row(256, 160, 320, 32, 128, 128),
-    "5b": Row(384, 192, 384, 48, 128, 128),
+    "3a": Row(192, 64, 96, 128, 16, 32, 32),
+    "3b": Row(256, 128, 128, 192, 32, 96, 64),
+    "4a": Row(480, 192, 96, 208, 16, 48, 64),
+    "4b": Row(512, 160, 112, 224, 24, 64, 64),
+    "4c": Row(512, 128, 128, 256, 24, 64, 64),
+    "4d": Row(512, 112, 144, 288, 32, 64, 64),
+    "4e": Row(528, 256, 160, 320, 32, 128, 128),
+    "5a": Row(832, 256, 160, 320, 32, 128, 128),
+    "5b": Row(832, 384, 192, 384, 48, 128, 128),
 }
-
-# %% [markdown]
-# ## Two forms
-#
-# What the published network and torchvision's differ in is passed in, so that one set of classes builds both.
-
-
-# %% tags=["forms"]
-@dataclass(frozen=True)
-class Form:
-    """What differs between the published network and its descendants."""
-
-    conv: Callable  # (c_in, c_out, size, stride) -> convolution and what follows it
-    large: int  # kernel of the third branch
-    norm: Callable  # normalisation in the stem
-    last_pool: int  # window of the max pooling behind 4e
-    head_pool: Callable  # to 4x4 in front of an auxiliary head
-    dropout: float  # in front of the classifier
-
-
-def conv_relu(c_in: int, c_out: int, size: int, stride: int = 1) -> nn.Sequential:
-    """Convolution with bias, then ReLU: as published."""
-    return nn.Sequential(nn.Conv2d(c_in, c_out, size, stride, size // 2), nn.ReLU())
-
-
-def conv_norm(c_in: int, c_out: int, size: int, stride: int = 1) -> nn.Sequential:
-    """Convolution without bias, batch norm, ReLU; torchvision's epsilon."""
-    conv = nn.Conv2d(c_in, c_out, size, stride, size // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(c_out, eps=1e-3), nn.ReLU())
-
-
-def response_norm() -> nn.Module:
-    """Over five neighbouring channels; constants of Caffe's replication, the paper gives none."""
-    return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
-
-
-PUBLISHED = Form(conv_relu, 5, response_norm, 3, lambda: nn.AvgPool2d(5, 3), 0.4)
-TORCHVISION = Form(conv_norm, 3, nn.Identity, 2, lambda: nn.AdaptiveAvgPool2d(4), 0.2)
-
-
-# %% [markdown]
-# ## The module
-#
-# Four branches see the same input; their outputs are laid side by side along the channels.
 
 
 # %% tags=["inception"]
+def conv_relu(c_in: int, c_out: int, size: int, *, stride: int = 1) -> nn.Sequential:
+    """Convolution with bias, then ReLU: as published."""
+    conv = nn.Conv2d(c_in, c_out, size, stride, padding=size // 2)
+    return nn.Sequential(conv, nn.ReLU())
+
+
 class Inception(nn.Module):
-    """Four branches on one input, concatenated: Szegedy et al. 2015, figure 2b."""
+    """Four branches on one input, concatenated (figure 2b)."""
 
-    def __init__(self, c_in: int, row: Row, form: Form = PUBLISHED):
+    def __init__(self, row: Row, *, conv=conv_relu, large: int = 5):
         super().__init__()
-        self.branches = nn.ModuleList(self.build(c_in, row, form.conv, form.large))
-
-    def build(self, c_in: int, row: Row, conv: Callable, large: int) -> list[nn.Module]:
-        return [
-            conv(c_in, row.one, 1),
-            nn.Sequential(conv(c_in, row.reduce3, 1), conv(row.reduce3, row.three, 3)),
-            nn.Sequential(
-                conv(c_in, row.reduce5, 1), conv(row.reduce5, row.five, large)
-            ),
-            nn.Sequential(nn.MaxPool2d(3, 1, padding=1), conv(c_in, row.pool, 1)),
-        ]
+        self.branch1 = conv(row.c_in, row.one, 1)
+        self.branch3 = nn.Sequential(
+            conv(row.c_in, row.reduce3, 1), conv(row.reduce3, row.three, 3)
+        )
+        self.branch5 = nn.Sequential(
+            conv(row.c_in, row.reduce5, 1), conv(row.reduce5, row.five, large)
+        )
+        self.branch_pool = nn.Sequential(
+            nn.MaxPool2d(3, stride=1, padding=1), conv(row.c_in, row.pool, 1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         # (B, c_in, H, W) -> (B, one + three + five + pool, H, W)
-        return torch.cat([branch(x) for branch in self.branches], dim=1)
+        branches = (self.branch1, self.branch3, self.branch5, self.branch_pool)
+        return torch.cat([branch(x) for branch in branches], dim=1)
 
 
 # %% tags=["inception-shape"]
-Inception(192, TABLE_1["3a"])(torch.randn(2, 192, 28, 28)).shape
+Inception(TABLE_1["3a"])(torch.randn(2, 192, 28, 28)).shape
 
 
 # %% tags=["unreduced"]
 class Unreduced(Inception):
-    """The same outputs without the reductions: 3x3 and 5x5 read all channels of the input."""
+    """The same outputs, but 3x3 and 5x5 read all channels of the input."""
 
-    def build(self, c_in: int, row: Row, conv: Callable, large: int) -> list[nn.Module]:
-        return [
-            conv(c_in, row.one, 1),
-            conv(c_in, row.three, 3),
-            conv(c_in, row.five, large),
-            nn.Sequential(nn.MaxPool2d(3, 1, padding=1), conv(c_in, row.pool, 1)),
-        ]
+    def __init__(self, row: Row):
+        super().__init__(row)
+        self.branch3 = conv_relu(row.c_in, row.three, 3)
+        self.branch5 = conv_relu(row.c_in, row.five, 5)
 
 
 # %% tags=["drawing"]
-def draw_module(axes, title: str, columns: list[list[str]]) -> None:
-    """Draw branches as columns of boxes between one input above and one concatenation below."""
-    grey, height = {"arrowstyle": "->", "color": plots.QUIET}, max(map(len, columns))
+def draw_module(axes, top: float, title: str, branch3: list, branch5: list) -> None:
+    """Draw four branches from an input above to a concatenation below."""
+    columns = [["1×1, 64"], branch3, branch5, ["max 3×3", "1×1, 32"]]
+    nodes = {
+        "title": diagrams.Node(2.5, top, title, weight="bold"),
+        "x": diagrams.Node(2.5, top + 0.3, "$x$, 192 channels"),
+        "join": diagrams.Node(2.5, top + 2.1, "joined: 64 + 128 + 32 + 32", width=4.8),
+    }
+    arrows = []
     for i, layers in enumerate(columns):
-        axes.annotate("", (i, height + 0.3), (1.5, height + 0.9), arrowprops=grey)
+        path = ["x"]
         for j, text in enumerate(layers):
-            y, first = height - j, text.startswith("reduce")
-            colour = plots.COLOURS[1 if first else 0]
-            box = plt.Rectangle(
-                (i - 0.44, y - 0.28), 0.88, 0.56, fill=False, edgecolor=colour
+            y = top + 0.9 + 0.6 * j
+            colour = plots.COLOURS[1] if text.startswith("reduce") else plots.INK
+            path.append(text)
+            nodes[text] = diagrams.Node(
+                0.65 + 1.23 * i, y, text, width=1.13, colour=colour
             )
-            axes.add_patch(box)
-            axes.text(i, y, text, ha="center", va="center", fontsize=10)
-            below = y - 0.72 if j + 1 < len(layers) else 0.25
-            axes.annotate("", (i, below), (i, y - 0.28), arrowprops=grey)
-    axes.text(1.5, height + 1, "$x$", ha="center", fontsize=12)
-    axes.plot([-0.44, 3.44], [0.2, 0.2], color=plots.INK)
-    axes.text(1.5, 0.1, "concatenated channels", ha="center", va="top", fontsize=11)
-    axes.set(xlim=(-0.5, 3.5), ylim=(-0.3, height + 1.3), title=title)
-    axes.axis("off")
+        path.append("join")
+        arrows.extend(zip(path, path[1:]))
+    diagrams.draw(axes, nodes, arrows)
 
 
-# %% tags=["module-figure"] alt="Two modules, each with four columns of boxes between an input x above and a bar of concatenated channels below. In the upper one the columns are a 1x1 convolution with 64 outputs, a 3x3 with 128, a 5x5 with 32, and a pooling followed by a 1x1 with 32. In the lower one a box to reduce stands before the 3x3, with 96 outputs, and before the 5x5, with 16."
-_, grid = plt.subplots(2, 1, figsize=(5, 5))
-pooling = ["max 3×3", "1×1, 32"]
-draw_module(
-    grid[0], "without reduction", [["1×1, 64"], ["3×3, 128"], ["5×5, 32"], pooling]
-)
-reduced = [["reduce, 96", "3×3, 128"], ["reduce, 16", "5×5, 32"]]
-draw_module(grid[1], "Inception 3a", [["1×1, 64"], *reduced, pooling])
+# %% tags=["module-figure"] alt="Two modules, each with four columns between an input x of 192 channels above and a bar below, where 64, 128, 32 and 32 channels are joined. In the upper one the columns are a 1x1 convolution with 64 outputs, a 3x3 with 128, a 5x5 with 32, and a maximum over 3x3 followed by a 1x1 with 32. In the lower one a box named reduce stands before the 3x3, to 96 channels, and before the 5x5, to 16."
+axes = diagrams.sheet(5)
+draw_module(axes, 0.15, "without reductions", ["3×3, 128"], ["5×5, 32"])
+with3 = ["reduce to 96", "3×3, 128"]
+with5 = ["reduce to 16", "5×5, 32"]
+draw_module(axes, 2.65, "Inception 3a", with3, with5)
+
+# %% tags=["weights"]
+row = TABLE_1["3a"]
+cases = {"three": (9, row.reduce3, row.three), "five": (25, row.reduce5, row.five)}
+for name, (pixels, reduced, outputs) in cases.items():
+    all_channels = pixels * row.c_in * outputs
+    behind = row.c_in * reduced + pixels * reduced * outputs
+    record(f"{name}.all", all_channels)
+    record(f"{name}.reduce", row.c_in * reduced)
+    record(f"{name}.window", pixels * reduced * outputs)
+    record(f"{name}.reduced", behind)
+    record(f"{name}.ratio", all_channels / behind)
 
 # %% [markdown]
-# ## Heads and network
+# What one pixel reaches: set the pixel in the middle of a map to another value and see
+# which outputs of each branch change.
+
+
+# %% tags=["reached"]
+@torch.no_grad()
+def reached(branch: nn.Module, c_in: int) -> Tensor:
+    """The outputs (11, 11) that change with the pixel in the middle of a map."""
+    x = torch.rand(c_in, 11, 11)
+    changed = x.clone()
+    changed[:, 5, 5] += 10
+    with evaluating(branch):
+        difference = (branch(changed) - branch(x)).abs()
+    return difference.amax(0) > 1e-4
+
+
+# %% tags=["reached-figure"] alt="Four black maps of 11 by 11 cells, one for each branch of a module. The white cells that change with the pixel in the middle are one cell for 1x1, a square of 3x3 for 3x3, of 5x5 for 5x5, and of 3x3 for the branch with the maximum."
+seed(0)
+module = Inception(TABLE_1["3a"])
+parts = {"1×1": module.branch1, "3×3": module.branch3, "5×5": module.branch5}
+parts["maximum"] = module.branch_pool
+maps = {name: reached(branch, 192) for name, branch in parts.items()}
+plots.image_grid([m.float() for m in maps.values()], list(maps), columns=4, scale=1.25)
+counts = [m.sum().item() for m in maps.values()]
+claim(counts == [1, 9, 25, 9], "a pixel reaches 1, 3x3, 5x5 and 3x3 outputs")
+
+# %% [markdown]
+# ## The network
 #
-# An auxiliary head is a small classifier on the output of an inner module.
-
-
-# %% tags=["head"]
-def auxiliary_head(
-    c_in: int,
-    form: Form,
-    widths: tuple[int, int] = (128, 1024),
-    num_classes: int = 1000,
-) -> nn.Sequential:
-    """Pool to 4x4, 1x1 convolution, two linear layers: Szegedy et al. 2015, section 5."""
-    narrow, hidden = widths
-    first = [form.head_pool(), form.conv(c_in, narrow, 1), nn.Flatten()]
-    last = [nn.ReLU(), nn.Dropout(0.7), nn.Linear(hidden, num_classes)]
-    return nn.Sequential(*first, nn.Linear(16 * narrow, hidden), *last)
+# A stem narrows the image to an eighth of its side, nine modules follow, and the mean
+# over the map goes into one linear layer.
 
 
 # %% tags=["network"]
+def halve(window: int = 3) -> nn.Module:
+    """Maximum at stride 2; the last window may reach over the edge."""
+    return nn.MaxPool2d(window, stride=2, ceil_mode=True)
+
+
 class GoogLeNet(nn.Module):
-    """Stages in a row, a classifier at the end, and a head behind each stage it is named after."""
+    """Stem, nine modules, mean over the map, linear layer (table 1)."""
 
-    def __init__(self, stages: OrderedDict, heads: OrderedDict, classifier: nn.Module):
+    def __init__(self, stem, rows, *, module, last_pool=3, dropout=0.4, num_classes):
         super().__init__()
-        self.stages = nn.Sequential(stages)
-        self.heads = nn.ModuleDict(heads)
-        self.classifier = classifier
+        self.stem = stem
+        self.inception3a = module(rows["3a"])
+        self.inception3b = module(rows["3b"])
+        self.pool3 = halve()
+        self.inception4a = module(rows["4a"])
+        self.inception4b = module(rows["4b"])
+        self.inception4c = module(rows["4c"])
+        self.inception4d = module(rows["4d"])
+        self.inception4e = module(rows["4e"])
+        self.pool4 = halve(last_pool)
+        self.inception5a = module(rows["5a"])
+        self.inception5b = module(rows["5b"])
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(rows["5b"].c_out, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        # (B, c_in, H, W) -> (B, K); in training mode a list, the main output first
-        outputs = []
-        for name, stage in self.stages.named_children():
-            x = stage(x)
-            if self.training and name in self.heads:
-                outputs.append(self.heads[name](x))
-        y = self.classifier(x)
-        return [y, *outputs] if self.training else y
+    def to_4a(self, x: Tensor) -> Tensor:
+        x = self.stem(x)  # (B, 192, H / 8, W / 8)
+        x = self.inception3b(self.inception3a(x))  # (B, 480, H / 8, W / 8)
+        return self.inception4a(self.pool3(x))  # (B, 512, H / 16, W / 16)
+
+    def to_4d(self, x: Tensor) -> Tensor:
+        return self.inception4d(self.inception4c(self.inception4b(x)))
+
+    def to_end(self, x: Tensor) -> Tensor:
+        x = self.pool4(self.inception4e(x))  # (B, 832, H / 32, W / 32)
+        x = self.inception5b(self.inception5a(x))  # (B, 1024, H / 32, W / 32)
+        return self.classifier(self.dropout(x.mean((2, 3))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # (B, 3, H, W) -> (B, num_classes)
+        return self.to_end(self.to_4d(self.to_4a(x)))
 
 
-# %% tags=["build"]
-def pool(size: int = 3) -> nn.Module:
-    """Halve the map; the last window may reach over the edge."""
-    return nn.MaxPool2d(size, 2, ceil_mode=True)
+# %% tags=["head"]
+class Head(nn.Module):
+    """A classifier in the middle of the network (section 5): (B, c_in, 14, 14) -> (B, K)."""
+
+    def __init__(
+        self, c_in: int, *, conv=conv_relu, narrow=128, hidden=1024, num_classes
+    ):
+        super().__init__()
+        self.pool = nn.AvgPool2d(5, stride=3)
+        self.conv = conv(c_in, narrow, 1)
+        self.linear = nn.Linear(4 * 4 * narrow, hidden)
+        self.dropout = nn.Dropout(0.7)
+        self.classifier = nn.Linear(hidden, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(self.pool(x))  # (B, narrow, 4, 4)
+        x = torch.relu(self.linear(x.flatten(1)))  # (B, hidden)
+        return self.classifier(self.dropout(x))
 
 
-def stem(form: Form) -> OrderedDict:
-    """From the image to 192 channels at an eighth of the side: figure 3, lowest layers."""
-    return OrderedDict(
-        conv1=form.conv(3, 64, 7, 2),
-        pool1=pool(),
-        norm1=form.norm(),
-        conv2=form.conv(64, 64, 1),
-        conv3=form.conv(64, 192, 3),
-        norm2=form.norm(),
-        pool2=pool(),
-    )
+# %% tags=["with-heads"]
+class WithHeads(GoogLeNet):
+    """GoogLeNet as it is trained: three outputs in training, the main one afterwards."""
+
+    def __init__(self, stem, rows, *, head, **how):
+        super().__init__(stem, rows, **how)
+        self.head4a = head(rows["4a"].c_out)
+        self.head4d = head(rows["4d"].c_out)
+
+    def forward(self, x: Tensor):
+        at4a = self.to_4a(x)
+        at4d = self.to_4d(at4a)
+        y = self.to_end(at4d)
+        if not self.training:
+            return y
+        return y, self.head4a(at4a), self.head4d(at4d)
 
 
-def assemble(
-    stages: OrderedDict,
-    c_in: int,
-    rows: dict,
-    form: Form,
-    heads,
-    widths,
-    num_classes,
-    block,
-) -> GoogLeNet:
-    """Put a module per row behind the given stages, pooling after 3b and 4e, heads where named."""
-    extra = OrderedDict()
-    for name, row in rows.items():
-        stages[f"inception{name}"] = block(c_in, row, form)
-        c_in = row.c_out
-        if name in heads:
-            extra[f"inception{name}"] = auxiliary_head(c_in, form, widths, num_classes)
-        if name in ("3b", "4e"):
-            stages[f"pool{name[0]}"] = pool(3 if name == "3b" else form.last_pool)
-    last = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(form.dropout)]
-    return GoogLeNet(stages, extra, nn.Sequential(*last, nn.Linear(c_in, num_classes)))
+# %% tags=["loss"]
+def total_loss(outputs, y: Tensor) -> Tensor:
+    """Cross entropy of the main output plus 0.3 of that of each head (section 5)."""
+    main, at4a, at4d = [F.cross_entropy(output, y) for output in outputs]
+    return main + 0.3 * (at4a + at4d)
+
+
+# %% tags=["heads-figure"] alt="A column of four boxes joined by arrows: stem, 3a, 3b, 4a; then 4b, 4c, 4d; then 4e, 5a, 5b; then mean and linear layer, which leads to the main loss. A coloured arrow leaves behind 4a to the right to a box, head: pool, 1x1, two linear layers, and on to 0.3 times the loss at 4a; another leaves behind 4d to a second such box and 0.3 times the loss at 4d."
+axes = diagrams.sheet(3.6)
+words = "head: 5×5 mean, 1×1,\ntwo linear layers"
+nodes = {
+    "image": diagrams.Node(0.95, 0.15, "image"),
+    "4a": diagrams.Node(0.95, 0.7, "stem, 3a, 3b, 4a", width=1.5),
+    "4d": diagrams.Node(0.95, 1.6, "4b, 4c, 4d", width=1.5),
+    "5b": diagrams.Node(0.95, 2.5, "4e, 5a, 5b", width=1.5),
+    "end": diagrams.Node(0.95, 3.25, "mean, linear", width=1.5),
+    "head4a": diagrams.Node(3.05, 1.15, words, width=1.85),
+    "head4d": diagrams.Node(3.05, 2.05, words, width=1.85),
+    "loss4a": diagrams.Node(4.6, 1.15, r"$0.3\,L_{4a}$", colour=plots.COLOURS[1]),
+    "loss4d": diagrams.Node(4.6, 2.05, r"$0.3\,L_{4d}$", colour=plots.COLOURS[1]),
+    "main": diagrams.Node(4.6, 3.25, r"$L_{\mathrm{main}}$"),
+}
+arrows = [("image", "4a"), ("4a", "4d"), ("4d", "5b"), ("5b", "end")]
+arrows.append(("end", (4.2, 3.25)))
+training_only = [((0.95, 1.15), "head4a"), ("head4a", (4.2, 1.15))]
+training_only += [((0.95, 2.05), "head4d"), ("head4d", (4.2, 2.05))]
+diagrams.draw(axes, nodes, arrows, training_only)
+
+# %% tags=["head-numbers"]
+guesses = [torch.zeros(1, 10) for _ in range(3)]  # three outputs that know nothing
+guessing = total_loss(guesses, torch.tensor([7]))
+claim(abs(guessing - 1.6 * math.log(10)) < 1e-5, "three guesses cost 1.6 times ln 10")
+record("guess", math.log(10))
+record("guessing", guessing)
+with torch.device("meta"):
+    head = Head(512, num_classes=1000)
+whole = counting.parameters(head)
+linear = counting.parameters(head.linear)
+record("head.parameters", whole)
+record("head.linear", linear)
+claim(linear > whole / 2, "most parameters of a head are in its first linear layer")
+
+# %% [markdown]
+# ## Two published forms
+#
+# The paper has no batch norm, which did not exist yet. Torchvision's form has it, and a
+# 3x3 convolution where a 5x5 should be.
+
+
+# %% tags=["stem"]
+def response_norm() -> nn.Module:
+    """Over five channels; torch's constants are those of Caffe's replication."""
+    return nn.LocalResponseNorm(5)
+
+
+class Stem(nn.Module):
+    """From the image to 192 channels at an eighth of the side (figure 3)."""
+
+    def __init__(self, *, conv=conv_relu, norm=response_norm):
+        super().__init__()
+        self.conv1 = conv(3, 64, 7, stride=2)
+        self.norm1 = norm()
+        self.conv2 = conv(64, 64, 1)
+        self.conv3 = conv(64, 192, 3)
+        self.norm2 = norm()
+        self.pool = halve()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(self.pool(self.conv1(x)))  # (B, 64, H / 4, W / 4)
+        x = self.norm2(self.conv3(self.conv2(x)))  # (B, 192, H / 4, W / 4)
+        return self.pool(x)  # (B, 192, H / 8, W / 8)
 
 
 # %% tags=["sizes"]
-HEADS = ("4a", "4d")
+def thousand_classes(c_in: int) -> Head:
+    return Head(c_in, num_classes=1000)
 
 
-def googlenet(form: Form = PUBLISHED, heads=HEADS, block=Inception) -> GoogLeNet:
-    """GoogLeNet for 1000 classes: Szegedy et al. 2015, table 1 and figure 3."""
-    return assemble(stem(form), 192, TABLE_1, form, heads, (128, 1024), 1000, block)
+def googlenet(*, module=Inception) -> GoogLeNet:
+    return GoogLeNet(Stem(), TABLE_1, module=module, num_classes=1000)
 
 
-# %% tags=["auxiliary-loss"]
-def total_loss(outputs: list[Tensor], y: Tensor, weight: float = 0.3) -> Tensor:
-    """Cross entropy of the main output plus the weighted ones of the heads (section 5)."""
-    main, *heads = [F.cross_entropy(output, y) for output in outputs]
-    return main + weight * sum(heads)
+def googlenet_with_heads() -> WithHeads:
+    heads = {"head": thousand_classes, "num_classes": 1000}
+    return WithHeads(Stem(), TABLE_1, module=Inception, **heads)
+
+
+# %% tags=["torchvision-form"]
+def conv_norm(c_in: int, c_out: int, size: int, *, stride: int = 1) -> nn.Sequential:
+    """Convolution without bias, batch norm, ReLU; torchvision's epsilon."""
+    conv = nn.Conv2d(c_in, c_out, size, stride, padding=size // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(c_out, eps=1e-3), nn.ReLU())
+
+
+class AdaptiveHead(Head):
+    """A head that averages a map of any size to 4x4, as torchvision's does."""
+
+    def __init__(self, c_in: int, **how):
+        super().__init__(c_in, **how)
+        self.pool = nn.AdaptiveAvgPool2d(4)
+
+
+def torchvision_module(row: Row) -> Inception:
+    return Inception(row, conv=conv_norm, large=3)
+
+
+def torchvision_googlenet() -> GoogLeNet:
+    stem = Stem(conv=conv_norm, norm=nn.Identity)
+    how = {"last_pool": 2, "dropout": 0.2, "num_classes": 1000}
+    return GoogLeNet(stem, TABLE_1, module=torchvision_module, **how)
+
+
+def torchvision_head(c_in: int) -> Head:
+    return AdaptiveHead(c_in, conv=conv_norm, num_classes=1000)
 
 
 # %% [markdown]
-# ## Counting
+# ## Counted
 #
-# On the meta device. MACs are multiply-accumulates of convolutions and linear layers for one 224x224 image in
-# evaluation mode, where the heads do not run.
+# On torch's meta device a tensor has a shape and no values: a network can be counted
+# without computing anything. MACs are multiply-accumulates of convolutions and linear
+# layers for one 224x224 image in evaluation mode.
+
 
 # %% tags=["count"]
-kinds = {"published": (PUBLISHED, Inception), "torchvision": (TORCHVISION, Inception)}
-kinds["unreduced"] = (PUBLISHED, Unreduced)
-rows, built = [], {}
-for name, (form, block) in kinds.items():
-    with torch.device("meta"):
-        network, x = googlenet(form, block=block), torch.empty(1, 3, 224, 224)
-    built[name], heads = network, counting.parameters(network.heads)
-    main, macs = counting.parameters(network) - heads, counting.macs(network, x)
-    rows.append((name, main, main + heads, f"{macs / 1e9:.3f}"))
-    for key, value in {"parameters": main, "all": main + heads, "macs": macs}.items():
-        record(f"{name}.{key}", value)
-    record(f"{name}.gmacs", macs / 1e9)
-table(rows, ("form", "main branch", "with both heads", "G MACs"))
+def unreduced_googlenet() -> GoogLeNet:
+    return googlenet(module=Unreduced)
 
-# %% tags=["drawn"] alt="GoogLeNet from top to bottom, with output shape and parameters at the right: the input of 3x224x224, convolutions and pools down to 192 maps of 28 pixels a side, then Inception modules 3a and 3b, a pool to 14 pixels, 4a to 4e, a pool to 7 pixels, 5a and 5b, and the classifier. Lines cut the box of each Inception module into four parts, its branches."
+
+FORMS = {
+    "published": googlenet,
+    "torchvision": torchvision_googlenet,
+    "unreduced": unreduced_googlenet,
+}
+rows, built = [], {}
+for name, build in FORMS.items():
+    with torch.device("meta"):
+        built[name], x = build(), torch.empty(1, 3, 224, 224)
+    parameters, macs = counting.parameters(built[name]), counting.macs(built[name], x)
+    record(f"{name}.parameters", parameters)
+    record(f"{name}.macs", macs)
+    record(f"{name}.gmacs", macs / 1e9)
+    rows.append((name, parameters, f"{macs / 1e9:.3f}"))
+table(rows, ("form", "parameters", "G MACs"))
+
+# %% tags=["drawn"] alt="GoogLeNet from top to bottom, with output shape and parameters at the right: the input of 3x224x224, the stem to 192 maps of 28 pixels a side, the modules inception3a and inception3b, a pool to 14 pixels, 4a to 4e, a pool to 7 pixels, 5a and 5b, and the classifier to 1000. Lines cut the box of each module into four parts, its branches."
 drawing.draw(built["published"], torch.empty(1, 3, 224, 224, device="meta"))
 
 # %% tags=["channels"]
-rows, x, cost = [], torch.empty(1, 3, 224, 224, device="meta"), {}
-for name, stage in built["published"].stages.named_children():
-    if isinstance(stage, Inception):
-        widths = [m.out_channels for m in stage.modules() if isinstance(m, nn.Conv2d)]
-        without = built["unreduced"].stages.get_submodule(name)
-        short = name.removeprefix("inception")
-        cost[short] = counting.macs(stage, x), counting.macs(without, x)
-        counts = sum(Row(*widths)[::2]) + widths[5], counting.parameters(stage)
-        rows.append((short, *widths, *counts, f"{cost[short][0] / 1e6:.1f}"))
-    x = stage(x)
-heads = ("module", "1×1", "3×3 reduce", "3×3", "5×5 reduce", "5×5", "pool proj")
-table(rows, (*heads, "output", "parameters", "M MACs"))
+SIDES = {"3": 28, "4": 14, "5": 7}
+rows, cost, wide = [], {}, {}
+for name, row in TABLE_1.items():
+    x = torch.empty(1, row.c_in, SIDES[name[0]], SIDES[name[0]], device="meta")
+    module = built["published"].get_submodule(f"inception{name}")
+    cost[name] = counting.macs(module, x)
+    wide[name] = counting.macs(built["unreduced"].get_submodule(f"inception{name}"), x)
+    counts = (row.c_out, counting.parameters(module), f"{cost[name] / 1e6:.1f}")
+    rows.append((name, *row, *counts))
+heads = ("module", "in", "1×1", "to 3×3", "3×3", "to 5×5", "5×5", "pool")
+table(rows, (*heads, "out", "parameters", "M MACs"))
 
-# %% tags=["reduction-figure"] alt="Horizontal bars of multiply-adds for the nine modules, a pair for each: with the reductions, and without them. The bars without are between two and a half and five times as long; the longest pair is 3b."
+# %% tags=["reduction-figure"] alt="Horizontal bars of million MACs for the nine modules, a pair for each: with the reductions and without them. In each pair the bar without is more than twice as long; the longest pair is 3b."
 _, axes = plt.subplots(figsize=(5, 4.2))
-names, colours = list(cost), (plots.COLOURS[0], plots.COLOURS[1])
-for k, shift in enumerate((-0.2, 0.2)):
-    lengths = [cost[name][k] / 1e6 for name in names]
-    axes.barh([i + shift for i in range(9)], lengths, 0.36, color=colours[k])
-axes.set(
-    xlabel="million multiply-adds", yticks=range(9), yticklabels=names, ylim=(8.6, -0.6)
+for shift, costs, colour in ((-0.2, cost, 0), (0.2, wide, 1)):
+    places = [i + shift for i in range(9)]
+    lengths = [macs / 1e6 for macs in costs.values()]
+    axes.barh(places, lengths, 0.36, color=plots.COLOURS[colour])
+axes.set(xlabel="million MACs", yticks=range(9), yticklabels=list(TABLE_1))
+axes.invert_yaxis()
+long = wide["3b"] / 1e6
+axes.text(0.55 * long, 2.75, "with reductions", color=plots.COLOURS[0], va="center")
+axes.text(0.55 * long, 3.4, "without", color=plots.COLOURS[1], va="center")
+
+# %% tags=["count-claims"]
+ratios = {name: wide[name] / cost[name] for name in TABLE_1}
+record("ratio.least", min(ratios.values()))
+record("ratio.most", max(ratios.values()))
+claim(
+    min(ratios.values()) > 2, "without reductions each module costs over twice as much"
 )
-longest = max(without for _, without in cost.values()) / 1e6
-axes.text(0.6 * longest, 2.7, "with reductions", color=colours[0], va="center")
-axes.text(0.6 * longest, 3.3, "without", color=colours[1], va="center")
-ratios = [without / own for own, without in cost.values()]
-record("ratio.least", min(ratios))
-record("ratio.most", max(ratios))
-record("cost3b", cost["3b"][0] / 1e6)
-record("cost3b.unreduced", cost["3b"][1] / 1e6)
+claim(max(wide, key=wide.get) == "3b", "3b without reductions is the most expensive")
+claim(max(cost, key=cost.get) == "3b", "3b with reductions is the most expensive")
+
+# %% tags=["branch-costs"]
+for name, row in TABLE_1.items():
+    three = row.c_in * row.reduce3 / row.three + 9 * row.reduce3
+    five = row.c_in * row.reduce5 / row.five + 25 * row.reduce5
+    claim(three < 9 * row.c_in, f"{name}: behind its reduction the 3×3 is cheaper")
+    claim(five < three, f"{name}: an output of 5×5 is cheaper than one of 3×3")
+    claim(row.five <= row.c_out / 5, f"{name}: at most a fifth of the outputs are 5×5")
 
 # %% tags=["table-1"]
 PAPER_OPS = {"3a": 128, "3b": 304, "4a": 73, "4b": 88, "4c": 100, "4d": 119, "4e": 170}
 PAPER_OPS |= {"5a": 54, "5b": 71}  # millions, column "ops" of table 1
-far = [name for name, ops in PAPER_OPS.items() if abs(cost[name][0] / 1e6 - ops) > 1]
+far = [name for name, ops in PAPER_OPS.items() if abs(cost[name] / 1e6 - ops) > 1]
 claim(far == ["5a"], "all modules but 5a cost what table 1 says, to a million")
-record("cost5a", cost["5a"][0] / 1e6)
-record("parameters4c", counting.parameters(built["published"].stages.inception4c))
-for name, head in built["published"].heads.items():
-    record(f"head{name[-2:]}", counting.parameters(head))
-table(
-    [(name, ops, f"{cost[name][0] / 1e6:.1f}") for name, ops in PAPER_OPS.items()],
-    ("module", "table 1, M", "counted, M"),
-)
-
-# %% tags=["first-layer"]
-whole = counting.macs(built["published"], torch.empty(1, 3, 224, 224, device="meta"))
-main = counting.parameters(built["published"]) - counting.parameters(
-    built["published"].heads
-)
-plain = 7 * 7 * 3 * 64  # weights
+record("cost5a", cost["5a"] / 1e6)
+record("parameters4c", counting.parameters(built["published"].inception4c))
+record("fewer", 60e6 / counting.parameters(built["published"]))
 separable = 7 * 7 * 3 * 8 + 24 * 64  # eight kernels for each colour, then 1x1
-macs = [112 * 112 * weights for weights in (plain, separable)]
-as_printed = round(separable / 1e3, 1) == 2.7 and round(macs[1] / 1e6) == 34
-claim(as_printed, "a separable first layer has the weights and MACs of table 1")
-as_printed = round((whole - macs[0] + macs[1]) / 1e9, 1) == 1.5
-claim(as_printed, "with it the network has the 1.5 G MACs of section 1")
-record("conv1", macs[0] / 1e6)
-record("separable", macs[1] / 1e6)
+record("conv1", 112 * 112 * 7 * 7 * 3 * 64 / 1e6)
 record("separable.weights", separable)
-record("fewer", 60e6 / main)  # parameters of AlexNet, by its abstract
-rows = [
-    ("plain", plain, f"{macs[0] / 1e6:.1f}"),
-    ("separable", separable, f"{macs[1] / 1e6:.1f}"),
-]
-table([*rows, ("table 1", "2.7K", "34")], ("first layer", "weights", "M MACs"))
-
-# %% tags=["branch-costs"]
-rows = []
-for name, row in TABLE_1.items():
-    branches = built["published"].stages.get_submodule(f"inception{name}").branches
-    counts = [sum(p.numel() for p in b.parameters() if p.ndim > 1) for b in branches]
-    three, five, c_in = (
-        counts[1] / row.three,
-        counts[2] / row.five,
-        branches[0][0].in_channels,
-    )
-    claim(three < 9 * c_in, f"{name}: behind its reduction the 3×3 branch costs less")
-    claim(
-        five < three,
-        f"{name}: an output of the 5×5 branch costs less than one of the 3×3",
-    )
-    claim(
-        row.five <= row.c_out / 5,
-        f"{name}: at most a fifth of the outputs are of 5×5 kernels",
-    )
-    rows.append((name, 9 * c_in, round(three), 25 * c_in, round(five)))
-columns = (
-    "module",
-    "3×3 on all",
-    "3×3 behind reduction",
-    "5×5 on all",
-    "5×5 behind reduction",
-)
-table(rows, columns)  # weights for each output channel
+record("separable", 112 * 112 * separable / 1e6)
+claim(round(112 * 112 * separable / 1e6) == 34, "it has the 34 million of table 1")
 
 # %% [markdown]
 # ## Equal to torchvision
 #
-# Random batch-norm statistics first, then weights are copied pair by pair. The training flag of the outermost
-# module alone makes both networks return their heads, with dropout off and batch norm in evaluation mode.
-
-
-# %% tags=["with-heads"]
-class WithHeads(nn.Module):
-    """All outputs of a network in one tensor: main, 4a, 4d; everything inside in evaluation mode."""
-
-    def __init__(self, network: nn.Module, order: tuple[int, ...] = (0, 1, 2)):
-        super().__init__()
-        self.network, self.order = network, order
-
-    def forward(self, x: Tensor) -> Tensor:
-        # (B, 3, H, W) -> (3, B, K)
-        self.network.eval().training = True  # the flag of the outermost module alone
-        outputs = self.network(x)
-        self.network.eval()
-        return torch.stack([outputs[i] for i in self.order])
-
+# A fresh batch norm has mean 0, variance 1, scale 1 and shift 0: it would hide a wrong
+# epsilon. We give the reference random ones before its weights are copied into ours.
 
 # %% tags=["equal"]
 seed(0)
-reference = torchvision.models.googlenet(init_weights=False, aux_logits=True)
-network = googlenet(TORCHVISION)
-checks.transplant(checks.randomise_norms(reference), network)
-x = torch.randn(2, 3, 96, 96)
-pairs = {"main, evaluation": (network, reference)}
-pairs["main, 4a, 4d"] = (WithHeads(network), WithHeads(reference, (0, 2, 1)))
-deviations = [checks.same_outputs(*pair, x) for pair in pairs.values()]
+theirs = torchvision.models.googlenet(init_weights=False, aux_logits=True)
+main = torchvision.models.googlenet(init_weights=False, aux_logits=False)
+pairs = (
+    ("main output", torchvision_googlenet(), main, torch.randn(2, 3, 96, 96)),
+    ("head at 4a", torchvision_head(512), theirs.aux1, torch.randn(2, 512, 14, 14)),
+    ("head at 4d", torchvision_head(528), theirs.aux2, torch.randn(2, 528, 14, 14)),
+)
+rows, deviations = [], []
+for name, ours, reference, x in pairs:
+    checks.transplant(checks.randomise_norms(reference), ours)
+    deviations.append(checks.same_outputs(ours, reference, x))
+    rows.append((name, f"{deviations[-1]:.1e}"))
+table(rows, ("part", "largest difference"))
 record("deviation", max(deviations))
-table(
-    [(n, f"{d:.1e}") for n, d in zip(pairs, deviations)],
-    ("outputs", "largest relative deviation"),
-)
-
 
 # %% [markdown]
-# ## The published module, branch by branch
+# ## Nine modules on digits
 #
-# No library has the published form. Its module is checked against four branches written with functions,
-# and its windows are measured: an input pixel that a unit does not read has derivative zero.
-
-
-# %% tags=["four-branches"]
-def four_branches(block: Inception, x: Tensor) -> Tensor:
-    """The published module once more, from its weights and plain functions."""
-    convs = [layer for layer in block.modules() if isinstance(layer, nn.Conv2d)]
-
-    def step(number: int, t: Tensor, padding: int = 0) -> Tensor:
-        return F.conv2d(
-            t, convs[number].weight, convs[number].bias, padding=padding
-        ).relu()
-
-    three, five = step(2, step(1, x), 1), step(4, step(3, x), 2)
-    pooled = F.max_pool2d(F.pad(x, (1, 1, 1, 1), value=-math.inf), 3, 1)
-    return torch.cat((step(0, x), three, five, step(5, pooled)), 1)
-
-
-def window(branch: nn.Module, c_in: int) -> int:
-    """Side of the square of input pixels that the unit at the centre of a branch depends on."""
-    branch, x = branch.eval().double(), torch.rand(1, c_in, 11, 11).double()
-    read, before = 0, branch(x)[0, :, 5, 5]
-    for column in range(11):
-        moved = x.clone()
-        moved[..., column] += 10
-        read += not torch.equal(branch(moved)[0, :, 5, 5], before)
-    return read
-
-
-# %% tags=["branches"]
-block, x = Inception(192, TABLE_1["3a"]), torch.randn(2, 192, 14, 14)
-with torch.no_grad():
-    expected = four_branches(block, x)
-    deviation = checks.deviation(block(x), expected)
-    windows = [
-        [window(b, 192) for b in Inception(192, TABLE_1["3a"], form).branches]
-        for form in (PUBLISHED, TORCHVISION)
-    ]
-claim(deviation < 1e-5, "a module gives what four branches written out give")
-claim(windows[0] == [1, 3, 5, 3], "the published branches see 1, 3, 5 and 3 pixels")
-claim(windows[1] == [1, 3, 3, 3], "those of torchvision see 1, 3, 3 and 3")
-record("branches.deviation", deviation)
-table(
-    [("published", *windows[0]), ("torchvision", *windows[1])],
-    ("window of", "1×1", "3×3", "5×5", "pool"),
-)
-
-# %% [markdown]
-# ## With and without the heads
-#
-# All nine modules at an eighth of the width, with real 5x5 and batch norm, on digits of 16x16 pixels.
+# The network at an eighth of its width, with batch norm and real 5x5 windows, behind one
+# 3x3 convolution of stride 2. Its heads are left out at first.
 
 
 # %% tags=["data"]
 IMAGES = 900 if PROFILE == "sample" else 20_000
 data = images.digits(size=16)
 mean, std = data.train[0].mean(), data.train[0].std()
-train_part, validation, test = [((x - mean) / std, y) for x, y in data[:3]]
-train_part = train_part[0][:IMAGES], train_part[1][:IMAGES]
+train_part, _, test = [((x - mean) / std, y) for x, y in data[:3]]
+train_part = (train_part[0][:IMAGES], train_part[1][:IMAGES])
 record("images", len(train_part[1]))
-rows = [(n, *p[0].shape) for n, p in zip(data._fields, (train_part, validation, test))]
-table(rows, ("part", "N", "C", "H", "W"))
+parts = {"train": train_part, "test": test}
+table([(n, *x.shape) for n, (x, _) in parts.items()], ("part", "N", "C", "H", "W"))
 
 
 # %% tags=["digit-network"]
-DIGITS = Form(conv_norm, 5, nn.Identity, 3, lambda: nn.AdaptiveAvgPool2d(4), 0.4)
+def narrowed(rows: dict[str, Row], factor: int) -> dict[str, Row]:
+    """The same rows with every number of channels divided by a factor."""
+    found = {}
+    for name, row in rows.items():
+        found[name] = Row(*[channels // factor for channels in row])
+    return found
 
 
-def digit_network(heads=HEADS, form: Form = DIGITS) -> GoogLeNet:
+def normed_module(row: Row) -> Inception:
+    return Inception(row, conv=conv_norm)
+
+
+def digit_network() -> GoogLeNet:
     """The nine modules at an eighth of their width: (B, 1, H, W) -> (B, 10)."""
-    rows = {name: Row(*(width // 8 for width in row)) for name, row in TABLE_1.items()}
-    first = OrderedDict(conv1=form.conv(1, 24, 3, 2))
-    return assemble(first, 24, rows, form, heads, (16, 128), 10, Inception)
+    stem = conv_norm(1, 24, 3, stride=2)
+    how = {"module": normed_module, "dropout": 0.0, "num_classes": 10}
+    return GoogLeNet(stem, narrowed(TABLE_1, 8), **how)
 
 
 # %% tags=["train"]
-EPOCHS = 5
+EPOCHS = 4
 BATCH = 50
 RATE = 0.1
 SEEDS = (0, 1, 2)
-NETWORKS = {"two heads": HEADS, "no heads": ()}
 
 
-def train(network: nn.Module, part, epochs: int = EPOCHS, rate: float = RATE) -> dict:
-    """SGD with momentum; the rate rises for a fifth of the steps and falls to 0."""
-    steps = epochs * math.ceil(len(part[1]) / BATCH)
+def train(network: nn.Module, part) -> None:
+    """SGD; the rate rises for a fifth of the steps, then falls to 0."""
+    steps = EPOCHS * math.ceil(len(part[1]) / BATCH)
     optimizer = torch.optim.SGD(
-        network.parameters(), lr=rate, momentum=0.9, weight_decay=1e-4
+        network.parameters(), lr=RATE, momentum=0.9, weight_decay=1e-4
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rate, total_steps=steps, pct_start=0.2, cycle_momentum=False
+        optimizer, RATE, total_steps=steps, pct_start=0.2, cycle_momentum=False
     )
-    how = {
-        "loss": total_loss,
-        "batch": BATCH,
-        "schedule": schedule,
-        "validation": validation,
-    }
-    return training.fit(network, part, epochs, optimizer, **how)
+    training.fit(network, part, EPOCHS, optimizer, batch=BATCH, schedule=schedule)
 
 
-@torch.no_grad()
-def main_loss(network: nn.Module, part) -> float:
-    """Cross entropy of the main output alone, in evaluation mode."""
-    return F.cross_entropy(training.predict(network, part[0]), part[1]).item()
+# %% tags=["headline"]
+untrained, trained = {}, {}
+for number in SEEDS:
+    seed(number)
+    network = digit_network().to(device)
+    untrained[number] = copy.deepcopy(network)
+    train(network, train_part)
+    trained[number] = network
 
-
-def draw_runs(runs: dict[tuple[str, int], list[float]]) -> None:
-    """Mean over the seeds of each network's accuracy, a band from the smallest to the largest."""
-    _, axes = plt.subplots()
-    epochs, ends = range(1, EPOCHS + 1), {}
-    for name, colour in zip(NETWORKS, plots.COLOURS):
-        values = 100 * torch.tensor([runs[name, number] for number in SEEDS])
-        ends[name] = plots.seed_band(axes, epochs, values, colour)
-    axes.set(
-        xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 100), xticks=epochs
-    )
-    plots.label_ends(axes, ends)
-
-
-# %% tags=["curve"] alt="Validation accuracy over five epochs, mean of three seeds with a band from the smallest to the largest, for the network with two auxiliary heads and the one without. The two lines lie close together and their bands overlap all the way, from a tenth to more than four fifths."
-networks, runs = {}, {}
-for name, heads in NETWORKS.items():
-    for number in SEEDS:
-        seed(number)
-        networks[name, number] = digit_network(heads).to(device)
-        runs[name, number] = train(networks[name, number], train_part)["validation"]
-draw_runs(runs)
-
-# %% tags=["result"]
-rows, tested = [], {}
-for name in NETWORKS:
-    those = [networks[name, number] for number in SEEDS]
-    tested[name] = [training.evaluate(network, test) for network in those]
-    losses = [main_loss(network, train_part) for network in those]
-    for key, values in {"test": tested[name], "loss": losses}.items():
-        record_spread(f"{name.replace(' ', '-')}.{key}", values)
-    rows.append((name, spread(losses, ".2f"), spread(tested[name], ".1%")))
-means = [sum(values) / len(values) for values in tested.values()]
-least = min(max(values) - min(values) for values in tested.values())
-claim(
-    abs(means[0] - means[1]) < least,
-    "the seeds of one network differ more than the two means",
-)
-columns = ("network", "training loss, main output", "test")
-table(rows, columns)
-
-# %% tags=["digit-parameters"]
-both, bare = (
-    counting.parameters(digit_network()),
-    counting.parameters(digit_network(())),
-)
-steps = EPOCHS * math.ceil(IMAGES / BATCH)
-for key, value in {
-    "epochs": EPOCHS,
-    "steps": steps,
-    "batch": BATCH,
-    "rate": RATE,
-}.items():
-    record(key, value)
-record("digits.parameters", bare)
-record("digits.heads", both - bare)
-table([("no heads", bare), ("two heads", both)], ("network", "parameters"))
 
 # %% [markdown]
-# ### Gradients
+# A linear probe: the mean over each map, then least squares from the channels to the ten
+# classes. It says what a head without hidden layers could know there.
+
+
+# %% tags=["probe"]
+@torch.no_grad()
+def pooled(network: GoogLeNet, x: Tensor) -> dict[str, Tensor]:
+    """Mean over the map after each part, (B, C); batch norm takes the batch's statistics."""
+    network = copy.deepcopy(network).train()
+    x = x.to(network.classifier.weight.device)
+    found = {}
+    for name, part in network.named_children():
+        if name == "dropout":
+            break
+        x = part(x)
+        found[name.removeprefix("inception")] = x.mean((2, 3)).cpu().double()
+    return found
+
+
+def probe(x: Tensor, y: Tensor, x_test: Tensor) -> Tensor:
+    """Least squares from (N, C) to ten classes, asked on (M, C): (M, 10)."""
+    mean = x.mean(0)
+    classes = F.one_hot(y, 10).to(x.dtype)
+    weight = torch.linalg.pinv(x - mean) @ classes
+    return (x_test - mean) @ weight + classes.mean(0)
+
+
+# %% tags=["probes"]
+PLACES = ("stem", *TABLE_1)
+accuracy = {"trained": [], "before training": []}  # a list of places for each seed
+features = {}
+for kind, networks in (("trained", trained), ("before training", untrained)):
+    for number in SEEDS:
+        x, x_test = [pooled(networks[number], part[0]) for part in (train_part, test)]
+        answers = [probe(x[p], train_part[1], x_test[p]).argmax(1) for p in PLACES]
+        right = [(answer == test[1]).double().mean().item() for answer in answers]
+        accuracy[kind].append(right)
+        features[kind, number] = x_test
+
+# %% tags=["probe-figure"] alt="Accuracy of a linear probe on held-out digits after the stem and each of nine modules, mean of three seeds in a band from the smallest to the largest. Trained: the line climbs from above a half at the stem to above four fifths at 3b and stays there to 5b. Before training: it climbs to about 0.7 at 3b and then falls at each module to below 0.3 at 5b."
+_, axes = plt.subplots()
+ends = {}
+for kind, colour in zip(accuracy, plots.COLOURS):
+    runs = torch.tensor(accuracy[kind])
+    ends[kind] = plots.seed_band(axes, range(len(PLACES)), runs, colour)
+axes.set(ylabel="accuracy of a linear probe", ylim=(0, 1))
+axes.set(xticks=range(len(PLACES)), xticklabels=PLACES)
+plots.label_ends(axes, ends)
+
+# %% tags=["probe-table"]
+after = dict(zip(PLACES, zip(*accuracy["trained"])))  # place: a value for each seed
+before = dict(zip(PLACES, zip(*accuracy["before training"])))
+rows = []
+for place in PLACES:
+    record_spread(f"probe.{place}", after[place])
+    record_spread(f"before.{place}", before[place])
+    rows.append((place, spread(after[place], ".1%"), spread(before[place], ".1%")))
+table(rows, ("behind", "trained", "before training"))
+right = [training.evaluate(trained[number], test) for number in SEEDS]
+record_spread("digits.test", right)
+record("digits.parameters", counting.parameters(digit_network()))
+record("steps", EPOCHS * math.ceil(IMAGES / BATCH))
+
+# %% tags=["probe-claims"]
+claim(max(after["stem"]) < min(after["3a"]), "3a adds to the stem, seeds apart")
+claim(max(after["3a"]) < min(after["3b"]), "3b adds to 3a, seeds apart")
+claim(max(before["stem"]) < min(before["3b"]), "3b adds to the stem before training")
+claim(max(before["5b"]) < 0.3, "before training 5b reads less than three in ten")
+claim(min(after["stem"]) > 0.5, "the trained stem reads more than half")
+for place in PLACES[2:]:
+    claim(min(after[place]) > max(before[place]), f"training adds at {place}")
+    claim(sum(after[place]) / 3 > 0.8, f"at {place} over four fifths on average")
+
+# %% tags=["depth-claims"]
+for early, late in zip(PLACES[2:], PLACES[3:]):
+    words = f"before training {late} reads less than {early} on average"
+    claim(sum(before[late]) < sum(before[early]), words)
+gains = [(sum(after[late]) - sum(after["4a"])) / 3 for late in PLACES[4:]]
+record("gain.most", 100 * max(gains))
+claim(max(gains) < 0.05, "no module behind 4a reads five points more on average")
+
+# %% [markdown]
+# ### What the heads send
 #
-# What the main loss and the two weighted losses of the heads send to the first kernel of each stage,
-# before training, with batch norm and without; and without it from weights of twice the variance.
+# The gradient that the losses of the heads send to the first kernel of the stem and of
+# each module, divided by what the main loss sends there, before training.
 
 
 # %% tags=["gradients"]
-PLAIN = Form(conv_relu, 5, nn.Identity, 3, lambda: nn.AdaptiveAvgPool2d(4), 0.4)
-
-
-def xavier(network: nn.Module, gain: float = 1.0) -> nn.Module:
-    """Uniform weights of variance gain / inputs of a unit; biases 0, in Caffe's replication 0.2."""
+def uniform_init(network: nn.Module, *, gain: float = 1.0) -> None:
+    """Uniform weights of variance gain / inputs of a unit (Caffe: gain 1); biases 0."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             bound = math.sqrt(3 * gain / layer.weight[0].numel())
             nn.init.uniform_(layer.weight, -bound, bound)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-    return network
 
 
-def stage_gradients(network: GoogLeNet, x: Tensor, y: Tensor) -> Tensor:
-    """Gradient norms of each stage's first kernel: rows main loss, 0.3 of the heads' losses."""
+def digit_network_with_heads(*, conv) -> WithHeads:
+    """The digit network with both heads at an eighth of their width."""
+
+    def head(c_in: int) -> Head:
+        return AdaptiveHead(c_in, conv=conv, narrow=16, hidden=128, num_classes=10)
+
+    def module(row: Row) -> Inception:
+        return Inception(row, conv=conv)
+
+    stem = conv(1, 24, 3, stride=2)
+    how = {"module": module, "head": head, "dropout": 0.0, "num_classes": 10}
+    return WithHeads(stem, narrowed(TABLE_1, 8), **how)
+
+
+def heads_over_main(network: WithHeads, x: Tensor, y: Tensor) -> Tensor:
+    """Ratio of the gradient norms of both losses at seven first kernels, stem to 4d."""
     outputs = network.train()(x)
     main = F.cross_entropy(outputs[0], y)
-    kernels = []
-    for stage in network.stages.children():
-        kernels += [m.weight for m in stage.modules() if isinstance(m, nn.Conv2d)][:1]
-    norms = []
-    for loss in (main, total_loss(outputs, y) - main):
-        found = torch.autograd.grad(
-            loss, kernels, retain_graph=True, materialize_grads=True
-        )
-        norms.append([gradient.norm() for gradient in found])
-    return torch.tensor(norms)  # (2, stages)
+    kernels = [network.stem[0].weight]
+    for name in ("3a", "3b", "4a", "4b", "4c", "4d"):
+        kernels.append(network.get_submodule(f"inception{name}").branch1[0].weight)
+    extra = total_loss(outputs, y) - main
+    from_heads = torch.autograd.grad(extra, kernels, retain_graph=True)
+    from_main = torch.autograd.grad(main, kernels)
+    ratios = [a.norm() / b.norm() for a, b in zip(from_heads, from_main)]
+    return torch.stack(ratios).cpu()
 
 
 # %% tags=["gradient-runs"]
-batch, gradients, ratio = [part[:128].to(device) for part in train_part], {}, {}
-for kind, how in {
-    "plain": (PLAIN, 1),
-    "doubled": (PLAIN, 2),
-    "normed": (DIGITS, 1),
-}.items():
-    found, (form, gain) = [], how
+x, y = train_part[0][:128].to(device), train_part[1][:128].to(device)
+ratios = {}
+for kind, conv in (("no norm", conv_relu), ("batch norm", conv_norm)):
+    runs = []
     for number in SEEDS:
         seed(number)
-        network = xavier(digit_network(form=form), gain).to(device)
-        found.append(stage_gradients(network, *batch))
-    gradients[kind] = (
-        torch.stack(found).log().mean(0).exp()
-    )  # geometric mean of the seeds
-    ratio[kind] = (gradients[kind][1, 0] / gradients[kind][0, 0]).item()
-    record(f"gradient.{kind}", ratio[kind])
-claim(
-    ratio["plain"] > 3,
-    "without norm the heads send over 3 times the gradient of the main loss",
-)
-claim(
-    ratio["doubled"] < 2,
-    "with twice the variance they send less than twice that gradient",
-)
-claim(ratio["normed"] < 1, "with batch norm they send less than the main loss does")
+        network = digit_network_with_heads(conv=conv)
+        uniform_init(network)
+        runs.append(heads_over_main(network.to(device), x, y))
+    ratios[kind] = torch.stack(runs)  # (seeds, kernels)
+for kind, name in (("no norm", "plain"), ("batch norm", "normed")):
+    record_spread(f"gradient.{name}", ratios[kind][:, 0].tolist())
+claim(ratios["no norm"][:, :5].min() > 1, "without norm the heads send more up to 4b")
+claim(ratios["batch norm"].max() < 1, "with batch norm they send less everywhere")
+claim(ratios["no norm"][:, :4].min() > 5, "up to 4a over five times the main loss")
 
-# %% tags=["gradient-figure"] alt="Gradient norm at the first kernel of ten stages, on a log scale. Dotted, with batch norm: both lines fall from the input upwards and the main loss lies above the heads everywhere. Solid, without: the main loss falls towards the input, and the heads lie about ten times above it from 4a down."
+# %% tags=["gradient-figure"] alt="Gradient of the heads over that of the main loss, at the first kernels of the stem and of the modules 3a to 4d, on a log scale with a dotted line at 1; mean of three seeds in a band from the smallest to the largest. Without batch norm the line lies above the dotted line up to 4b, and about ten times above it from the stem to 4a; with batch norm it lies below it everywhere."
 _, axes = plt.subplots()
+places = ("stem", "3a", "3b", "4a", "4b", "4c", "4d")
 ends = {}
-for kind, name, line in (("plain", "no norm", "-"), ("normed", "batch norm", ":")):
-    for row, source, last in ((0, "main", 10), (1, "heads", 7)):
-        values = gradients[kind][row, :last]
-        axes.plot(range(last), values, line, color=plots.COLOURS[1 - row])
-        ends[f"{source}, {name}"] = (9, values[-1].item())
-axes.set(
-    ylabel="gradient norm",
-    yscale="log",
-    xticks=range(10),
-    xticklabels=["conv1", *TABLE_1],
-)
-axes.tick_params(axis="x", labelrotation=90)
-plots.label_ends(axes, ends, [plots.COLOURS[i] for i in (1, 0, 1, 0)])
+for kind, colour in zip(ratios, plots.COLOURS):
+    ends[kind] = plots.seed_band(axes, range(7), ratios[kind], colour)
+axes.axhline(1, color=plots.QUIET, linestyle=":")
+axes.set(yscale="log", ylabel="heads / main loss")
+axes.set(xticks=range(7), xticklabels=places)
+plots.label_ends(axes, ends)
 
 # %% [markdown]
 # ## Look inside
 #
-# In the sample profile a photograph goes through the first module of a network that has seen digits and nothing
-# else; in the full profile through torchvision's network with its published weights.
+# The pooled channels of the test digits after three places of a trained network, on their
+# two directions of largest variance.
 
 
-# %% tags=["eye"]
-def imagenet_network() -> GoogLeNet:
-    """Torchvision's form with the weights that torchvision publishes, which has no trained heads."""
-    weights = torchvision.models.GoogLeNet_Weights.IMAGENET1K_V1
-    network = googlenet(TORCHVISION, heads=())
-    checks.transplant(
-        torchvision.models.googlenet(weights=weights, progress=False), network
-    )
-    return network
+# %% tags=["between"]
+def between(x: Tensor, y: Tensor) -> float:
+    """Share of the variance of (N, C) that lies between the means of the classes."""
+    means = torch.stack([x[y == k].mean(0) for k in range(10)])
+    within = (x - means[y]).square().sum()
+    return 1 - (within / (x - x.mean(0)).square().sum()).item()
 
 
-# %% tags=["maps"] alt="Four rows of four feature maps of a portrait photograph, a row for each branch of a module: in the 1x1 row the picture is recognisable, partly as a negative; in the 3x3 row outlines stand bright on black; in the 5x5 row outlines and softer patches; in the pool row blocky light and dark patches."
-if PROFILE == "full":
-    eye, picture = (
-        imagenet_network(),
-        images.photograph() * 2 - 1,
-    )  # as torchvision's is fed
-else:
-    eye, picture = (
-        networks["no heads", 0],
-        images.photograph(112, 112).mean(1, keepdim=True),
-    )
-    picture = (picture - mean) / std
-before = list(eye.stages._modules).index("inception3a")
-x = training.predict(eye.stages[:before], picture)
-maps = []
-for branch in eye.stages.inception3a.branches:
-    found = training.predict(branch, x)[0]
-    maps += list(
-        found[found.flatten(1).std(1).argsort(descending=True)[:4]]
-    )  # that vary most
-plots.image_grid(maps, columns=4, scale=1.1)
-third = "5×5" if PROFILE == "sample" else "3×3, the third"
-for title, cell in zip(("1×1", "3×3", third, "pool"), plt.gcf().axes[::4]):
-    cell.set_title(title, loc="left", fontsize=11)
+def two_directions(x: Tensor) -> Tensor:
+    """(N, C) on the two directions of largest variance: (N, 2)."""
+    centred = x - x.mean(0)
+    return centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:2].T
+
+
+# %% tags=["classes-figure"] alt="Three clouds of points for held-out digits 0 to 5, a colour for each digit and its number at the mean of its points: after the stem the colours lie over one another; after 4a they part in places; after 5b the colours are gathered in clouds, 3 and 5 beside each other."
+_, grid = plt.subplots(1, 3, figsize=(5, 2.1))
+for axes, place in zip(grid, ("stem", "4a", "5b")):
+    points = two_directions(features["trained", 0][place])
+    for digit, colour in enumerate(plots.COLOURS):
+        those = points[test[1] == digit]
+        axes.plot(*those.T, ".", color=colour, markersize=2, alpha=0.5)
+        axes.text(*those.mean(0), str(digit), weight="bold", ha="center", va="center")
+    axes.set(title=place, xticks=[], yticks=[])
+shares = {}
+for place in ("stem", "4a", "5b"):
+    shares[place] = [between(features["trained", n][place], test[1]) for n in SEEDS]
+    record_spread(f"between.{place}", shares[place])
+claim(
+    max(shares["4a"]) < min(shares["5b"]), "5b gathers them more than 4a, seeds apart"
+)
 
 # %% [markdown]
 # ## What we saw
 #
-# - Six numbers a module and one class give the published network and torchvision's; with copied weights all three
-#   outputs equal torchvision's.
-# - Without the 1x1 reductions the same outputs cost almost three times the multiply-adds.
-# - In this budget, with batch norm, no effect of the auxiliary heads shows on digits: the seeds differ more.
-# - Without batch norm the heads send more gradient to the first kernel where the initial weights let the signal fade.
+# - Behind 1x1 reductions the same outputs cost a third of the multiply-accumulates, and a
+#   pixel still reaches 1x1, 3x3, 5x5 and 3x3 outputs of the four branches.
+# - With copied weights torchvision's main output and both heads are equalled.
+# - A trained network knows most of what it knows of a digit after its first modules: a
+#   head in the middle has something to read. Before training each module loses some.
+# - Without batch norm the heads send the early layers more gradient than the main loss
+#   does; with batch norm they send less.
 
 # %% [markdown]
 # ## Solutions
 
 # %% tags=["solution-1"]
-row, c_in, side = TABLE_1["3a"], 192, 28
-weights = c_in * (row.one + row.reduce3 + row.reduce5 + row.pool)
+row = TABLE_1["3a"]
+weights = row.c_in * (row.one + row.reduce3 + row.reduce5 + row.pool)
 weights += 9 * row.reduce3 * row.three + 25 * row.reduce5 * row.five
-by_hand = weights + sum(row), side * side * weights
-counted = counting.parameters(built["published"].stages.inception3a), cost["3a"][0]
-claim(by_hand == counted, "parameters and MACs by hand are those counted")
-table(
-    [("by hand", *by_hand), ("counted", *counted)], ("module 3a", "parameters", "MACs")
-)
+biases = row.one + row.reduce3 + row.three + row.reduce5 + row.five + row.pool
+counted = counting.parameters(built["published"].inception3a)
+claim(weights + biases == counted, "the parameters by hand are those counted")
+claim(28 * 28 * weights == cost["3a"], "the MACs by hand are those counted")
+by_hand = ("by hand", weights + biases, 28 * 28 * weights)
+table([by_hand, ("counted", counted, cost["3a"])], ("3a", "parameters", "MACs"))
 
 
 # %% tags=["solution-2"]
 class TwoSmall(Inception):
     """Two 3x3 convolutions in a row in place of the 5x5, which they match in window."""
 
-    def build(self, c_in: int, row: Row, conv: Callable, large: int) -> list[nn.Module]:
-        branches = super().build(c_in, row, conv, large)
-        branches[2][1] = nn.Sequential(
-            conv(row.reduce5, row.five, 3), conv(row.five, row.five, 3)
+    def __init__(self, row: Row):
+        super().__init__(row)
+        self.branch5 = nn.Sequential(
+            conv_relu(row.c_in, row.reduce5, 1),
+            conv_relu(row.reduce5, row.five, 3),
+            conv_relu(row.five, row.five, 3),
         )
-        return branches
 
 
 with torch.device("meta"):
-    changed, x = googlenet(block=TwoSmall, heads=()), torch.empty(1, 3, 224, 224)
-size = window(TwoSmall(192, TABLE_1["3a"]).branches[2], 192)
-claim(size == 5, "two 3×3 layers see 5×5 pixels")
-claim(
-    counting.parameters(changed) > main,
-    "with two 3×3 layers the network has more parameters",
-)
-record("twosmall.parameters", counting.parameters(changed))
-record("twosmall.gmacs", counting.macs(changed, x) / 1e9)
-row = (
-    f"{size}×{size}",
-    counting.parameters(changed),
-    f"{counting.macs(changed, x) / 1e9:.3f}",
-)
-table([row], ("window", "parameters", "G MACs"))
+    changed, x = googlenet(module=TwoSmall), torch.empty(1, 3, 224, 224)
+parameters, macs = counting.parameters(changed), counting.macs(changed, x)
+cells = reached(TwoSmall(TABLE_1["3a"]).branch5, 192).sum().item()
+claim(cells == 25, "two 3×3 layers see 5×5 pixels")
+claim(parameters > counting.parameters(built["published"]), "there are more parameters")
+record("twosmall.parameters", parameters)
+record("twosmall.gmacs", macs / 1e9)
+table([(cells, parameters, f"{macs / 1e9:.3f}")], ("pixels", "parameters", "G MACs"))
 
 # %% tags=["solution-3"]
-seed(0)
-network = xavier(digit_network(form=PLAIN)).to(device)
-history = train(network, train_part)
-loss, validated = main_loss(network, train_part), history["validation"][-1]
-claim(loss > 2, "without norm and heads the training loss stays above 2")
-claim(
-    validated < 0.3,
-    "without norm and heads less than 30 % of the validation part are right",
-)
-record("plain.loss", loss)
-record("plain.validation", validated)
-table(
-    [(f"{loss:.2f}", f"{validated:.1%}")], ("training loss, main output", "validation")
-)
-
-
-# %% tags=["solution-4"]
-class Naive(Inception):
-    """Figure 2a: no reductions, and the pooling passes all channels of the input on."""
-
-    def build(self, c_in: int, row: Row, conv: Callable, large: int) -> list[nn.Module]:
-        convs = [
-            conv(c_in, row.one, 1),
-            conv(c_in, row.three, 3),
-            conv(c_in, row.five, large),
-        ]
-        return [*convs, nn.MaxPool2d(3, 1, padding=1)]
-
-
-rows, macs = [], 0
-x = torch.empty(1, 192, 28, 28, device="meta")
-for name, row in TABLE_1.items():
-    with torch.device("meta"):
-        module = Naive(x.shape[1], row)
-    macs, x = macs + counting.macs(module, x), module(x)
-    rows.append((name, row.c_out, x.shape[1]))
-    x = pool()(x) if name in ("3b", "4e") else x
-record("naive.gmacs", macs / 1e9)
-record("naive.channels", x.shape[1])
-record("modules.gmacs", sum(own for own, _ in cost.values()) / 1e9)
-table(rows, ("module", "channels with projection", "channels without"))
+doubled = []
+for number in SEEDS:
+    seed(number)
+    network = digit_network_with_heads(conv=conv_relu)
+    uniform_init(network, gain=2.0)
+    x, y = train_part[0][:128].to(device), train_part[1][:128].to(device)
+    doubled.append(heads_over_main(network.to(device), x, y)[0].item())
+record_spread("gradient.doubled", doubled)
+least = ratios["no norm"][:, 0].min().item()
+claim(max(doubled) < least, "with twice the variance the heads send a smaller share")
+rows = [("1 / inputs", spread(ratios["no norm"][:, 0].tolist(), ".1f"))]
+rows.append(("2 / inputs", spread(doubled, ".1f")))
+table(rows, ("variance of the weights", "heads / main loss at the stem"))

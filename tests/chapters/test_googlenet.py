@@ -1,6 +1,6 @@
-"""The two forms of GoogLeNet in notebooks/googlenet.py."""
+"""GoogLeNet in notebooks/googlenet.py."""
 
-from collections import OrderedDict
+import copy
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from networks import close, macs_of, on_meta, parameters_of
 
 net = definitions("googlenet")
 
-# Szegedy et al. 2015, table 1: c_in, then the six widths in the order of the columns.
+# Szegedy et al. 2014, table 1: c_in, then the six widths in the order of the columns.
 TABLE_1 = {
     "3a": (192, 64, 96, 128, 16, 32, 32),
     "3b": (256, 128, 128, 192, 32, 96, 64),
@@ -27,49 +27,130 @@ TABLE_1 = {
     "5b": (832, 384, 192, 384, 48, 128, 128),
 }
 SIDES = {"3": 28, "4": 14, "5": 7}
-FORMS = ["PUBLISHED", "TORCHVISION"]
-ROW = (5, 3, 7, 2, 4, 6)  # of a small module
+SMALL = (8, 5, 3, 7, 2, 4, 6)  # of a module alone
+BUILDERS = ("googlenet", "googlenet_with_heads", "torchvision_googlenet", "unreduced_googlenet")
 
 
 def library(**how):
     return torchvision.models.googlenet(init_weights=False, **how)
 
 
-def small(heads=("4a", "5a"), form="DIGITS"):
-    """Four modules on a narrow stem, one head in the middle and one at the last but one."""
-    rows = {name: net.Row(*ROW) for name in ("3b", "4a", "5a", "5b")}
-    form = getattr(net, form)
-    first = OrderedDict(conv1=form.conv(1, 6, 3, 2))
-    return net.assemble(first, 6, rows, form, heads, (4, 12), 10, net.Inception)
+def library_head(name):
+    return getattr(library(aux_logits=True), name)
 
 
-class Stacked(nn.Module):
-    """The outputs of a training step in one tensor, for the order in which each form gives them."""
-
-    def __init__(self, network, order):
-        super().__init__()
-        self.network, self.order = network, order
-
-    def forward(self, x):
-        y = self.network(x)
-        return torch.stack([y[i] for i in self.order]) if self.training else y
-
-
-def test_torchvision_s_form_has_the_layers_and_the_cost_torchvision_gives():
-    network, reference = on_meta(net.googlenet, net.TORCHVISION), on_meta(library, aux_logits=True)
-    networks.same_layers(network, reference)  # in training mode, with the heads
-    assert parameters_of(network) == 13_004_888
-    meta = torchvision.models.GoogLeNet_Weights.IMAGENET1K_V1.meta
-    network = on_meta(net.googlenet, net.TORCHVISION, heads=())
-    assert parameters_of(network) == meta["num_params"] == 6_624_904
-    assert round(macs_of(network) / 1e9, 3) == meta["_ops"] == 1.498
-
-
-def test_torchvision_s_form_does_what_torchvision_does_with_its_heads():
+def small_module(kind="Inception"):
     torch.manual_seed(0)
-    network = Stacked(on_meta(net.googlenet, net.TORCHVISION), (0, 1, 2))
-    reference = Stacked(on_meta(library, aux_logits=True), (0, 2, 1))
-    networks.same_function(network, reference, torch.randn(3, 3, 64, 75), 3e-5)
+    return getattr(net, kind)(net.Row(*SMALL)), torch.randn(3, 8, 9, 6)
+
+
+def small_network(conv="conv_norm"):
+    torch.manual_seed(0)
+    return net.digit_network_with_heads(conv=getattr(net, conv))
+
+
+def convolutions(module):
+    return [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+
+
+def four_branches(module, x):
+    """The published module once more, from its weights and plain functions."""
+    one, reduce3, three, reduce5, five, pool = convolutions(module)
+
+    def step(conv, t):
+        size = conv.weight.shape[-1]
+        return F.conv2d(t, conv.weight, conv.bias, padding=size // 2).relu()
+
+    around = F.pad(x, (1, 1, 1, 1), value=-torch.inf)
+    largest = F.max_pool2d(around, 3, stride=1)
+    y3 = step(three, step(reduce3, x))
+    y5 = step(five, step(reduce5, x))
+    return torch.cat((step(one, x), y3, y5, step(pool, largest)), dim=1)
+
+
+# ---- windows -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("square", "window", "answer"), [(1, 3, 1 / 3), (3, 5, 9 / 5), (5, 5, 5), (5, 3, 3), (5, 1, 1)]
+)
+def test_a_window_of_norm_one_answers_with_what_it_shares_with_the_square(square, window, answer):
+    assert net.largest_answer(square, window) == pytest.approx(answer)
+
+
+# ---- the module ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_published_convolution_has_a_bias_and_a_relu(stride):
+    torch.manual_seed(0)
+    layer, x = net.conv_relu(3, 5, 5, stride=stride), torch.randn(2, 3, 8, 9)
+    close(layer(x), F.conv2d(x, layer[0].weight, layer[0].bias, stride, 2).relu())
+
+
+def test_a_module_equals_its_four_branches_computed_separately():
+    module, x = small_module()
+    found = module(x)
+    assert found.shape == (3, net.Row(*SMALL).c_out, 9, 6) == (3, 5 + 7 + 4 + 6, 9, 6)
+    close(found, four_branches(module, x))
+    assert [c.kernel_size[0] for c in convolutions(module)] == [1, 1, 3, 1, 5, 1]
+
+
+def test_a_module_without_reductions_is_four_branches_of_one_convolution():
+    module, x = small_module("Unreduced")
+    convs = convolutions(module)
+    inputs = x, x, x, F.max_pool2d(x, 3, 1, 1)
+    expected = [F.conv2d(t, c.weight, c.bias, padding="same") for t, c in zip(inputs, convs)]
+    close(module(x), torch.cat(expected, 1).relu())
+    assert [c.kernel_size[0] for c in convs] == [1, 3, 5, 1]
+
+
+def test_two_small_convolutions_stand_where_the_5x5_was():
+    module, x = small_module("TwoSmall")
+    reduce, first, second = convolutions(module.branch5)
+    h = F.conv2d(x, reduce.weight, reduce.bias).relu()
+    for conv in (first, second):
+        h = F.conv2d(h, conv.weight, conv.bias, padding=1).relu()
+    close(module(x)[:, 12:16], h)
+    plain = net.Inception(net.Row(*SMALL))
+    plain.branch5 = module.branch5
+    plain.load_state_dict(module.state_dict())
+    close(module(x), plain(x))
+
+
+@pytest.mark.parametrize(("large", "sides"), [(5, (1, 3, 5, 3)), (3, (1, 3, 3, 3))])
+def test_a_pixel_reaches_the_square_of_each_branch(large, sides):
+    torch.manual_seed(0)
+    module = net.Inception(net.Row(8, *[16] * 6), large=large)
+    for branch, side in zip(module.children(), sides, strict=True):
+        expected = torch.zeros(11, 11, dtype=torch.bool)
+        reach = slice(5 - side // 2, 6 + side // 2)
+        expected[reach, reach] = True
+        assert torch.equal(net.reached(branch, 8), expected)
+
+
+def test_what_a_pixel_reaches_is_asked_in_evaluation_mode_of_all_channels():
+    torch.manual_seed(0)
+    last = nn.Conv2d(2, 3, 3, padding=1)
+    nn.init.zeros_(last.weight[:2])  # only the third channel hears anything
+    branch = nn.Sequential(nn.Dropout(0.5), last).train()
+    assert net.reached(branch, 2).sum() == 9
+    assert branch[0].training
+    faint = nn.Conv2d(1, 1, 1)
+    nn.init.constant_(faint.weight, 1.5e-5)  # 1.5e-4 for a change of 10
+    assert net.reached(faint, 1).sum() == 1
+
+
+# ---- the network ---------------------------------------------------------------------------------
+
+
+def test_the_network_has_the_channels_of_table_1_and_22_layers():
+    network = on_meta(net.googlenet)
+    for name, widths in TABLE_1.items():
+        convs = convolutions(network.get_submodule(f"inception{name}"))
+        assert (convs[0].in_channels, *(c.out_channels for c in convs)) == widths
+    modules = sum(isinstance(m, net.Inception) for m in network.modules())
+    assert 3 + 2 * modules + 1 == 22  # three in the stem; a module is two layers deep
 
 
 def test_the_published_form_costs_what_a_sum_over_the_columns_of_table_1_gives():
@@ -82,105 +163,41 @@ def test_the_published_form_costs_what_a_sum_over_the_columns_of_table_1_gives()
         parameters += weights + one + reduce3 + three + reduce5 + five + pool
     network = on_meta(net.googlenet)
     assert macs_of(network) == macs == 1_582_671_872
-    heads = parameters_of(network.heads)
-    assert parameters_of(network) - heads == parameters == 6_998_552
-    assert parameters_of(on_meta(net.googlenet, heads=())) == parameters
+    assert parameters_of(network) == parameters == 6_998_552
+    heads = parameters
+    for c_in in (512, 528):
+        heads += c_in * 128 + 128 + 4 * 4 * 128 * 1024 + 1024 + 1024 * 1000 + 1000
+    assert parameters_of(on_meta(net.googlenet_with_heads)) == heads
+    assert macs_of(on_meta(net.unreduced_googlenet)) == 4_426_547_200
 
 
-def test_the_network_has_the_channels_of_table_1_and_its_depth_of_22_layers():
-    network, found = on_meta(net.googlenet), {}
-    for name, stage in network.stages.named_children():
-        if isinstance(stage, net.Inception):
-            convs = [m for m in stage.modules() if isinstance(m, nn.Conv2d)]
-            found[name[-2:]] = (convs[0].in_channels, *(m.out_channels for m in convs))
-    assert found == TABLE_1
-    modules = sum(isinstance(m, net.Inception) for m in network.modules())
-    assert 3 + 2 * modules + 1 == 22  # a module is two layers deep
+def test_torchvision_s_form_has_the_layers_and_the_cost_torchvision_gives():
+    network = on_meta(net.torchvision_googlenet)
+    networks.same_layers(network, on_meta(library, aux_logits=False))
+    meta = torchvision.models.GoogLeNet_Weights.IMAGENET1K_V1.meta
+    assert parameters_of(network) == meta["num_params"] == 6_624_904
+    assert round(macs_of(network) / 1e9, 3) == meta["_ops"] == 1.498
+    for c_in, name in ((512, "aux1"), (528, "aux2")):
+        head, reference = on_meta(net.torchvision_head, c_in), on_meta(library_head, name)
+        networks.same_layers(head, reference, 1, c_in, 14, 14)
 
 
-def test_heads_are_those_that_section_5_describes():
-    network = on_meta(net.googlenet)
-    assert list(network.heads) == ["inception4a", "inception4d"]
-    for head, c_in in zip(network.heads.values(), (512, 528), strict=True):
-        expected = c_in * 128 + 128 + 4 * 4 * 128 * 1024 + 1024 + 1024 * 1000 + 1000
-        assert parameters_of(head) == expected
-        assert parameters_of(on_meta(net.auxiliary_head, c_in, net.PUBLISHED)) == expected
-        assert [m.p for m in head if isinstance(m, nn.Dropout)] == [0.7]
-        pooled = head[0](torch.empty(1, c_in, 14, 14, device="meta"))
-        assert pooled.shape == (1, c_in, 4, 4)
-
-
-def test_a_published_head_pools_convolves_and_reads_with_two_linear_layers():
+def test_torchvision_s_form_does_what_torchvision_does():
     torch.manual_seed(0)
-    head, x = net.auxiliary_head(6, net.PUBLISHED, (4, 12), 10).eval(), torch.randn(2, 6, 14, 14)
-    conv, first, last = (m for m in head.modules() if isinstance(m, nn.Conv2d | nn.Linear))
-    h = F.conv2d(F.avg_pool2d(x, 5, 3), conv.weight, conv.bias).relu().flatten(1)
-    h = (h @ first.weight.T + first.bias).relu()
-    close(head(x), h @ last.weight.T + last.bias)
+    network, reference = on_meta(net.torchvision_googlenet), on_meta(library, aux_logits=False)
+    networks.same_function(network, reference, torch.randn(3, 3, 64, 75), 3e-5)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_a_published_convolution_has_a_bias_and_a_relu(stride):
+def test_a_head_does_what_that_of_torchvision_does():
     torch.manual_seed(0)
-    layer, x = net.conv_relu(3, 5, 5, stride), torch.randn(2, 3, 8, 9)
-    close(layer(x), F.conv2d(x, layer[0].weight, layer[0].bias, stride, 2).relu())
-
-
-def test_the_published_module_equals_its_four_branches_computed_separately():
-    torch.manual_seed(0)
-    block, x = net.Inception(8, net.Row(*ROW)), torch.randn(3, 8, 9, 6)
-    found = block(x)
-    assert found.shape == (3, net.Row(*ROW).c_out, 9, 6) == (3, 5 + 7 + 4 + 6, 9, 6)
-    close(found, net.four_branches(block, x))
-
-
-def test_without_reductions_every_module_reads_all_channels():
-    network = on_meta(net.googlenet, block=net.Unreduced)
-    assert macs_of(network) == 4_426_547_200
-    for name, (c_in, one, _, three, _, five, pool) in TABLE_1.items():
-        block = network.stages.get_submodule(f"inception{name}")
-        expected = c_in * (one + 9 * three + 25 * five + pool) + one + three + five + pool
-        assert parameters_of(block) == expected
-
-
-def test_a_module_without_reductions_is_four_branches_of_one_convolution():
-    torch.manual_seed(0)
-    block, x = net.Unreduced(8, net.Row(*ROW)), torch.randn(3, 8, 9, 6)
-    convs = [m for m in block.modules() if isinstance(m, nn.Conv2d)]
-    inputs = x, x, x, F.max_pool2d(x, 3, 1, 1)
-    expected = [F.conv2d(t, c.weight, c.bias, padding="same") for t, c in zip(inputs, convs)]
-    close(block(x), torch.cat(expected, 1).relu())
-    assert [c.kernel_size[0] for c in convs] == [1, 3, 5, 1]
-
-
-def test_the_naive_module_passes_the_maxima_of_all_channels_on():
-    torch.manual_seed(0)
-    block, x = net.Naive(8, net.Row(*ROW)), torch.randn(3, 8, 9, 6)
-    convs = [m for m in block.modules() if isinstance(m, nn.Conv2d)]
-    expected = [F.conv2d(x, c.weight, c.bias, padding="same").relu() for c in convs]
-    close(block(x), torch.cat((*expected, F.max_pool2d(x, 3, 1, 1)), 1))
-    assert [c.kernel_size[0] for c in convs] == [1, 3, 5]
-
-
-def test_two_small_convolutions_stand_where_the_5x5_was():
-    torch.manual_seed(0)
-    block, x = net.TwoSmall(8, net.Row(*ROW)), torch.randn(3, 8, 9, 6)
-    plain = net.Inception(8, net.Row(*ROW))
-    for i in (0, 1, 3):
-        block.branches[i] = plain.branches[i]
-    reduce, *both = (m for m in block.branches[2].modules() if isinstance(m, nn.Conv2d))
-    h = F.conv2d(x, reduce.weight, reduce.bias).relu()
-    for conv in both:
-        h = F.conv2d(h, conv.weight, conv.bias, padding=1).relu()
-    found, expected = block(x), plain(x)
-    close(found[:, 12:16], h)
-    close(found[:, [*range(12), *range(16, 22)]], expected[:, [*range(12), *range(16, 22)]])
+    head, reference = on_meta(net.torchvision_head, 512), on_meta(library_head, "aux1")
+    networks.same_function(head, reference, torch.randn(3, 512, 9, 5), 3e-5)
 
 
 def test_the_published_stem_normalises_where_figure_3_does():
     torch.manual_seed(0)
-    stem, x = nn.Sequential(net.stem(net.PUBLISHED)), torch.rand(1, 3, 64, 64)
-    conv1, conv2, conv3 = (stem.get_submodule(f"conv{i}")[0] for i in (1, 2, 3))
+    stem, x = net.Stem(), torch.rand(1, 3, 64, 64)
+    conv1, conv2, conv3 = convolutions(stem)
 
     def normalise(t):  # a neighbourhood of five channels, by hand
         squares = F.pad(t.square(), (0, 0, 0, 0, 2, 2))
@@ -199,186 +216,201 @@ def test_the_published_stem_normalises_where_figure_3_does():
         close(stem(x), t, 1e-6)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_windows_of_the_branches_are_one_three_five_three_and_a_three_in_torchvision(form):
-    branches = net.Inception(8, net.Row(*[16] * 6), getattr(net, form)).branches
-    windows = [net.window(branch, 8) for branch in branches]
-    assert windows == [1, 3, 5 if form == "PUBLISHED" else 3, 3]
+def test_maps_shrink_by_32_and_the_last_windows_reach_over_the_edge():
+    network = on_meta(net.googlenet)
+    shapes = []
+    for name in ("stem", "pool3", "pool4", "inception5b"):
+        part = network.get_submodule(name)
+        part.register_forward_hook(lambda m, i, o: shapes.append(tuple(o.shape)))
+    assert networks.runs_on_meta(network, 3, 3, 225, 161).shape == (3, 1000)
+    assert shapes == [(3, 192, 28, 20), (3, 480, 14, 10), (3, 832, 7, 5), (3, 1024, 7, 5)]
+    assert network.pool4.kernel_size == 3
+    assert network.dropout.p == 0.4
 
 
-def test_a_window_is_counted_from_the_unit_at_the_centre_and_in_evaluation_mode():
-    assert net.window(nn.Conv2d(2, 1, (1, 9), padding=(0, 4)), 2) == 9
-    silent = nn.Conv2d(1, 1, (1, 3), padding=(0, 1))
-    nn.init.ones_(silent.weight)
-    nn.init.constant_(silent.bias, -5)  # below zero for any image, above for a pixel that is larger
-    assert net.window(nn.Sequential(silent, nn.ReLU()), 1) == 3
-    left = nn.Conv2d(1, 1, (1, 11), padding=(0, 5))
-    nn.init.zeros_(left.weight)
-    left.weight.data[..., :3] = 1
-    assert net.window(nn.Sequential(nn.Dropout(0.5), left), 1) == 3
+@pytest.mark.parametrize("name", BUILDERS)
+def test_every_form_runs_forward_and_backward_on_the_meta_device(name):
+    outputs = networks.runs_on_meta(on_meta(getattr(net, name)), 2, 3, 224, 224)
+    shapes = [y.shape for y in outputs] if isinstance(outputs, tuple) else [outputs.shape]
+    assert shapes == [(2, 1000)] * (3 if name == "googlenet_with_heads" else 1)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("batch", "height", "width"), [(3, 225, 161), (1, 64, 256)])
-def test_any_batch_and_map_size_goes_through(form, batch, height, width):
-    network = on_meta(net.googlenet, getattr(net, form), heads=()).eval()
-    sides = []
-    for side in (height, width):
-        side = (side + 1) // 2  # the first convolution
-        for _ in range(4):  # poolings of 3 at stride 2, the last window may reach over the edge
-            side = side // 2
-        sides.append(side)
-    maps = network.stages(torch.empty(batch, 3, height, width, device="meta"))
-    assert maps.shape == (batch, 1024, *sides)
-    assert network.classifier(maps).shape == (batch, 1000)
+# ---- heads ---------------------------------------------------------------------------------------
+
+
+def test_a_published_head_pools_convolves_and_reads_with_two_linear_layers():
+    torch.manual_seed(0)
+    head = net.Head(6, narrow=4, hidden=12, num_classes=10).eval()
+    x = torch.randn(2, 6, 14, 14)
+    h = F.avg_pool2d(x, 5, 3)  # (2, 6, 4, 4)
+    h = F.conv2d(h, head.conv[0].weight, head.conv[0].bias).relu().flatten(1)
+    h = (h @ head.linear.weight.T + head.linear.bias).relu()
+    close(head(x), h @ head.classifier.weight.T + head.classifier.bias)
+    assert head.dropout.p == 0.7
+    wide = on_meta(net.thousand_classes, 512)
+    assert (wide.conv[0].out_channels, wide.linear.out_features) == (128, 1024)
+
+
+def test_in_training_the_heads_read_the_maps_behind_4a_and_4d():
+    network, x = networks.without_dropout(small_network()), torch.randn(4, 1, 16, 16)
+    maps = {}
+    for name in ("4a", "4d"):
+        part = network.get_submodule(f"inception{name}")
+        part.register_forward_hook(lambda m, i, o, name=name: maps.update({name: o}))
+    _, at4a, at4d = network(x)
+    close(at4a, network.head4a(maps["4a"]))
+    close(at4d, network.head4d(maps["4d"]))
 
 
 def test_evaluation_gives_the_main_output_alone_whatever_the_heads():
-    torch.manual_seed(0)
-    network, x = small().eval(), torch.randn(2, 1, 16, 16)
+    network, x = small_network().eval(), torch.randn(2, 1, 16, 16)
     before = network(x)
-    for parameter in network.heads.parameters():
-        nn.init.zeros_(parameter)
-    torch.testing.assert_close(network(x), before, rtol=0, atol=0)
+    for head in (network.head4a, network.head4d):
+        for parameter in head.parameters():
+            nn.init.zeros_(parameter)
+    close(network(x), before, 0)
+    assert before.shape == (2, 10)
 
 
-def test_a_head_sends_no_gradient_to_stages_behind_it():
-    torch.manual_seed(0)
-    network = small()
-    _, _, last = network(torch.randn(4, 1, 16, 16))
-    last.sum().backward()
-    stages = network.stages.named_children()
-    reached = [n for n, s in stages if any(p.grad is not None for p in s.parameters())]
-    assert reached == ["conv1", *(f"inception{n}" for n in ("3b", "4a", "5a"))]
-
-
-def test_heads_with_the_losses_of_a_training_step_come_behind_the_main_output():
-    torch.manual_seed(0)
-    network, x = small().eval(), torch.randn(3, 1, 16, 16)
-    maps, expected = x, []
-    for name, stage in network.stages.named_children():
-        maps = stage(maps)
-        if name in network.heads:
-            expected.append(network.heads[name](maps))
-    expected = torch.stack([network.classifier(maps), *expected])
-    close(net.WithHeads(network.train())(x), expected)
-    close(net.WithHeads(network.train(), (0, 2, 1))(x), expected[[0, 2, 1]])
-    assert not any(m.training for m in network.modules())
+def test_a_head_sends_no_gradient_to_modules_behind_it():
+    network = small_network()
+    _, _, at4d = network(torch.randn(4, 1, 16, 16))
+    at4d.sum().backward()
+    parts = [
+        n for n, m in network.named_children() if any(p.grad is not None for p in m.parameters())
+    ]
+    assert parts == [
+        "stem",
+        *(f"inception{n}" for n in ("3a", "3b", "4a", "4b", "4c", "4d")),
+        "head4d",
+    ]
 
 
 def test_the_loss_adds_three_tenths_of_each_head():
     y = torch.tensor([0, 1])
     right, none = 50 * F.one_hot(y, 4).float(), torch.zeros(2, 4)
     log4 = torch.tensor(4.0).log()
-    torch.testing.assert_close(net.total_loss([right, none, none], y), 0.6 * log4)
-    torch.testing.assert_close(net.total_loss([none, right, none], y), 1.3 * log4)
-    torch.testing.assert_close(net.total_loss([none], y), log4)
+    close(net.total_loss((right, none, right), y), 0.3 * log4)
+    close(net.total_loss((right, right, none), y), 0.3 * log4)
+    close(net.total_loss((none, right, none), y), 1.3 * log4)
 
 
-def test_the_main_loss_is_that_of_the_main_output_in_evaluation_mode():
-    torch.manual_seed(0)
-    network, x, y = small(), torch.randn(7, 1, 16, 16), torch.arange(7)
-    found = net.main_loss(network, (x, y))
-    assert network.training
-    assert found == pytest.approx(F.cross_entropy(network.eval()(x), y).item(), rel=1e-5)
+# ---- digits --------------------------------------------------------------------------------------
 
 
-def test_dropout_is_four_tenths_as_published_and_two_tenths_in_torchvision():
-    for form, p in (("PUBLISHED", 0.4), ("TORCHVISION", 0.2), ("DIGITS", 0.4), ("PLAIN", 0.4)):
-        network = on_meta(small, form=form)
-        assert [m.p for m in network.classifier if isinstance(m, nn.Dropout)] == [p]
-
-
-@pytest.mark.parametrize(("form", "norm", "large"), [("DIGITS", 2, 5), ("PLAIN", 1, 5)])
-def test_the_digit_network_has_the_modules_at_an_eighth_of_their_width(form, norm, large):
-    """A norm has two parameters a channel, a bias one."""
-    parameters, last = 24 * 9 + norm * 24, 1024 // 8
-    for c_in, *widths in TABLE_1.values():
-        c_in, (one, r3, three, r5, five, pool) = c_in // 8, (w // 8 for w in widths)
-        parameters += c_in * (one + r3 + r5 + pool) + 9 * r3 * three + large**2 * r5 * five
-        parameters += norm * (one + r3 + three + r5 + five + pool)
+def test_the_digit_network_has_the_modules_at_an_eighth_of_their_width():
+    """A norm has two parameters a channel."""
+    parameters, last = 24 * 9 + 2 * 24, 1024 // 8
+    for widths in TABLE_1.values():
+        c_in, one, r3, three, r5, five, pool = (w // 8 for w in widths)
+        parameters += c_in * (one + r3 + r5 + pool) + 9 * r3 * three + 25 * r5 * five
+        parameters += 2 * (one + r3 + three + r5 + five + pool)
     parameters += last * 10 + 10
-    form = getattr(net, form)
-    assert parameters_of(on_meta(net.digit_network, (), form)) == parameters
-    for c_in in (512 // 8, 528 // 8):
-        parameters += c_in * 16 + norm * 16 + 256 * 128 + 128 + 128 * 10 + 10
-    network = on_meta(net.digit_network, form=form)
+    network = on_meta(net.digit_network)
     assert parameters_of(network) == parameters
-    shapes = [y.shape for y in networks.runs_on_meta(network, 3, 1, 20, 12)]
-    assert shapes == [(3, 10)] * 3
-    maps = network.stages(torch.empty(3, 1, 20, 12, device="meta"))
-    assert maps.shape == (3, 128, 2, 1)
-    assert network.stages.pool4.kernel_size == 3
+    assert network.dropout.p == 0
+    for c_in in (512 // 8, 528 // 8):
+        parameters += c_in * 16 + 2 * 16 + 256 * 128 + 128 + 128 * 10 + 10
+    with_heads = on_meta(net.digit_network_with_heads, conv=net.conv_norm)
+    assert parameters_of(with_heads) == parameters
+    assert with_heads.dropout.p == 0
+    shapes = []
+    for part in (network.inception4a, with_heads.inception4a):
+        part.register_forward_hook(lambda m, i, o: shapes.append(tuple(o.shape)))
+    assert networks.runs_on_meta(network, 3, 1, 20, 12).shape == (3, 10)
+    outputs = networks.runs_on_meta(with_heads, 3, 1, 20, 12)
+    assert [y.shape for y in outputs] == [(3, 10)] * 3
+    assert shapes == [(3, 64, 5, 3)] * 2
 
 
-@pytest.mark.parametrize("form", ["DIGITS", "PLAIN"])
-def test_heads_of_small_networks_bring_any_map_to_four_by_four(form):
-    pool = getattr(net, form).head_pool()
-    assert pool(torch.empty(1, 2, 3, 7)).shape == (1, 2, 4, 4)
-
-
-@pytest.mark.parametrize("heads", [("4a", "5a"), ()])
-def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss(heads):
+def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss():
     torch.manual_seed(0)
     x = torch.randn(20, 1, 16, 16)
-    networks.learns(small(heads), x, rate=0.02, steps=40, loss=net.total_loss)
+    networks.learns(net.digit_network(), x, rate=0.01, steps=30)
 
 
-def test_gradients_of_stages_are_those_of_the_main_loss_and_of_the_weighted_heads():
+def test_the_heads_are_trained_with_the_network():
     torch.manual_seed(0)
-    network = networks.without_dropout(small()).double()
+    x = torch.randn(20, 1, 16, 16)
+    networks.learns(small_network(), x, rate=0.01, steps=30, loss=net.total_loss)
+
+
+def test_pooled_channels_are_means_over_maps_normed_by_the_batch_and_change_no_network():
+    torch.manual_seed(0)
+    network = net.digit_network().eval()
+    x = torch.randn(9, 1, 16, 16)
+    before = copy.deepcopy(network.state_dict())
+    found = net.pooled(network, x)
+    assert [name for name in found if not name.startswith("pool")] == ["stem", *TABLE_1]
+    for name, value in network.state_dict().items():
+        close(value.double(), before[name].double(), 0)
+    assert not network.training
+    assert found["5b"].dtype == torch.float64
+    network.train()
+    close(network.classifier(found["5b"].float()), network(x))
+    close(found["stem"].float(), network.stem(x).mean((2, 3)))
+    assert not found["5b"].requires_grad
+
+
+def test_a_probe_is_least_squares_with_a_bias():
+    torch.manual_seed(0)
+    x, y = 5 + torch.randn(40, 6).double(), torch.arange(40) % 7
+    more, ones = torch.randn(8, 6).double(), torch.ones(40, 1)
+    weight = torch.linalg.lstsq(torch.cat((x, ones), 1), F.one_hot(y, 10).double()).solution
+    close(net.probe(x, y, more), torch.cat((more, ones[:8]), 1) @ weight)
+
+
+# ---- gradients -----------------------------------------------------------------------------------
+
+
+def test_ratios_are_those_of_the_gradients_of_both_losses():
+    network = networks.without_dropout(small_network("conv_relu")).double()
+    net.uniform_init(network)
     x, y = torch.randn(6, 1, 16, 16).double(), torch.arange(6)
-    kernels = [network.stages.conv1[0].weight]
-    for name in ("3b", "4a", "5a", "5b"):
-        kernels.append(network.stages.get_submodule(f"inception{name}.branches.0.0").weight)
-    main, *heads = (F.cross_entropy(output, y) for output in network(x))
-    expected = torch.zeros(2, 5)
-    for row, loss in enumerate((main, 0.3 * sum(heads))):
+    found = net.heads_over_main(network.eval(), x, y)
+    kernels = [network.stem[0].weight]
+    for name in ("3a", "3b", "4a", "4b", "4c", "4d"):
+        kernels.append(convolutions(network.get_submodule(f"inception{name}"))[0].weight)
+    main, *heads = (F.cross_entropy(output, y) for output in network.train()(x))
+    norms = []
+    for loss in (0.3 * sum(heads), main):
         network.zero_grad()
         loss.backward(retain_graph=True)
-        for column, kernel in enumerate(kernels[: 5 - row]):  # no head behind the last module
-            expected[row, column] = kernel.grad.square().sum().sqrt()
-    close(net.stage_gradients(network.eval(), x, y).float(), expected)
+        norms.append(torch.stack([kernel.grad.norm() for kernel in kernels]))
+    close(found, norms[0] / norms[1])
 
 
-def test_without_batch_norm_the_heads_send_more_gradient_where_the_signal_fades():
-    torch.manual_seed(0)
-    x, y = torch.randn(32, 1, 16, 16), torch.randint(10, (32,))
-    ratios = []
-    for gain in (1, 2):  # 1 / inputs halves the mean square at each ReLU, 2 / inputs keeps it
-        network = net.xavier(net.digit_network(form=net.PLAIN), gain)
-        main, heads = net.stage_gradients(network, x, y)
-        ratios.append((heads[0] / main[0]).item())
-    assert ratios[0] > 2 * max(1, ratios[1])
-
-
-@pytest.mark.parametrize("gain", [(), (2,)])
-def test_initial_weights_have_the_variance_of_gain_over_inputs_and_no_bias(gain):
+@pytest.mark.parametrize("how", [{}, {"gain": 2.0}])
+def test_initial_weights_have_the_variance_of_gain_over_inputs_and_no_bias(how):
     torch.manual_seed(0)
     network = nn.Sequential(net.conv_relu(16, 64, 3), net.conv_norm(16, 64, 3), nn.Linear(64, 200))
-    network = net.xavier(network, *gain)
+    net.uniform_init(network, **how)
     for layer in (network[0][0], network[1][0], network[2]):
-        weight = layer.weight
-        bound = (3 * (*gain, 1)[0] / weight[0].numel()) ** 0.5
-        networks.starts_with(weight, bound / 3**0.5, share=0.05)
-        assert weight.abs().max() <= bound
+        bound = (3 * how.get("gain", 1) / layer.weight[0].numel()) ** 0.5
+        networks.starts_with(layer.weight, bound / 3**0.5, share=0.05)
+        assert layer.weight.abs().max() <= bound
     assert not network[0][0].bias.any() and not network[2].bias.any()
 
 
-def test_the_network_of_the_full_profile_has_the_weights_of_torchvision(monkeypatch):
+# ---- look inside ---------------------------------------------------------------------------------
+
+
+def test_the_variance_between_classes_is_all_none_or_as_by_hand():
+    y = torch.arange(20) % 10
+    classes = torch.randn(10, 4).double()
+    assert net.between(classes[y], y) == pytest.approx(1)
+    alike = torch.cat((torch.ones(10, 2), -torch.ones(10, 2)))  # each class twice, once a sign
+    assert net.between(alike, y) == pytest.approx(0)
+    # Class 0 holds 1 and 5, the others 0 twice: the mean is 0.3, the total 26 - 20 * 0.09 = 24.2.
+    x = torch.zeros(20, 1)
+    x[0], x[10] = 1, 5
+    assert net.between(x, y) == pytest.approx(1 - 8 / 24.2)
+
+
+def test_two_directions_are_those_of_the_largest_variance():
     torch.manual_seed(0)
-    reference, asked = library(aux_logits=False), []
-    monkeypatch.setattr(
-        torchvision.models, "googlenet", lambda **how: asked.append(how) or reference
-    )
-    x = torch.randn(2, 3, 64, 64)
-    expected = reference.eval()(x)
-    network = net.imagenet_network().eval()
-    close(network(x), expected)
-    weights = torchvision.models.GoogLeNet_Weights.IMAGENET1K_V1
-    assert asked == [{"weights": weights, "progress": False}]
-
-
-def test_the_published_form_runs_forward_and_backward_on_the_meta_device():
-    outputs = networks.runs_on_meta(on_meta(net.googlenet), 2, 3, 224, 224)
-    assert [y.shape for y in outputs] == [(2, 1000)] * 3
+    points = torch.randn(50, 5).double() * torch.tensor([1, 9, 2, 5, 1]) + 3
+    found = net.two_directions(points)
+    values = torch.linalg.eigvalsh(points.T.cov())
+    close(found.T.cov(), torch.diag(values[[-1, -2]]))
+    assert found.mean(0).abs().max() < 1e-9
