@@ -856,3 +856,4 @@ table(rows, ("oldest that stays", "connections cut", "rise of the loss"))
 # %% tags=["solution-4-claims"]
 claim(min(by_age[1]) > max(by_age[2]), "layers two back are missed, seeds apart")
 claim(min(by_age[2]) > max(by_age[3]), "layers three back are missed, seeds apart")
+claim(min(by_age[3]) > 0, "layers four back are missed")

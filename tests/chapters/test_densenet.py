@@ -212,6 +212,8 @@ def test_towers_have_as_many_layers_as_said_and_differ_in_how_they_meet(kind):
         y = MEETINGS[kind](y, made)
     assert y.shape[1] == (12 + 3 * 6 if kind == "dense" else 12)
     close(tower(x), tower.classifier(torch.relu(tower.norm(y)).mean((2, 3))))
+    assert tower(x).shape == (2, 10)
+    assert {layer[2].kernel_size for layer in tower.body} == {(3, 3)}
 
 
 def test_gradients_of_kernels_are_those_of_the_mean_cross_entropy():
