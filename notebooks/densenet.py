@@ -416,7 +416,7 @@ with torch.device("meta"):
     network = densenet121()
 draw_reads(network.body.block1, network.body.transition1[0][2].out_channels)
 
-# %% tags=["parts-figure"] alt="Two columns from top to bottom. Dense layer: c channels, a box 1x1 with 4k channels, a box 3x3 with k channels, a list of c + k channels; an arrow leaves above the boxes, runs past them and meets the list. Transition: c channels, a box 1x1 with half of c channels, a box mean of 2x2, and c/2 channels of half the side."
+# %% tags=["parts-figure"] alt="Two columns from top to bottom. Dense layer: c channels, a box 1x1 with 4k channels, a box 3x3 with k channels, a list of c + k channels; an arrow leaves above the boxes, runs past them and meets the list. Transition: c channels, a box 1x1 with theta c channels, a box mean of 2x2, and theta c channels of half the side."
 axes = diagrams.sheet(2.9)
 nodes = {
     "title": diagrams.Node(1.1, 0.15, "dense layer", weight="bold"),
@@ -426,9 +426,9 @@ nodes = {
     "joined": diagrams.Node(1.1, 2.55, "[$c$, $k$]"),
     "title2": diagrams.Node(3.6, 0.15, "transition", weight="bold"),
     "c2": diagrams.Node(3.6, 0.5, "$c$"),
-    "compress": diagrams.Node(3.6, 1.15, "1×1, $θc$", width=1.3),
+    "compress": diagrams.Node(3.6, 1.15, "1×1, $θ\\, c$", width=1.3),
     "pool": diagrams.Node(3.6, 1.85, "mean of 2×2", width=1.3),
-    "half": diagrams.Node(3.6, 2.55, "$θc$, half the side"),
+    "half": diagrams.Node(3.6, 2.55, "$θ\\, c$, half the side"),
 }
 chains = [("c", "narrow"), ("narrow", "grow"), ("grow", "joined")]
 chains += [("c2", "compress"), ("compress", "pool"), ("pool", "half")]
