@@ -1,15 +1,10 @@
 """The dense networks of notebooks/densenet.py."""
 
-import math
-
 import pytest
 import torch
-import torchvision
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import set_checkpoint_early_stop
 from torchvision.models import densenet as library
-from torchvision.models.resnet import BasicBlock
 
 import networks
 from loader import definitions
@@ -23,24 +18,27 @@ PUBLISHED = {
     "densenet169": library.DenseNet169_Weights.IMAGENET1K_V1,
     "densenet201": library.DenseNet201_Weights.IMAGENET1K_V1,
 }
-LAYERS = ["DenseLayer", "BasicLayer", "FrugalLayer"]
-SMALL = (4, (2, 3, 1, 2), 6)  # growth, depths, channels of the stem
+LAYERS = ("DenseLayer", "basic_layer")
 
 
 def weighted(network):
     return [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
 
 
-def small(layer="DenseLayer", depths=(2, 2)):
-    return net.densenet(4, depths, 8, net.cifar_stem, getattr(net, layer), num_classes=10)
+def narrow_pair():
+    """Ours and torchvision's, few channels and few layers, on the meta device."""
+    how = {"stem": net.imagenet_stem, "c_stem": 6, "num_classes": 10}
+    ours = on_meta(net.DenseNet, 4, (2, 3, 1, 2), **how)
+    return ours, on_meta(library.DenseNet, 4, (2, 3, 1, 2), 6, num_classes=10)
 
 
-def pair(frugal=False):
-    """Ours and torchvision's, narrow and shallow."""
-    layer = net.FrugalLayer if frugal else net.DenseLayer
-    growth, depths, c_stem = SMALL
-    theirs = on_meta(library.DenseNet, growth, depths, c_stem, 4, 0, 10, memory_efficient=frugal)
-    return on_meta(net.densenet, *SMALL, layer=layer, num_classes=10), theirs
+def stirred(network):
+    """Batch norms that have seen something, in evaluation mode."""
+    network(torch.randn(8, 3, 16, 16))
+    return network.eval()
+
+
+# ---- the published networks ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -55,10 +53,9 @@ def test_densenet121_has_the_macs_torchvision_gives():
     assert round(macs_of(network) / 1e9, 3) == PUBLISHED["densenet121"].meta["_ops"]
 
 
-@pytest.mark.parametrize("frugal", [False, True])
-def test_the_network_does_what_torchvision_s_does_on_maps_of_odd_size(frugal):
+def test_the_network_does_what_torchvision_s_does_on_maps_of_odd_size():
     torch.manual_seed(0)
-    networks.same_function(*pair(frugal), torch.randn(3, 3, 75, 97), 3e-5)
+    networks.same_function(*narrow_pair(), torch.randn(3, 3, 75, 97), 3e-5)
 
 
 def plain_by_hand(growth, depth):
@@ -97,11 +94,12 @@ def test_cifar_networks_have_the_depth_they_are_named_after_and_a_count_by_hand(
     network = on_meta(build, growth, depth)
     assert len(weighted(network)) == depth
     assert parameters_of(network) == count(growth, depth)
-    assert network.block1(network.stem(torch.empty(2, 3, 9, 7, device="meta"))).shape[2:] == (9, 7)
+    x = torch.empty(2, 3, 9, 7, device="meta")
+    assert network.body.block1(network.stem(x)).shape[2:] == (9, 7)
 
 
 def test_the_counts_by_hand_are_those_of_table_2_of_the_paper():
-    """Huang et al. 2017: growth rate, depth, millions of parameters."""
+    """Huang et al. 2016: growth rate, depth, millions of parameters."""
     assert len(net.TABLE_2) == 6
     for build, growth, depth, millions in net.TABLE_2:
         by_hand = plain_by_hand if build is net.cifar_densenet else bc_by_hand
@@ -117,41 +115,70 @@ def test_depths_that_do_not_fit_are_refused():
 
 def test_convolutions_start_with_variance_two_over_fan_in_and_the_last_bias_at_zero():
     torch.manual_seed(0)
-    network = net.densenet(24, (2, 1), 48)
-    conv = network.block1[1].narrow[2]
+    network = net.DenseNet(24, (2, 1), stem=net.imagenet_stem, c_stem=48)
+    conv = network.body.block1[1].narrow[2]
     networks.starts_with(conv.weight, (2 / conv.in_channels) ** 0.5)
-    assert not network.fc.bias.any()
+    assert not network.classifier.bias.any()
 
 
 @pytest.mark.parametrize(("batch", "height", "width"), [(3, 225, 161), (1, 64, 256)])
 def test_any_batch_and_map_size_goes_through(batch, height, width):
-    network = on_meta(net.densenet, *SMALL).eval()
-    maps = network[:8](torch.empty(batch, 3, height, width, device="meta"))
+    network, _ = narrow_pair()
+    x = torch.empty(batch, 3, height, width, device="meta")
     halved = [-(-side // 4) // 8 for side in (height, width)]
-    assert maps.shape[::2] == (batch, halved[0]) and maps.shape[3] == halved[1]
-    assert network[8:](maps).shape == (batch, 1000)
+    assert list(network.body(network.stem(x)).shape[2:]) == halved
+    assert network.eval()(x).shape == (batch, 10)
+
+
+@pytest.mark.parametrize("build", ["densenet121", "small_densenet", "wide_resnet", "dense_tower"])
+def test_networks_run_forward_and_backward_on_the_meta_device(build):
+    network = on_meta(getattr(net, build), *([3] if build == "dense_tower" else []))
+    side = 64 if build == "densenet121" else 16
+    K = 1000 if build == "densenet121" else 10
+    assert networks.runs_on_meta(network, 2, 3, side, side + 3).shape == (2, K)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss(layer):
+    torch.manual_seed(0)
+    how = {"stem": net.cifar_stem, "c_stem": 8, "layer": getattr(net, layer)}
+    network = net.DenseNet(4, (2, 2), num_classes=10, **how)
+    networks.learns(network, torch.randn(20, 3, 8, 8), rate=0.03, steps=40)
+
+
+# ---- layers, rows, blocks ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_a_block_hands_on_its_input_and_what_earlier_layers_made(layer):
     torch.manual_seed(0)
-    block = net.DenseBlock(getattr(net, layer), 5, 3, 4).eval()
+    block = net.DenseBlock(5, 3, depth=4, layer=getattr(net, layer)).eval()
     x = torch.randn(2, 5, 7, 9)
     with torch.no_grad():
         before = block(x)
-        block[2].grow[2].weight.normal_()
+        (block[2].grow if layer == "DenseLayer" else block[2])[2].weight.normal_()
         after = block(x)
     assert before.shape == (2, 5 + 4 * 3, 7, 9)
-    torch.testing.assert_close(before[:, :5], x, rtol=0, atol=0)
-    torch.testing.assert_close(after[:, :11], before[:, :11], rtol=0, atol=0)
+    close(before[:, :5], x, 0)
+    close(after[:, :11], before[:, :11], 0)
     assert (after[:, 11:] != before[:, 11:]).flatten(2).any(2).all()
 
 
-def test_a_layer_without_bottleneck_is_norm_relu_and_one_3x3_on_all_feature_maps():
+def test_a_layer_without_bottleneck_is_norm_relu_and_one_3x3_on_all_that_it_reads():
     torch.manual_seed(0)
-    layer, maps = net.BasicLayer(5, 3), [torch.randn(4, c, 6, 5) for c in (2, 3)]
-    x = F.batch_norm(torch.cat(maps, 1), None, None, training=True, eps=1e-5)
-    close(layer(*maps), F.conv2d(x.relu(), layer.grow[2].weight, padding=1))
+    layer, x = net.basic_layer(5, 3), torch.randn(4, 5, 6, 7)
+    normed = F.batch_norm(x, None, None, training=True, eps=1e-5)
+    close(layer(x), F.conv2d(normed.relu(), layer[2].weight, padding=1))
+
+
+def test_layers_that_compute_nothing_leave_a_residual_row_as_it_was():
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 5, 6)
+    row = net.residual_row(4).eval()
+    close(row[1](row[0](x) + x) + row[0](x) + x, row(x))
+    for block in row:
+        nn.init.zeros_(block[1][2].weight)
+    close(row(x), x, 0)
 
 
 def test_a_transition_halves_the_side_and_averages():
@@ -159,187 +186,142 @@ def test_a_transition_halves_the_side_and_averages():
     nn.init.dirac_(part[0][2].weight)
     x = torch.rand(1, 2, 6, 4)
     expected = x.view(1, 2, 3, 2, 2, 2).mean((3, 5)) / (1 + 1e-5) ** 0.5
-    torch.testing.assert_close(part(x), expected)
+    close(part(x), expected)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 7])
-@pytest.mark.parametrize("frugal", [False, True])
-def test_memory_of_a_block_equals_the_formula_to_the_byte(depth, frugal):
-    layer = net.FrugalLayer if frugal else net.DenseLayer
-    pixel, once = net.kept_by_hand(10, 4, depth, frugal)
-    assert net.block_memory(layer, 3, 10, 6, 4, depth) == 4 * (3 * 6 * 6 * pixel + once)
-    closed = 9 * 4 * depth - 4 if frugal else 4 * depth**2 + (2 * 10 + 7 * 4) * depth
-    assert pixel == closed  # the chapter's equation
+# ---- the towers and the small networks -----------------------------------------------------------
 
 
-def test_the_ledger_finds_what_autograd_keeps_of_one_product():
-    layer = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Sigmoid(), nn.Linear(8, 8, bias=False))
-    found = net.memory(layer, torch.randn(5, 8))
-    assert found == 4 * 5 * 8  # the sigmoid keeps its output, which the next product reads
+MEETINGS = {
+    "plain": lambda x, made: made,
+    "residual": lambda x, made: x + made,
+    "dense": lambda x, made: torch.cat((x, made), 1),
+}
 
 
-@pytest.mark.parametrize("frugal", [False, True])
-def test_whole_networks_keep_what_torchvision_s_keep(frugal):
-    x = torch.empty(2, 3, 64, 64, device="meta")
-    ours, theirs = (net.memory(network, x) for network in pair(frugal))
-    assert ours == theirs
-
-
-def test_the_large_networks_are_plain_and_checkpointed_ones_and_one_of_the_library():
-    plain, frugal, resnet = (on_meta(build) for build in net.PLANS.values())
-    kinds = [{type(layer) for layer in network.block1} for network in (plain, frugal)]
-    assert kinds == [{net.DenseLayer}, {net.FrugalLayer}]
-    assert isinstance(resnet, torchvision.models.ResNet)
-
-
-def test_checkpointing_repeats_no_convolution_because_it_stops_early():
-    x = torch.empty(2, 3, 32, 32, device="meta")
-    steps = []
-    for frugal, early in ((False, True), (True, True), (True, False)):
-        network, _ = pair(frugal)
-        with set_checkpoint_early_stop(early):
-            steps.append(net.macs_of_step(network, x))
-    assert steps[0] == steps[1] < steps[2]
-    first = 2 * 6 * 16 * 16 * 3 * 7 * 7  # no gradient of the images is computed
-    assert steps[0] == 3 * macs_of(network, *x.shape) - first
-
-
-def test_gradients_are_those_of_one_training_step_whatever_was_there_before():
+@pytest.mark.parametrize("kind", MEETINGS)
+def test_towers_have_as_many_layers_as_said_and_differ_in_how_they_meet(kind):
     torch.manual_seed(0)
-    network, x, y = small(), torch.randn(6, 3, 8, 6), torch.arange(6)
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.momentum = 0.0
-    loss = F.cross_entropy(network.train()(x), y)
-    expected = torch.autograd.grad(loss, list(network.parameters()))
-    for _ in range(2):
-        for a, b in zip(net.gradients(network.eval(), x, y), expected, strict=True):
-            close(a, b)
+    tower = stirred(net.TOWERS[kind](3))
+    x = torch.randn(2, 3, 10, 8)
+    y = tower.stem(x)
+    assert y.shape == (2, 12, 5, 4)
+    assert len(weighted(tower)) == 3 + 2
+    for layer in tower.body:
+        made = layer(y)
+        y = MEETINGS[kind](y, made)
+    assert y.shape[1] == (12 + 3 * 6 if kind == "dense" else 12)
+    close(tower(x), tower.classifier(torch.relu(tower.norm(y)).mean((2, 3))))
+    assert tower(x).shape == (2, 10)
+    assert {layer[2].kernel_size for layer in tower.body} == {(3, 3)}
 
 
-def test_checkpointing_leaves_gradients_equal_and_moves_statistics_twice():
-    plain, frugal = net.twins()
-    x, y = torch.randn(6, 3, 8, 8), torch.arange(6)
-    ours, theirs = net.gradients(frugal, x, y), net.gradients(plain, x, y)
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b)
-    for a, b in zip(frugal.block2, plain.block2, strict=True):
-        torch.testing.assert_close(a.narrow[0].running_mean, 1.9 * b.narrow[0].running_mean)
-        torch.testing.assert_close(a.grow[0].running_mean, b.grow[0].running_mean)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_gradients_that_are_no_numbers_are_not_close(bad):
-    good = [torch.ones(3), torch.ones(2)]
-    for ours in ([torch.tensor([1.0, bad, 1.0]), good[1]], [good[0], torch.tensor([1.0, bad])]):
-        with pytest.raises(ValueError, match="a finite number is needed"):
-            net.furthest(ours, good)
-
-
-def test_the_furthest_of_two_lists_is_relative_to_the_second_and_wants_equal_lengths():
-    theirs = [torch.tensor([2.0, 4.0]), torch.tensor([10.0])]
-    ours = [torch.tensor([3.0, 4.0]), torch.tensor([11.0])]
-    assert net.furthest(theirs, theirs) == 0
-    assert net.furthest(ours, theirs) == pytest.approx(1 / 4)
-    with pytest.raises(ValueError, match="zip"):
-        net.furthest(ours, theirs[:1])
-
-
-def test_sources_split_the_weights_by_who_made_the_channels():
-    weight = torch.arange(24.0).expand(2, -1)
-    parts = net.sources(weight, 12)
-    assert [p.shape[1] for p in parts] == [12, 6, 6]
-    assert parts[2][0].tolist() == [*range(18, 24)]
-    assert [p.shape[1] for p in net.sources(weight[:, :12], 12)] == [12]
-
-
-def test_equal_weights_are_read_in_equal_shares_and_a_larger_one_is_found():
-    network = net.small_densenet()
-    with torch.no_grad():
-        for conv in (conv for block in net.readers(network) for conv in block):
-            conv.weight.fill_(-1)
-        network.block2[3].narrow[2].weight[:, -6:] = 5  # layer 4 reads layer 3
-    found = net.reading(network)
-    used = ~found.isnan()
-    assert used.sum() == 3 * 28
-    torch.testing.assert_close(found[1, :4, 3], torch.tensor([0.5, 0.5, 0.5, 2.5]))
-    used[1, :4, 3] = False
-    torch.testing.assert_close(found[used], torch.ones(3 * 28 - 4))
-
-
-def test_what_follows_a_block_reads_it_last():
-    network = net.small_densenet()
-    readers = net.readers(network)
-    assert [len(block) for block in readers] == [7, 7, 7]
-    last = network.transition1[0][2], network.transition2[0][2], network.fc
-    assert all(block[-1] is reader for block, reader in zip(readers, last))
-
-
-def test_small_starts_are_a_tenth_and_the_scale_does_not_reach_the_output():
+def test_gradients_of_kernels_are_those_of_the_mean_cross_entropy():
     torch.manual_seed(0)
-    network = net.small_densenet().double()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eps = 1e-12
-    x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
-    narrow, grow = (
-        part[2].weight.clone() for part in (network.block1[0].narrow, network.block1[0].grow)
-    )
-    with torch.no_grad():
-        before = network(x)
-        after = net.small_start(network)(x)
-    close(after, before)
-    close(network.block1[0].narrow[2].weight, narrow / 10)
-    close(network.block1[0].grow[2].weight, grow)
-    networks.starts_with(network.transition1[0][2].weight, 0.1 * (2 / 48) ** 0.5, share=0.1)
+    network, x, y = net.plain_tower(3), torch.randn(4, 3, 8, 8), torch.arange(4)
+    kernels = [layer[2].weight for layer in network.body]
+    expected = torch.autograd.grad(F.cross_entropy(network(x), y), kernels)
+    found = net.kernel_gradients(network, x, y)
+    assert found == pytest.approx([gradient.norm().item() for gradient in expected])
 
 
-def test_the_small_densenet_has_forty_layers_on_half_the_side():
+def test_the_small_densenet_has_28_layers_on_half_the_side():
     network = on_meta(net.small_densenet)
-    assert len(weighted(network)) == 40
-    assert network.stem(torch.empty(2, 3, 20, 13, device="meta")).shape == (2, 12, 10, 7)
-    assert parameters_of(network) == bc_by_hand(6, 40)
-    assert networks.runs_on_meta(network, 2, 3, 20, 13).shape == (2, 10)
+    assert len(weighted(network)) == 28
+    assert network.stem(torch.empty(2, 3, 20, 13, device="meta")).shape == (2, 16, 10, 7)
+    assert parameters_of(network) == bc_by_hand(8, 28)
 
 
-def test_the_small_resnet_does_what_the_same_blocks_in_a_row_do():
-    torch.manual_seed(0)
-
-    def halving(c):
-        shortcut = nn.Sequential(nn.Conv2d(c, 2 * c, 1, 2, bias=False), nn.BatchNorm2d(2 * c))
-        return BasicBlock(c, 2 * c, 2, shortcut), BasicBlock(2 * c, 2 * c)
-
-    stem = nn.Conv2d(3, 4, 3, 2, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU()
-    blocks = BasicBlock(4, 4), BasicBlock(4, 4), *halving(4), *halving(8)
-    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)
-    network = net.small_resnet(4)
-    assert len(weighted(network)) - 2 == 14  # the 1x1 of shortcuts are not counted
-    assert not network[-1].bias.any()
-    networks.same_function(network, nn.Sequential(*stem, *blocks, *head), torch.randn(3, 3, 20, 13))
+def test_the_residual_networks_have_13_layers_and_double_twice():
+    network = on_meta(net.small_resnet, 4)
+    assert len(weighted(network)) == 1 + 3 * 4 + 2 + 1
+    shapes = []
+    for part in network.body:
+        part.register_forward_hook(lambda m, i, o: shapes.append(tuple(o.shape[1:])))
+    networks.runs_on_meta(network, 2, 3, 16, 24)
+    assert shapes == [(4, 8, 12), (8, 4, 6), (8, 4, 6), (16, 2, 3), (16, 2, 3)]
 
 
 def test_the_networks_compared_have_the_budgets_the_chapter_names():
-    built = {name: on_meta(build) for name, build in net.NETWORKS.items()}
-    parameters = [parameters_of(n) for n in built.values()]
-    macs = [macs_of(n, 1, 3, 20, 20) for n in built.values()]
-    assert parameters[1] == pytest.approx(parameters[0], rel=0.05)
-    assert macs[2] == pytest.approx(macs[0], rel=0.05)
-    assert macs[1] < macs[0] / 2 and parameters[2] > 2 * parameters[0]
-    x = torch.empty(50, 3, 20, 20, device="meta")
-    kept = [net.memory(network, x) for network in built.values()]
-    assert kept[0] > 4 * max(kept[1:])
+    built = {key: on_meta(build) for key, build in net.BUILDERS.items()}
+    parameters = {key: parameters_of(network) for key, network in built.items()}
+    macs = {key: macs_of(network, 1, 3, 16, 16) for key, network in built.items()}
+    assert parameters["slim"] == pytest.approx(parameters["dense"], rel=0.08)
+    assert macs["wide"] == pytest.approx(macs["dense"], rel=0.01)
+    assert built["slim"].norm.num_features == 4 * 8
+    assert set(net.NAMES) == set(built)
 
 
-@pytest.mark.parametrize("layer", ["DenseLayer", "BasicLayer"])
-def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss(layer):
+# ---- cut connections -----------------------------------------------------------------------------
+
+
+def test_what_is_read_joins_all_and_has_means_where_the_connection_is_cut():
+    made = [torch.randn(3, c, 4, 5) for c in (2, 3, 1)]
+    close(net.joined(made, 3, []), torch.cat(made, 1), 0)
+    cut = [(1, 3), (2, 2)]
+    found = net.joined(made, 3, cut)
+    close(found[:, :2], made[0], 0)
+    close(found[:, 5:], made[2], 0)
+    for channel in range(3):
+        mean = made[1][:, channel].mean()
+        close(found[:, 2 + channel], mean.expand(3, 4, 5))
+
+
+@pytest.mark.parametrize(
+    ("pair", "same"),
+    [((0, 1), 5), ((1, 2), 8), ((1, 3), 11), ((0, 4), None), ((3, 4), None)],
+)
+def test_a_cut_changes_what_its_reader_makes_and_nothing_before_it(pair, same):
     torch.manual_seed(0)
-    networks.learns(small(layer), torch.randn(20, 3, 8, 8), rate=0.03, steps=40)
+    block, x = net.DenseBlock(5, 3, depth=3, layer=net.DenseLayer).eval(), torch.randn(2, 5, 4, 4)
+    whole = block(x)
+    close(net.block_without(block, x, []), whole)
+    found = net.block_without(block, x, [pair])
+    if same is None:  # the reader is what follows the block
+        columns = slice(0, 5) if pair[0] == 0 else slice(11, 14)
+        expected = whole.clone()
+        expected[:, columns] = whole[:, columns].mean((0, 2, 3), keepdim=True)
+        close(found, expected)
+    else:
+        close(found[:, :same], whole[:, :same])
+        assert (found[:, same : same + 3] - whole[:, same : same + 3]).abs().max() > 1e-3
 
 
-def test_the_network_for_imagenet_runs_forward_and_backward_on_the_meta_device():
-    assert networks.runs_on_meta(pair()[0], 2, 3, 64, 64).shape == (2, 10)
+def test_the_loss_without_connections_is_that_of_a_network_whose_block_is_replaced():
+    torch.manual_seed(0)
+    network = stirred(net.small_densenet())
+    x, y = torch.randn(6, 3, 16, 16), torch.arange(6)
+    for cuts in ({}, {"block2": [(0, 5), (1, 3)]}):
+        maps = network.body.transition1(network.body.block1(network.stem(x)))
+        maps = net.block_without(network.body.block2, maps, cuts.get("block2", []))
+        maps = network.body.block3(network.body.transition2(maps))
+        expected = F.cross_entropy(network.head(maps), y)
+        before = network.train()
+        assert net.loss_without(before, cuts, x, y) == pytest.approx(expected.item(), rel=1e-4)
+        assert not network.training
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_every_kind_of_layer_runs_forward_and_backward_on_the_meta_device(layer):
-    assert networks.runs_on_meta(on_meta(small, layer), 2, 3, 16, 16).shape == (2, 10)
+# ---- memory --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [1, 2, 7])
+def test_memory_of_a_block_equals_the_equation_to_the_byte(depth):
+    k_0, k = 10, 4
+    with torch.device("meta"):
+        x = torch.empty(3, k_0, 6, 6, requires_grad=True)
+        found = net.kept(net.DenseBlock(k_0, k, depth=depth, layer=net.DenseLayer), x)
+    pixel = k * depth**2 + (2 * k_0 + 7 * k) * depth  # the chapter's equation
+    read = sum(k_0 + k * number + 4 * k for number in range(depth))
+    assert found == 4 * (3 * 6 * 6 * pixel + 2 * read)  # mean and scale of each channel read
+
+
+def test_a_shared_tensor_is_counted_once_and_parameters_are_not():
+    layer = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Sigmoid(), nn.Linear(8, 8, bias=False))
+    found = net.kept(layer, torch.randn(5, 8))
+    assert found == 4 * 5 * 8 * 2  # the input; what the sigmoid keeps, the next layer reads
+
+
+def test_a_whole_network_keeps_what_torchvision_s_keeps():
+    x = torch.empty(2, 3, 64, 64, device="meta")
+    ours, theirs = (net.kept(network, x) for network in narrow_pair())
+    assert abs(ours - theirs) < 0.01 * theirs
