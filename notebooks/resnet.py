@@ -330,8 +330,8 @@ for depth in DEPTHS:
         pair[0] == pair[1],
         f"plain and residual have the same parameters at {depth} layers",
     )
-worse = max(scores["residual", 32]) < min(scores["residual", 20])
-claim(worse, "32 residual layers are right less often than 20, seeds apart")
+no_gain = sum(scores["residual", 32]) < sum(scores["residual", 20])
+claim(no_gain, "32 residual layers are not right more often than 20, on average")
 claim(
     least["plain", 32] > 1.5 and most["residual", 32] < 0.5, "the ends of the two lines"
 )
