@@ -769,34 +769,6 @@ record("figure.conv1", drawn)
 record("figure.units", rows[1][6] - 96 * 55 * 55 + drawn)
 
 # %% [markdown]
-# ## The update of section 5
-
-
-# %% tags=["section-5"]
-def paper_step(w: Tensor, v: Tensor, gradient: Tensor, rate: float):
-    """New weights and velocity: the rate stands inside the velocity."""
-    v = 0.9 * v - 0.0005 * rate * w - rate * gradient
-    return w + v, v
-
-
-# %% tags=["update"]
-w, v = torch.zeros(1), torch.zeros(1)
-parameter = nn.Parameter(torch.zeros(1))
-optimizer = torch.optim.SGD([parameter], lr=0.01, momentum=0.9, weight_decay=0.0005)
-rows = []
-for step in range(1, 61):
-    rate = 0.01 if step <= 50 else 0.001
-    optimizer.param_groups[0]["lr"] = rate
-    before, theirs = w, parameter.item()
-    w, v = paper_step(w, v, torch.ones(1), rate)  # the slope is 1 everywhere
-    parameter.grad = torch.ones(1)
-    optimizer.step()
-    row = (step, f"{(before - w).item():.4f}", f"{theirs - parameter.item():.4f}")
-    if step in (49, 50, 51, 55, 60):
-        rows.append(row)
-table(rows, ("step", "length, paper", "length, torch"))
-
-# %% [markdown]
 # ## What we saw
 #
 # - The small network knows its hundred digits by heart. With random crops, or with dropout,

@@ -265,7 +265,7 @@ def test_units_are_taken_away_for_the_time_of_a_measure_and_the_rest_scaled_up()
     assert not network[1].fc3._forward_hooks
 
 
-# ---- the input and the update --------------------------------------------------------------------
+# ---- the input -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("size", "expected"), [(227, [55, 27, 13, 6]), (224, [54, 26, 12, 5])])
@@ -279,13 +279,3 @@ def test_the_sides_are_those_of_the_modules(size, expected):
     found.append(network.pool(network.conv3(x)).shape[-1])
     assert net.sides(size) == found == expected
     assert on_meta(net.AlexNet, side=expected[-1]).fc6.in_features == 256 * expected[-1] ** 2
-
-
-def test_the_update_is_that_of_section_5_on_two_steps_by_hand():
-    w, v = torch.tensor(2.0), torch.tensor(0.0)
-    w, v = net.paper_step(w, v, torch.tensor(3.0), 0.1)
-    assert v.item() == pytest.approx(-0.0001 - 0.3)  # -0.0005 * 0.1 * 2 - 0.1 * 3
-    assert w.item() == pytest.approx(1.6999)
-    w, v = net.paper_step(w, v, torch.tensor(1.0), 0.01)
-    assert v.item() == pytest.approx(0.9 * -0.3001 - 0.0005 * 0.01 * 1.6999 - 0.01)
-    assert w.item() == pytest.approx(1.6999 + v.item())
