@@ -113,8 +113,8 @@ class RandomCrop(MiddleCrop):
 # A small network with the parts of the large one learns from ten images of each digit.
 
 
-# %% tags=["digit-network"]
-class DigitNetwork(nn.Module):
+# %% tags=["small-network"]
+class SmallNetwork(nn.Module):
     """Two convolutions and three dense layers: (B, 1, 20, 20) -> (B, 10)."""
 
     def __init__(self, dropout: float):
@@ -150,7 +150,7 @@ parts = [((x - mean) / std, y) for x, y in digits[:3]]
 few = first_of_each(parts[0], 10 if PROFILE == "sample" else 100)
 test = parts[2]
 record("few", len(few[1]))
-record("digit.parameters", counting.parameters(DigitNetwork(0.5)))
+record("digit.parameters", counting.parameters(SmallNetwork(0.5)))
 rows = (("train", few), ("test", test))
 table([(name, *x.shape) for name, (x, _) in rows], ("part", "N", "C", "H", "W"))
 
@@ -191,7 +191,7 @@ networks, curves = {}, {}
 for case, (crop, dropout) in CASES.items():
     for number in SEEDS:
         seed(number)
-        network = nn.Sequential(crop(20), DigitNetwork(dropout)).to(device)
+        network = nn.Sequential(crop(20), SmallNetwork(dropout)).to(device)
         curves[case, number] = fit(network, few, test)
         networks[case, number] = network
 

@@ -91,13 +91,13 @@ def test_half_of_the_outputs_of_fc6_and_fc7_are_dropped():
         ("TwoTowers", PAPER),
         ("AlexNet2014", (3, 3, 161, 225)),
         ("FourLayers", (3, 3, 32, 32)),
-        ("DigitNetwork", (3, 1, 20, 20)),
+        ("SmallNetwork", (3, 1, 20, 20)),
     ],
 )
 def test_every_network_runs_forward_and_backward_on_the_meta_device(name, shape):
-    how = {"FourLayers": (torch.tanh,), "DigitNetwork": (0.5,)}.get(name, ())
+    how = {"FourLayers": (torch.tanh,), "SmallNetwork": (0.5,)}.get(name, ())
     output = networks.runs_on_meta(on_meta(getattr(net, name), *how), *shape)
-    assert output.shape == (shape[0], 1000 if "Layers" not in name and "Digit" not in name else 10)
+    assert output.shape == (shape[0], 1000 if "Layers" not in name and "Small" not in name else 10)
 
 
 def test_the_number_of_towers_and_of_classes_can_be_chosen():
@@ -169,9 +169,9 @@ def test_the_colour_shift_has_the_covariance_of_the_pixels_squared():
 # ---- the small networks and their training -------------------------------------------------------
 
 
-def test_the_digit_network_does_what_its_layers_do_one_after_the_other():
+def test_the_small_network_does_what_its_layers_do_one_after_the_other():
     torch.manual_seed(0)
-    network, x = net.DigitNetwork(0.5).eval(), torch.randn(3, 1, 20, 20)
+    network, x = net.SmallNetwork(0.5).eval(), torch.randn(3, 1, 20, 20)
     convs = [nn.Conv2d(1, 8, 5), nn.Conv2d(8, 16, 3)]
     dense = [nn.Linear(144, 256), nn.Linear(256, 256), nn.Linear(256, 10)]
     parts = [convs[0], nn.ReLU(), nn.MaxPool2d(2), convs[1], nn.ReLU(), nn.MaxPool2d(2)]
@@ -192,7 +192,7 @@ def test_four_layers_do_what_their_layers_do_one_after_the_other(unit):
 
 def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss():
     torch.manual_seed(0)
-    networks.learns(net.DigitNetwork(0.5), torch.randn(20, 1, 20, 20), rate=3e-3, steps=30)
+    networks.learns(net.SmallNetwork(0.5), torch.randn(20, 1, 20, 20), rate=3e-3, steps=30)
     networks.learns(net.FourLayers(torch.tanh), torch.randn(20, 3, 32, 32), rate=5e-3, steps=30)
 
 
@@ -258,7 +258,7 @@ def test_a_share_of_the_outputs_is_taken_away_and_the_others_scaled_up():
 
 
 def test_the_accuracy_without_units_is_the_mean_over_draws_in_both_layers(monkeypatch):
-    network = nn.Sequential(net.MiddleCrop(20), net.DigitNetwork(0.0))
+    network = nn.Sequential(net.MiddleCrop(20), net.SmallNetwork(0.0))
     hooks, results = [], iter([0.5, 0.75, 1.0])
 
     def evaluate(network, part):
