@@ -206,10 +206,10 @@ def train(network: nn.Module, part, *, epochs: int, batch: int, rate: float):
 
 
 def train_on_dots(sizes, number: int) -> nn.Module:
-    """A network of this stack and seed, trained on 9,600 maps, each seen once."""
+    """A network of this stack and seed, trained on 8,000 maps, each seen once."""
     seed(number)
     network = DotNetwork(sizes).to(device)
-    x, same, _ = dots(9_600)
+    x, same, _ = dots(8_000)
     train(network, (x, same), epochs=1, batch=32, rate=0.01)
     return network
 
@@ -270,7 +270,7 @@ for name, sizes in STACKS.items():
     record(f"weights.{name.split()[0]}.{name[-1]}", weights)
 record("within.least", min(least))
 record("beyond.most", max(most))
-record("dot.steps", 9_600 // 32)
+record("dot.steps", 8_000 // 32)
 heads = ("stack", "weights", "distances in the field", "right there", "right beyond")
 table(rows, heads)
 
@@ -630,7 +630,7 @@ table(
 
 # %% tags=["digits-run"]
 EPOCHS = 6
-BATCH = 30
+BATCH = 50
 DIGIT_STAGES = {"two 3×3": (3, 3), "one 5×5": (5,)}
 readers, losses = {}, {}
 for name, sizes in DIGIT_STAGES.items():
