@@ -206,10 +206,10 @@ def train(network: nn.Module, part, *, epochs: int, batch: int, rate: float):
 
 
 def train_on_dots(sizes, number: int) -> nn.Module:
-    """A network of this stack and seed, trained on 9,600 maps, each seen once."""
+    """A network of this stack and seed, trained on 8,000 maps, each seen once."""
     seed(number)
     network = DotNetwork(sizes).to(device)
-    x, same, _ = dots(9_600)
+    x, same, _ = dots(8_000)
     train(network, (x, same), epochs=1, batch=32, rate=0.01)
     return network
 
@@ -242,7 +242,7 @@ seed(100)
 test_dots = dots(3_000)
 found = {case: by_distance(network, *test_dots) for case, network in networks.items()}
 
-# %% tags=["steps-figure"] alt="Share of right answers against the distance of the dots, 1 to 8 columns, in bands over three seeds. Each line runs along the top, above 0.9, and falls below 0.8 in one step: one 3x3 behind 2, two 3x3 behind 4, three 3x3 and one 7x7 behind 6."
+# %% tags=["steps-figure"] alt="Share of right answers against the distance of the dots, 1 to 8 columns, in bands over three seeds. Each line runs along the top, above 0.85, and falls below 0.8 in one step: one 3x3 behind 2, two 3x3 behind 4, three 3x3 and one 7x7 behind 6."
 _, axes = plt.subplots()
 dashed = {"one 7×7": "--"}
 for colour, name in zip(plots.COLOURS, STACKS):
@@ -260,7 +260,7 @@ for name, sizes in STACKS.items():
     far = sum(size - 1 for size in sizes)  # the largest distance within the field
     within = [value for n in SEEDS for value in found[name, n][:far]]
     beyond = [value for n in SEEDS for value in found[name, n][far:]]
-    claim(min(within) > 0.9, f"{name}: the dots are told up to {far} columns apart")
+    claim(min(within) > 0.85, f"{name}: the dots are told up to {far} columns apart")
     claim(max(beyond) < 0.8, f"{name}: at most about three quarters from {far + 1} on")
     weights = sum(p.numel() for p in networks[name, 0].stack.parameters() if p.ndim > 1)
     shown = (spread(within, ".1%"), spread(beyond, ".1%"))
@@ -270,7 +270,7 @@ for name, sizes in STACKS.items():
     record(f"weights.{name.split()[0]}.{name[-1]}", weights)
 record("within.least", min(least))
 record("beyond.most", max(most))
-record("dot.steps", 9_600 // 32)
+record("dot.steps", 8_000 // 32)
 heads = ("stack", "weights", "distances in the field", "right there", "right beyond")
 table(rows, heads)
 
@@ -630,7 +630,7 @@ table(
 
 # %% tags=["digits-run"]
 EPOCHS = 6
-BATCH = 30
+BATCH = 50
 DIGIT_STAGES = {"two 3×3": (3, 3), "one 5×5": (5,)}
 readers, losses = {}, {}
 for name, sizes in DIGIT_STAGES.items():
@@ -839,7 +839,7 @@ table([(parameters, counted)], ("by hand", "counted"))
 # %% tags=["solution-2"]
 pointwise = by_distance(train_on_dots((3, 1, 1), 0), *test_dots)
 claim(
-    min(pointwise[:2]) > 0.9, "3x3, 1x1, 1x1: the dots are told up to 2 columns apart"
+    min(pointwise[:2]) > 0.85, "3x3, 1x1, 1x1: the dots are told up to 2 columns apart"
 )
 claim(max(pointwise[2:]) < 0.8, "3x3, 1x1, 1x1: no more than three quarters beyond")
 table([[f"{value:.0%}" for value in pointwise]], [str(d) for d in DISTANCES])
