@@ -241,8 +241,8 @@ class GoogLeNet(nn.Module):
         self.pool4 = halve(last_pool)
         self.inception5a = module(rows["5a"])
         self.inception5b = module(rows["5b"])
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(rows["5b"].c_out, num_classes)
+        linear = nn.Linear(rows["5b"].c_out, num_classes)
+        self.classifier = nn.Sequential(nn.Dropout(dropout), linear)
 
     def to_4a(self, x: Tensor) -> Tensor:
         x = self.stem(x)  # (B, 192, H / 8, W / 8)
@@ -255,7 +255,7 @@ class GoogLeNet(nn.Module):
     def to_end(self, x: Tensor) -> Tensor:
         x = self.pool4(self.inception4e(x))  # (B, 832, H / 32, W / 32)
         x = self.inception5b(self.inception5a(x))  # (B, 1024, H / 32, W / 32)
-        return self.classifier(self.dropout(x.mean((2, 3))))
+        return self.classifier(x.mean((2, 3)))
 
     def forward(self, x: Tensor) -> Tensor:
         # (B, 3, H, W) -> (B, num_classes)
@@ -383,8 +383,9 @@ def googlenet(*, module=Inception) -> GoogLeNet:
 
 
 def googlenet_with_heads() -> WithHeads:
-    heads = {"head": thousand_classes, "num_classes": 1000}
-    return WithHeads(Stem(), TABLE_1, module=Inception, **heads)
+    return WithHeads(
+        Stem(), TABLE_1, module=Inception, head=thousand_classes, num_classes=1000
+    )
 
 
 # %% tags=["torchvision-form"]
@@ -407,9 +408,14 @@ def torchvision_module(row: Row) -> Inception:
 
 
 def torchvision_googlenet() -> GoogLeNet:
-    stem = Stem(conv=conv_norm, norm=nn.Identity)
-    how = {"last_pool": 2, "dropout": 0.2, "num_classes": 1000}
-    return GoogLeNet(stem, TABLE_1, module=torchvision_module, **how)
+    return GoogLeNet(
+        Stem(conv=conv_norm, norm=nn.Identity),
+        TABLE_1,
+        module=torchvision_module,
+        last_pool=2,
+        dropout=0.2,
+        num_classes=1000,
+    )
 
 
 def torchvision_head(c_in: int) -> Head:
@@ -469,9 +475,9 @@ for shift, costs, colour in ((-0.2, cost, 0), (0.2, wide, 1)):
     axes.barh(places, lengths, 0.36, color=plots.COLOURS[colour])
 axes.set(xlabel="million MACs", yticks=range(9), yticklabels=list(TABLE_1))
 axes.invert_yaxis()
-long = wide["3b"] / 1e6
-axes.text(0.55 * long, 2.75, "with reductions", color=plots.COLOURS[0], va="center")
-axes.text(0.55 * long, 3.4, "without", color=plots.COLOURS[1], va="center")
+middle = 0.55 * wide["3b"] / 1e6
+for name, y, colour in (("with reductions", 2.75, 0), ("without", 3.4, 1)):
+    axes.text(middle, y, name, color=plots.COLOURS[colour], va="center")
 
 # %% tags=["count-claims"]
 ratios = {name: wide[name] / cost[name] for name in TABLE_1}
@@ -562,8 +568,8 @@ def normed_module(row: Row) -> Inception:
 def digit_network() -> GoogLeNet:
     """The nine modules at an eighth of their width: (B, 1, H, W) -> (B, 10)."""
     stem = conv_norm(1, 24, 3, stride=2)
-    how = {"module": normed_module, "dropout": 0.0, "num_classes": 10}
-    return GoogLeNet(stem, narrowed(TABLE_1, 8), **how)
+    rows = narrowed(TABLE_1, 8)
+    return GoogLeNet(stem, rows, module=normed_module, dropout=0.0, num_classes=10)
 
 
 # %% tags=["train"]
@@ -605,10 +611,10 @@ for number in SEEDS:
 def pooled(network: GoogLeNet, x: Tensor) -> dict[str, Tensor]:
     """Mean over the map after each part, (B, C); batch norm takes the batch's statistics."""
     network = copy.deepcopy(network).train()
-    x = x.to(network.classifier.weight.device)
+    x = x.to(next(network.parameters()).device)
     found = {}
     for name, part in network.named_children():
-        if name == "dropout":
+        if name == "classifier":
             break
         x = part(x)
         found[name.removeprefix("inception")] = x.mean((2, 3)).cpu().double()
@@ -705,8 +711,8 @@ def digit_network_with_heads(*, conv) -> WithHeads:
         return Inception(row, conv=conv)
 
     stem = conv(1, 24, 3, stride=2)
-    how = {"module": module, "head": head, "dropout": 0.0, "num_classes": 10}
-    return WithHeads(stem, narrowed(TABLE_1, 8), **how)
+    rows = narrowed(TABLE_1, 8)
+    return WithHeads(stem, rows, module=module, head=head, dropout=0.0, num_classes=10)
 
 
 def heads_over_main(network: WithHeads, x: Tensor, y: Tensor) -> Tensor:

@@ -225,7 +225,7 @@ def test_maps_shrink_by_32_and_the_last_windows_reach_over_the_edge():
     assert networks.runs_on_meta(network, 3, 3, 225, 161).shape == (3, 1000)
     assert shapes == [(3, 192, 28, 20), (3, 480, 14, 10), (3, 832, 7, 5), (3, 1024, 7, 5)]
     assert network.pool4.kernel_size == 3
-    assert network.dropout.p == 0.4
+    assert network.classifier[0].p == 0.4
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -308,12 +308,12 @@ def test_the_digit_network_has_the_modules_at_an_eighth_of_their_width():
     parameters += last * 10 + 10
     network = on_meta(net.digit_network)
     assert parameters_of(network) == parameters
-    assert network.dropout.p == 0
+    assert network.classifier[0].p == 0
     for c_in in (512 // 8, 528 // 8):
         parameters += c_in * 16 + 2 * 16 + 256 * 128 + 128 + 128 * 10 + 10
     with_heads = on_meta(net.digit_network_with_heads, conv=net.conv_norm)
     assert parameters_of(with_heads) == parameters
-    assert with_heads.dropout.p == 0
+    assert with_heads.classifier[0].p == 0
     shapes = []
     for part in (network.inception4a, with_heads.inception4a):
         part.register_forward_hook(lambda m, i, o: shapes.append(tuple(o.shape)))
