@@ -98,7 +98,7 @@ Concat(16)(torch.randn(5, 16, 8, 8), torch.randn(5, 16, 8, 8)).shape
 @torch.no_grad()
 def as_sum(fusion: Concat) -> Concat:
     """Set the 1x1 convolution to two identity matrices side by side."""
-    eye = torch.eye(fusion.mix.out_channels, device=fusion.mix.weight.device)
+    eye = torch.eye(fusion.mix.out_channels)
     fusion.mix.weight.copy_(torch.cat((eye, eye), dim=1)[..., None, None])
     return fusion
 
@@ -791,6 +791,8 @@ for kind, winner in (("block", "ASFF"), ("channels", "SE")):
         if name != winner:
             ahead = min(scores[kind, winner]) > max(scores[kind, name])
             claim(ahead, f"{kind} damaged: {winner} is ahead of {name}, seeds apart")
+behind = max(scores["block", "SE"]) < min(scores["block", "sum"])
+claim(behind, "with a block damaged SE is behind the sum, seeds apart")
 
 # %% [markdown]
 # ## Early against late

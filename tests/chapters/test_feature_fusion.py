@@ -243,6 +243,15 @@ def test_an_open_gate_passes_the_skip_and_a_shut_one_nothing():
     assert gate(x, g).abs().max() < 1e-6
 
 
+def test_weights_of_a_coarse_map_go_over_into_each_other_along_a_line():
+    torch.manual_seed(0)
+    gate = net.AttentionGate(C, 2 * C, inner=32, stride=2)
+    weights = gate.weights(torch.randn(1, C, 2, 4), torch.randn(1, 2 * C, 1, 2))[0, 0, 0]
+    left, right = weights[0], weights[3]
+    assert left != right
+    close(weights[1:3], torch.stack((0.75 * left + 0.25 * right, 0.25 * left + 0.75 * right)))
+
+
 def test_inner_products_of_sketches_are_right_on_average_only_with_signs():
     torch.manual_seed(0)
     x, y = torch.rand(2, 1, 8, 3, 3).unbind()
