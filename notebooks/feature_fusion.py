@@ -440,6 +440,7 @@ def draw_join(axes, left: float, title: str, boxes: tuple[str, ...]) -> None:
     diagrams.draw(axes, nodes, arrows)
 
 
+# %% tags=["drawing-gates"]
 def draw_gated(axes, left: float, title: str, boxes: tuple[str, ...]) -> None:
     """Draw a + gate(b): the boxes compute weights from b, which multiply b."""
     x = left + 1.35
@@ -634,23 +635,29 @@ class FusedNetwork(nn.Module):
         return self.classifier(x.mean((2, 3)))  # (B, 10)
 
 
+# %% tags=["drawing-network"]
+def draw_network(axes) -> None:
+    """Draw two parallel paths, the damage of one, and what joins them."""
+    nodes = {
+        "noisy": diagrams.Node(1.2, 0.25, "noisy digit, 1×16×16"),
+        "clean": diagrams.Node(3.8, 0.25, "digit, 1×16×16"),
+    }
+    for side, x in (("noisy", 1.2), ("clean", 3.8)):
+        nodes[f"{side} 1"] = diagrams.Node(x, 0.85, "3×3, 16, stride 2", 1.8)
+        nodes[f"{side} 2"] = diagrams.Node(x, 1.4, "3×3, 16", 1.8)
+    nodes["damage"] = diagrams.Node(3.8, 1.95, "damage", 1.8, plots.COLOURS[1])
+    nodes["fusion"] = diagrams.Node(2.5, 2.6, "fusion, 16×8×8", 4.4)
+    nodes["conv"] = diagrams.Node(2.5, 3.25, "3×3, 32, stride 2", 1.8)
+    nodes["end"] = diagrams.Node(2.5, 3.85, "mean, linear, 10", 1.8)
+    chains = (("noisy", "noisy 1", "noisy 2", "fusion", "conv", "end"),)
+    chains += (("clean", "clean 1", "clean 2", "damage", "fusion"),)
+    arrows = [pair for chain in chains for pair in zip(chain, chain[1:])]
+    diagrams.draw(axes, nodes, arrows)
+
+
 # %% tags=["drawn"] alt="Two parallel paths from top to bottom. At the left a noisy digit of 16x16 passes two boxes, 3x3 convolutions of 16 channels, the first of stride 2; at the right the clean digit passes two such boxes, then a box, damage. Both meet in a wide box, fusion, 16x8x8; a 3x3 convolution of 32 channels, the mean and a linear layer follow."
 axes = diagrams.sheet(4.4)
-nodes = {
-    "noisy": diagrams.Node(1.2, 0.25, "noisy digit, 1×16×16"),
-    "clean": diagrams.Node(3.8, 0.25, "digit, 1×16×16"),
-}
-for side, x in (("noisy", 1.2), ("clean", 3.8)):
-    nodes[f"{side} 1"] = diagrams.Node(x, 0.85, "3×3, 16, stride 2", 1.8)
-    nodes[f"{side} 2"] = diagrams.Node(x, 1.4, "3×3, 16", 1.8)
-nodes["damage"] = diagrams.Node(3.8, 1.95, "damage", 1.8, plots.COLOURS[1])
-nodes["fusion"] = diagrams.Node(2.5, 2.6, "fusion, 16×8×8", 4.4)
-nodes["conv"] = diagrams.Node(2.5, 3.25, "3×3, 32, stride 2", 1.8)
-nodes["end"] = diagrams.Node(2.5, 3.85, "mean, linear, 10", 1.8)
-chains = (("noisy", "noisy 1", "noisy 2", "fusion", "conv", "end"),)
-chains += (("clean", "clean 1", "clean 2", "damage", "fusion"),)
-arrows = [pair for chain in chains for pair in zip(chain, chain[1:])]
-diagrams.draw(axes, nodes, arrows)
+draw_network(axes)
 
 
 # %% tags=["damage"]
@@ -683,10 +690,6 @@ def damage(maps: Tensor, places) -> tuple[Tensor, Tensor]:
     damaged = torch.where(where, 8 * torch.rand_like(b), b)
     return torch.stack((a, damaged), dim=1), where
 
-
-# %% tags=["damage-shape"]
-maps, where = damage(torch.zeros(5, 2, 16, 8, 8), one_block)
-maps.shape
 
 # %% tags=["data"]
 IMAGES = 2_000 if PROFILE == "sample" else 20_000
@@ -737,11 +740,13 @@ for number in SEEDS:
     train(network, (pairs[0], train_part[1]))
     clean[number] = [training.predict(paths, x) for x in pairs]
 
-# %% tags=["headline"]
+# %% tags=["fusions"]
 DAMAGES = {"block": one_block, "channels": ten_channels}
 FUSIONS = {"sum": Sum, "concatenation": lambda: Concat(16)}
 FUSIONS |= {"SE": lambda: se_sum(16, reduction=2), "ASFF": lambda: ASFF(16)}
-networks, scores, tested = {}, {}, {}
+
+# %% tags=["headline"]
+networks, tested = {}, {}
 for kind, places in DAMAGES.items():
     for number in SEEDS:
         seed(number)
@@ -753,6 +758,7 @@ for kind, places in DAMAGES.items():
             networks[kind, name, number] = network
 
 # %% tags=["scored"]
+scores = {}
 for (kind, name, number), network in networks.items():
     right = training.evaluate(network, (tested[kind, number][0], test[1]))
     scores.setdefault((kind, name), []).append(right)
@@ -873,10 +879,10 @@ mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)
 patches = (x - mean) / std, coloured.train[1][:PATCHES]
 patches_test = (luminance_and_colour(coloured.test[0]) - mean) / std, coloured.test[1]
 record("patches", len(patches[1]))
-
-# %% tags=["inputs-runs"]
 INPUTS = {"luminance alone": (0, 1), "colour alone": (1, 3), "early": (0, 3)}
 INPUTS["late"] = (0, 3)  # first and last channel
+
+# %% tags=["inputs-runs"]
 by_input = {}
 for name, (first, last) in INPUTS.items():
     part = patches[0][:, first:last], patches[1]
@@ -972,22 +978,25 @@ def weights_of_second(network: FusedNetwork, name: str, maps: Tensor) -> Tensor:
     return network.fusion.weights(a, b)[:, 1:].cpu()
 
 
-# %% tags=["inside-result"]
-rows, shown = [], {}
+# %% tags=["inside-weights"]
+noise, rest, shown = {}, {}, {}
 for kind, name in (("channels", "SE"), ("block", "ASFF")):
-    noise, rest = [], []
     for number in SEEDS:
         maps, where = tested[kind, number]
-        weights = weights_of_second(networks[kind, name, number].eval(), name, maps)
-        shown[name, number] = weights
-        weights = weights.expand_as(where)
-        noise.append(weights[where].mean().item())
-        rest.append(weights[~where].mean().item())
-    record_spread(f"{name}.noise", noise)
-    record_spread(f"{name}.rest", rest)
-    claim(max(noise) < min(rest), f"{name} weighs noise less than the rest")
-    rows.append((name, kind, spread(noise, ".2f"), spread(rest, ".2f")))
-table(rows, ("fusion", "damaged", "weight of noise", "weight of the rest"))
+        network = networks[kind, name, number].eval()
+        shown[name, number] = weights_of_second(network, name, maps)
+        weights = shown[name, number].expand_as(where)
+        noise.setdefault(name, []).append(weights[where].mean().item())
+        rest.setdefault(name, []).append(weights[~where].mean().item())
+
+# %% tags=["inside-result"]
+rows = []
+for name in noise:
+    record_spread(f"{name}.noise", noise[name])
+    record_spread(f"{name}.rest", rest[name])
+    claim(max(noise[name]) < min(rest[name]), f"{name} weighs noise less than the rest")
+    rows.append((name, spread(noise[name], ".2f"), spread(rest[name], ".2f")))
+table(rows, ("fusion", "weight of noise", "weight of the rest"))
 
 # %% tags=["inside-maps"] alt="Four damaged maps above, each with a bright square of noise, and below them the weights that ASFF gives to these maps: a dark square at the place of the noise, light elsewhere."
 maps, where = tested["block", 0]

@@ -143,10 +143,10 @@ def test_the_compact_form_equals_the_sketch_of_all_products(d):
     close(compact(a, b), net.sketch_by_hand(net.summed_outer_products(a, b), compact), 1e-9)
 
 
-@pytest.mark.parametrize("n", [1, 2, 5])
-def test_a_residual_chain_is_a_dense_one_with_repeated_kernels(n):
+@pytest.mark.parametrize(("n", "size"), [(1, 3), (2, 5), (5, 3)])
+def test_a_residual_chain_is_a_dense_one_with_repeated_kernels(n, size):
     torch.manual_seed(0)
-    layers = [nn.Conv2d(6, 6, 3, padding=1) for _ in range(n)]
+    layers = [nn.Conv2d(6, 6, size, padding=size // 2) for _ in range(n)]
     x = torch.randn(2, 6, 5, 4)
     dense = net.dense_chain(net.densely(layers), x)
     assert dense.shape == (2, 6 * (n + 1), 5, 4)
