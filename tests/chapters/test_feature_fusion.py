@@ -199,6 +199,19 @@ def test_each_path_reads_its_own_image_and_the_joined_map_is_read_by_one_convolu
     assert ours[0](torch.randn(3, 2, 16, 24)).shape == (3, 2, 16, 8, 12)
 
 
+def test_the_fusion_gets_the_first_map_first():
+    class First(nn.Module):
+        def forward(self, a, b):
+            return a
+
+    torch.manual_seed(0)
+    network = net.FusedNetwork(First()).eval()
+    maps = torch.randn(2, 2, 16, 8, 8)
+    other = torch.stack((maps[:, 0], torch.zeros(2, 16, 8, 8)), dim=1)
+    close(network(maps), network(other))
+    assert not torch.allclose(network(maps), network(maps.flip(1)))
+
+
 # ---- limit ---------------------------------------------------------------------------------------
 
 
@@ -321,6 +334,14 @@ def test_half_of_the_images_have_noise_from_0_to_8_in_the_second_map_and_nowhere
     hit = where.flatten(1).any(1)
     assert 450 < hit.sum() < 550
     assert (where[hit].flatten(1).sum(1) == 160).all()
+
+
+@pytest.mark.parametrize("places", ["one_block", "ten_channels"])
+def test_damage_is_made_on_the_device_of_the_maps(places):
+    maps = torch.empty(2, 2, 16, 8, 6, device="meta")
+    damaged, where = net.damage(maps, getattr(net, places))
+    assert damaged.device.type == where.device.type == "meta"
+    assert damaged.shape == maps.shape
 
 
 def test_the_noisy_copy_comes_first_and_deviates_by_two():
