@@ -352,6 +352,7 @@ def test_the_noisy_copy_comes_first_and_deviates_by_two():
     noise = found[:, :1] - x
     assert noise.std().item() == pytest.approx(2, rel=0.03)
     assert abs(noise.mean().item()) < 0.1
+    assert abs((noise * x).mean().item()) < 0.1
 
 
 def test_the_weights_of_the_second_map_are_those_that_the_gates_use():
@@ -367,6 +368,7 @@ def test_the_weights_of_the_second_map_are_those_that_the_gates_use():
 
 
 def test_luminance_is_weighted_as_by_the_eye_and_colours_are_what_is_left():
+    assert net.luminance_and_colour(torch.rand(2, 3, 4, 5)).shape == (2, 3, 4, 5)
     primaries = torch.eye(3).view(3, 3, 1, 1)  # red, green, blue
     found = net.luminance_and_colour(primaries).flatten(1)
     y = torch.tensor([0.299, 0.587, 0.114])
