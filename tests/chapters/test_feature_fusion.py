@@ -14,20 +14,26 @@ from networks import close, macs_of, on_meta, parameters_of
 
 net = definitions("feature_fusion")
 C = 64
+BUILDERS = {
+    "sum": lambda channels: net.Sum(),
+    "concat": lambda channels: net.Concat(channels),
+    "SE": lambda channels: net.se_sum(channels),
+    "CBAM": lambda channels: net.cbam_sum(channels),
+    "ASFF": lambda channels: net.ASFF(channels),
+    "gate": lambda channels: net.GatedSkip(channels),
+    "bilinear": lambda channels: net.Bilinear(),
+}
 # Parameters and multiply-accumulates of joining two maps of C channels and 28x28, by hand.
 COST = {
     "sum": (0, 0),
-    "concat, 1×1": (2 * C * C, 2 * C * C * 784),
+    "concat": (2 * C * C, 2 * C * C * 784),
     "SE": (2 * C * 4 + 4 + C, 2 * C * 4),
     "CBAM": (2 * C * 4 + 98 + 2, 2 * 2 * C * 4 + 98 * 784),
     "ASFF": (2 * (C + 1), 2 * C * 784),
-    "attention gate": (C * 32 + C * 32 + 32 + 32 + 1, (2 * C * 32 + 32) * 784),
+    "gate": (C * 32 + C * 32 + 32 + 32 + 1, (2 * C * 32 + 32) * 784),
     "bilinear": (0, C * C * 784),
-    "compact bilinear": (0, 0),  # Fourier transforms are not counted
 }
-MAPS = [name for name in COST if "bilinear" not in name]
-ABLATION = ["fine alone", "coarse alone", *MAPS, "bilinear"]
-INPUTS = ["early", "middle", "late", "luminance_alone", "colour_alone"]
+MAPS = [name for name in COST if name != "bilinear"]
 
 
 def two_maps(channels=C, height=9, width=7, batch=3):
@@ -35,14 +41,26 @@ def two_maps(channels=C, height=9, width=7, batch=3):
     return torch.randn(2, batch, channels, height, width).unbind()
 
 
+# ---- count ---------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(("name", "cost"), COST.items())
 def test_parameters_and_macs_are_those_of_a_sum_by_hand(name, cost):
-    pair = on_meta(net.Pair, on_meta(net.FUSIONS[name], C))
+    pair = on_meta(net.Pair, on_meta(BUILDERS[name], C))
     assert (parameters_of(pair), macs_of(pair, 1, 2 * C, 28, 28)) == cost
 
 
+def test_a_pair_hands_the_first_half_of_the_channels_over_first():
+    class Second(nn.Module):
+        def forward(self, a, b):
+            return b
+
+    x = torch.randn(2, 6, 3, 3)
+    close(net.Pair(Second())(x), x[:, 3:])
+
+
 def test_se_blocks_of_resnet50_have_the_parameters_the_paper_gives():
-    """Hu et al. 2018: 2.5 million more, 2 / r times the sum of N C^2 over the stages."""
+    """Hu et al. 2017: 2.5 million more, 2 / r times the sum of N C^2 over the stages."""
     weights = more = 0
     for channels, blocks in ((256, 3), (512, 4), (1024, 6), (2048, 3)):
         gate = on_meta(net.SqueezeExcitation, channels)
@@ -52,26 +70,29 @@ def test_se_blocks_of_resnet50_have_the_parameters_the_paper_gives():
     assert more == parameters_of(on_meta(seresnet50)) - parameters_of(on_meta(resnet50))
 
 
-@pytest.mark.parametrize(("channels", "reduction"), [(32, ()), (64, ()), (24, (4,)), (3, ())])
-def test_squeeze_and_excitation_does_what_torchvision_s_does(channels, reduction):
+# ---- reference -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("channels", "how"), [(64, {}), (24, {"reduction": 4})])
+def test_squeeze_and_excitation_does_what_torchvision_s_does(channels, how):
     torch.manual_seed(0)
-    inner = max(channels // (*reduction, 16)[0], 1)
+    inner = channels // how.get("reduction", 16)
     theirs = torchvision.ops.SqueezeExcitation(channels, inner)
-    ours = net.SqueezeExcitation(channels, *reduction)
+    ours = net.SqueezeExcitation(channels, **how)
     networks.same_function(ours, theirs, two_maps(channels)[0])
 
 
-@pytest.mark.parametrize(("channels", "reduction"), [(32, ()), (64, ()), (24, (4,)), (3, ())])
-def test_cbam_does_what_timm_s_does(channels, reduction):
+@pytest.mark.parametrize(("channels", "how"), [(64, {}), (24, {"reduction": 4})])
+def test_cbam_does_what_timm_s_does(channels, how):
     torch.manual_seed(0)
-    inner = max(channels // (*reduction, 16)[0], 1)
-    theirs = CbamModule(channels, rd_channels=inner)
-    networks.same_function(net.cbam(channels, *reduction), theirs, two_maps(channels)[0])
+    theirs = CbamModule(channels, rd_channels=channels // how.get("reduction", 16))
+    networks.same_function(net.CBAM(channels, **how), theirs, two_maps(channels)[0])
 
 
-def test_a_sum_is_a_concatenation_read_by_two_identity_matrices():
-    a, b = two_maps()
-    close(net.as_sum(net.Concat(C))(a, b), a + b)
+def test_channel_attention_narrows_by_sixteen_unless_told_otherwise():
+    assert net.ChannelAttention(64).narrow.out_channels == 4
+    assert net.cbam_sum(64, reduction=4).gate.channels.narrow.out_channels == 16
+    assert net.se_sum(64, reduction=4).gate.narrow.out_channels == 16
 
 
 def test_concatenation_and_1x1_are_one_matrix_for_each_map():
@@ -79,28 +100,129 @@ def test_concatenation_and_1x1_are_one_matrix_for_each_map():
     fusion = net.Concat(C)
     first, second = fusion.mix.weight.split(C, dim=1)
     close(fusion(a, b), F.conv2d(a, first) + F.conv2d(b, second), 1e-5)
+    close(net.as_sum(fusion)(a, b), net.Sum()(a, b))
 
 
-@pytest.mark.parametrize("name", ["SE", "CBAM", "attention gate", "ASFF"])
+@pytest.mark.parametrize("levels", [2, 3])
+def test_asff_weights_sum_to_one_at_each_pixel_and_equal_a_loop(levels):
+    torch.manual_seed(0)
+    maps = torch.randn(levels, 2, C, 5, 4).unbind()
+    asff = net.ASFF(C, levels=levels)
+    weights, found = asff.weights(*maps), asff(*maps)
+    close(weights.sum(1), torch.ones(2, 5, 4))
+    for i in range(5):
+        for j in range(4):
+            scores = [s(x[:, :, i : i + 1, j : j + 1]) for s, x in zip(asff.scores, maps)]
+            e = [score.exp()[:, 0, 0] for score in scores]
+            pixel = sum(w * x[:, :, i, j] for w, x in zip(e, maps)) / sum(e)
+            close(found[:, :, i, j], pixel, 1e-5)
+
+
+def test_an_attention_gate_computes_equations_1_and_2_at_each_pixel():
+    torch.manual_seed(0)
+    gate = net.AttentionGate(8, 8, inner=4)
+    x, g = torch.randn(2, 1, 8, 3, 2).unbind()
+    w_x, w_g, psi = (m.weight.flatten(1) for m in (gate.skip, gate.signal, gate.score))
+    for i in range(3):
+        for j in range(2):
+            inner = (w_x @ x[0, :, i, j] + w_g @ g[0, :, i, j] + gate.signal.bias).relu()
+            close(gate.weights(x, g)[0, 0, i, j], (psi @ inner + gate.score.bias).sigmoid()[0])
+
+
+def test_bilinear_pooling_equals_a_loop_over_pixels_and_one_pixel_an_outer_product():
+    a, b = (x.double() for x in two_maps())
+    close(net.Bilinear()(a, b), net.summed_outer_products(a, b).flatten(1), 1e-10)
+    a, b = two_maps(5, 1, 1, batch=1)
+    close(net.Bilinear()(a, b).view(5, 5), torch.outer(a.flatten(), b.flatten()))
+
+
+@pytest.mark.parametrize("d", [31, 100])
+def test_the_compact_form_equals_the_sketch_of_all_products(d):
+    a, b = (x.double() for x in two_maps(16))
+    compact = net.CompactBilinear(16, d)
+    close(compact(a, b), net.sketch_by_hand(net.summed_outer_products(a, b), compact), 1e-9)
+
+
+@pytest.mark.parametrize(("n", "size"), [(1, 3), (2, 5), (5, 3)])
+def test_a_residual_chain_is_a_dense_one_with_repeated_kernels(n, size):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(6, 6, size, padding=size // 2) for _ in range(n)]
+    x = torch.randn(2, 6, 5, 4)
+    dense = net.dense_chain(net.densely(layers), x)
+    assert dense.shape == (2, 6 * (n + 1), 5, 4)
+    expected = net.residual_chain(layers, x)
+    close(dense.unflatten(1, (n + 1, 6)).sum(1), expected, 1e-4)
+    assert n > 1 or torch.allclose(expected, x + layers[0](x))
+
+
+def test_late_fusion_is_early_fusion_with_zeros_between_the_inputs():
+    torch.manual_seed(0)
+    two = net.LateFusion(4)
+    networks.share_weights(two, two)
+    one = net.merged(two, net.Classifier(3, 8))
+    x = torch.randn(2, 3, 33, 27)
+    networks.same_outputs(one, two, x)
+    mean = (two.luminance(x[:, :1]) + two.colour(x[:, 1:])) / 2
+    close(two(x), mean)
+
+
+def plain_block(c_in, c_out, stride=1):
+    conv = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(c_out), nn.ReLU())
+
+
+def pooled(*blocks, c_out):
+    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c_out, 10))
+
+
+def test_a_classifier_is_two_convolutions_a_mean_and_a_linear_layer():
+    torch.manual_seed(0)
+    theirs = pooled(plain_block(2, 4, 2), plain_block(4, 8, 2), c_out=8)
+    networks.same_function(net.Classifier(2, 4), theirs, torch.randn(3, 2, 13, 18))
+
+
+def test_each_path_reads_its_own_image_and_the_joined_map_is_read_by_one_convolution():
+    torch.manual_seed(0)
+
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Sequential(plain_block(1, 16, 2), plain_block(16, 16))
+            self.second = nn.Sequential(plain_block(1, 16, 2), plain_block(16, 16))
+            self.head = pooled(plain_block(16, 32, 2), c_out=32)
+
+        def forward(self, x):
+            return self.head(self.first(x[:, :1]) + self.second(x[:, 1:2]))
+
+    ours = nn.Sequential(net.Paths(), net.FusedNetwork(net.Sum()))
+    networks.same_function(ours, Plain(), torch.randn(3, 2, 17, 22))
+    assert ours[0](torch.randn(3, 2, 16, 24)).shape == (3, 2, 16, 8, 12)
+
+
+def test_the_fusion_gets_the_first_map_first():
+    class First(nn.Module):
+        def forward(self, a, b):
+            return a
+
+    torch.manual_seed(0)
+    network = net.FusedNetwork(First()).eval()
+    maps = torch.randn(2, 2, 16, 8, 8)
+    other = torch.stack((maps[:, 0], torch.zeros(2, 16, 8, 8)), dim=1)
+    close(network(maps), network(other))
+    assert not torch.allclose(network(maps), network(maps.flip(1)))
+
+
+# ---- limit ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["SE", "CBAM", "gate", "ASFF"])
 def test_gates_at_one_leave_the_sum_and_equal_scores_the_mean(name):
     a, b = two_maps()
-    fusion = net.FUSIONS[name](C).eval()
+    fusion = BUILDERS[name](C).eval()
     for p in fusion.parameters():
         nn.init.zeros_(p)
-    expected = {"SE": a + b / 2, "CBAM": a + b / 4, "attention gate": a / 2 + b}
+    expected = {"SE": a + b / 2, "CBAM": a + b / 4, "gate": a / 2 + b}
     close(fusion(a, b), expected.get(name, (a + b) / 2))
-    if name == "SE":
-        nn.init.constant_(fusion.gate.excite[2].bias, 100.0)
-        close(fusion(a, b), a + b)
-    if name == "attention gate":
-        nn.init.constant_(fusion.gate.score.bias, 100.0)
-        close(fusion(a, b), a + b)
-
-
-def test_se_gives_one_weight_a_channel_and_spatial_attention_one_a_pixel():
-    x, _ = two_maps()
-    assert net.SqueezeExcitation(C).weights(x).shape == (3, C, 1, 1)
-    assert net.SpatialAttention().weights(x).shape == (3, 1, 9, 7)
 
 
 def test_se_and_channel_attention_do_not_see_where_pixels_are():
@@ -112,34 +234,20 @@ def test_se_and_channel_attention_do_not_see_where_pixels_are():
     spatial = net.SpatialAttention().eval()
     moved = spatial(x).flatten(2)[..., order].view_as(x)
     assert not torch.allclose(spatial(shuffled), moved, atol=1e-3)
-
-
-@pytest.mark.parametrize("levels", [2, 3])
-def test_asff_weights_sum_to_one_at_each_pixel_and_equal_a_loop(levels):
-    torch.manual_seed(0)
-    maps = torch.randn(levels, 2, C, 5, 4).unbind()
-    asff = net.ASFF(C, levels)
-    weights, found = asff.weights(maps), asff(*maps)
-    close(weights.sum(1), torch.ones(2, 5, 4))
-    for i in range(5):
-        for j in range(4):
-            scores = [s(x[:, :, i : i + 1, j : j + 1]) for s, x in zip(asff.scores, maps)]
-            e = [score.exp()[:, 0, 0] for score in scores]
-            pixel = sum(w * x[:, :, i, j] for w, x in zip(e, maps)) / sum(e)
-            close(found[:, :, i, j], pixel, 1e-5)
+    assert net.SqueezeExcitation(C).weights(x).shape == (3, C, 1, 1)
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_asff_selects_the_level_whose_score_is_far_above_the_others(level):
     torch.manual_seed(0)
-    maps, asff = torch.randn(3, 2, C, 5, 4), net.ASFF(C, 3)
+    maps, asff = torch.randn(3, 2, C, 5, 4), net.ASFF(C, levels=3)
     nn.init.constant_(asff.scores[level].bias, 100.0)
     close(asff(*maps), maps[level])
 
 
 def test_an_open_gate_passes_the_skip_and_a_shut_one_nothing():
     torch.manual_seed(0)
-    gate = net.AttentionGate(C, 2 * C, 32, stride=2)
+    gate = net.AttentionGate(C, 2 * C, inner=32, stride=2)
     x, g = torch.randn(2, C, 8, 6), torch.randn(2, 2 * C, 4, 3)
     assert gate.weights(x, g).shape == (2, 1, 8, 6)
     nn.init.constant_(gate.score.bias, 100.0)
@@ -148,233 +256,150 @@ def test_an_open_gate_passes_the_skip_and_a_shut_one_nothing():
     assert gate(x, g).abs().max() < 1e-6
 
 
-def test_an_attention_gate_computes_equations_1_and_2_at_each_pixel():
+def test_weights_of_a_coarse_map_go_over_into_each_other_along_a_line():
     torch.manual_seed(0)
-    gate, x, g = net.AttentionGate(8, 8, 4), *torch.randn(2, 1, 8, 3, 2).unbind()
-    w_x, w_g, psi = (m.weight.flatten(1) for m in (gate.skip, gate.signal, gate.score))
-    for i in range(3):
-        for j in range(2):
-            inner = (w_x @ x[0, :, i, j] + w_g @ g[0, :, i, j] + gate.signal.bias).relu()
-            close(gate.weights(x, g)[0, 0, i, j], (psi @ inner + gate.score.bias).sigmoid()[0])
+    gate = net.AttentionGate(C, 2 * C, inner=32, stride=2)
+    weights = gate.weights(torch.randn(1, C, 2, 4), torch.randn(1, 2 * C, 1, 2))[0, 0, 0]
+    left, right = weights[0], weights[3]
+    assert left != right
+    close(weights[1:3], torch.stack((0.75 * left + 0.25 * right, 0.25 * left + 0.75 * right)))
 
 
-def test_bilinear_pooling_equals_a_loop_over_pixels():
-    a, b = (x.double() for x in two_maps())
-    close(net.Bilinear()(a, b), net.summed_outer_products(a, b).flatten(1), 1e-10)
-
-
-def test_bilinear_pooling_of_one_pixel_is_an_outer_product():
-    a, b = two_maps(5, 1, 1, batch=1)
-    close(net.Bilinear()(a, b).view(5, 5), torch.outer(a.flatten(), b.flatten()))
-
-
-def test_the_signed_root_has_its_length_keeps_signs_and_has_a_gradient_at_zero():
-    x = torch.tensor([[4.0, -9.0, 0.0]], requires_grad=True)
-    y = net.SignedRoot(2.0)(x)
-    expected = 2 * torch.tensor([[2.0, -3.0, 0.0]]) / 13**0.5
-    close(y, expected, 1e-4)
-    y.sum().backward()
-    assert x.grad.isfinite().all()
-
-
-@pytest.mark.parametrize("d", [31, 100, 512])
-def test_the_compact_form_equals_the_sketch_of_all_products(d):
-    a, b = (x.double() for x in two_maps(16))
-    compact = net.CompactBilinear(16, d)
-    close(compact(a, b), net.sketch_by_hand(net.summed_outer_products(a, b), compact), 1e-9)
-
-
-def test_the_compact_form_works_in_a_network_under_autocast():
+def test_inner_products_of_sketches_are_right_on_average_only_with_signs():
     torch.manual_seed(0)
-    network = net.TwoPaths(net.CompactBilinear(8, 32), nn.Linear(32, 10), 8)
-    x = torch.randn(2, 3, 16, 16)
-    expected = network(x)
+    x, y = torch.rand(2, 1, 8, 3, 3).unbind()
+    exact = (net.Bilinear()(x, x) * net.Bilinear()(y, y)).sum()
+    drawn = {}
+    for signs in (True, False):
+        found = [net.sketched_product(x, y, 32, signs=signs) for _ in range(300)]
+        drawn[signs] = torch.tensor(found)
+    assert abs(drawn[True].mean() - exact) < 4 * drawn[True].std() / 300**0.5
+    assert drawn[False].min() > exact
+    slots = torch.cat([net.CompactBilinear(8, 32).first.slot for _ in range(100)])
+    signs = torch.cat([net.CompactBilinear(8, 32).second.sign for _ in range(100)])
+    assert sorted(slots.unique().tolist()) == list(range(32))
+    assert sorted(signs.unique().tolist()) == [-1, 1]
+
+
+def test_without_signs_all_products_of_sketches_add_up():
+    torch.manual_seed(0)
+    x, y = torch.rand(2, 1, 3, 2, 2).unbind()
+    one_slot = net.sketched_product(x, y, 1, signs=False)  # all in one slot: sums of all products
+    total = net.Bilinear()(x, x).sum() * net.Bilinear()(y, y).sum()
+    assert one_slot == pytest.approx(total.item(), rel=1e-5)
+
+
+def test_the_compact_form_takes_half_precision_maps_under_autocast():
+    torch.manual_seed(0)
+    compact, conv = net.CompactBilinear(8, 32), nn.Conv2d(8, 8, 1)
+    x = torch.randn(2, 8, 6, 6)
+    expected = compact(conv(x), conv(x))
     with torch.autocast("cpu", torch.bfloat16):
-        found = network(x)
-    found.float().square().sum().backward()
-    assert all(p.grad.isfinite().all() for p in network.parameters())
+        found = compact(conv(x), conv(x))
     close(found.float(), expected, 0.1)
 
 
-def test_inner_products_of_sketches_are_right_on_average():
+# ---- damage and data -----------------------------------------------------------------------------
+
+
+def test_a_block_is_a_square_of_four_pixels_a_side_anywhere_in_the_map():
     torch.manual_seed(0)
-    (x, y), found = torch.randn(2, 1, 8, 3, 3, dtype=torch.float64), []
-    for _ in range(400):
-        compact = net.CompactBilinear(8, 32)
-        found.append((compact(x, x) * compact(y, y)).sum())
-    exact = (net.Bilinear()(x, x) * net.Bilinear()(y, y)).sum()
-    found = torch.stack(found)
-    assert abs(found.mean() - exact) < 4 * found.std() / 20
+    where = net.one_block(torch.zeros(2000, 16, 8, 6))
+    assert where.shape == (2000, 1, 8, 6)
+    assert (where.sum((1, 2, 3)) == 16).all()
+    rows, columns = where.any(3)[:, 0], where.any(2)[:, 0]
+    assert (rows.sum(1) == 4).all()
+    assert (columns.sum(1) == 4).all()
+    assert sorted(rows.int().argmax(1).unique().tolist()) == [0, 1, 2, 3, 4]
+    assert sorted(columns.int().argmax(1).unique().tolist()) == [0, 1, 2]
+    assert (net.one_block(torch.zeros(9, 1, 8, 8), side=2).sum((1, 2, 3)) == 4).all()
 
 
-@pytest.mark.parametrize("n", [1, 2, 5])
-def test_a_residual_chain_is_a_dense_one_with_repeated_kernels(n):
+def test_always_the_same_ten_channels():
+    where = net.ten_channels(torch.zeros(3, 16, 8, 6))
+    assert where.shape == (1, 16, 1, 1)
+    assert where.flatten().tolist() == [True] * 10 + [False] * 6
+
+
+def test_half_of_the_images_have_noise_from_0_to_8_in_the_second_map_and_nowhere_else():
     torch.manual_seed(0)
-    layers = [nn.Conv2d(6, 6, 3, padding=1) for _ in range(n)]
-    x = torch.randn(2, 6, 5, 4)
-    dense = net.dense_chain(net.densely(layers), x)
-    assert dense.shape == (2, 6 * (n + 1), 5, 4)
-    expected = net.residual_chain(layers, x)
-    close(dense.unflatten(1, (n + 1, 6)).sum(1), expected, 1e-4)
+    maps = torch.full((1000, 2, 16, 4, 4), -1.0)
+    damaged, where = net.damage(maps, net.ten_channels)
+    assert (maps == -1).all()
+    assert (damaged[:, 0] == -1).all()
+    b = damaged[:, 1]
+    assert (b[~where] == -1).all()
+    assert 0 <= b[where].min() < 0.01
+    assert 7.99 < b[where].max() <= 8
+    hit = where.flatten(1).any(1)
+    assert 450 < hit.sum() < 550
+    assert (where[hit].flatten(1).sum(1) == 160).all()
 
 
-def test_late_fusion_is_early_fusion_with_zeros_between_the_inputs():
+@pytest.mark.parametrize("places", ["one_block", "ten_channels"])
+def test_damage_is_made_on_the_device_of_the_maps(places):
+    maps = torch.empty(2, 2, 16, 8, 6, device="meta")
+    damaged, where = net.damage(maps, getattr(net, places))
+    assert damaged.device.type == where.device.type == "meta"
+    assert damaged.shape == maps.shape
+
+
+def test_the_noisy_copy_comes_first_and_deviates_by_two():
     torch.manual_seed(0)
-    two = net.late(4)
-    networks.share_weights(two, two)
-    one = net.merged(two.luminance, two.colour, net.classifier(3, 8))
-    networks.same_outputs(one, two, torch.randn(2, 3, 33, 27))
-    assert not one[0][0].weight[:4, 1:].any()
-    assert not one[0][0].weight[4:, :1].any()
+    x = torch.randn(50, 1, 16, 16)
+    found = net.with_noise(x)
+    close(found[:, 1:], x)
+    noise = found[:, :1] - x
+    assert noise.std().item() == pytest.approx(2, rel=0.03)
+    assert abs(noise.mean().item()) < 0.1
+    assert abs((noise * x).mean().item()) < 0.1
 
 
-def plain_block(c_in, c_out, stride=1):
-    conv = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(c_out), nn.ReLU())
-
-
-def plain_classifier(c_in, width, K=10):
-    blocks = plain_block(c_in, width, 2), plain_block(width, 2 * width, 2)
-    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, K)
-    return nn.Sequential(*blocks, plain_block(2 * width, 2 * width), *head)
-
-
-def test_a_classifier_is_three_convolutions_a_mean_and_a_linear_layer():
+def test_the_weights_of_the_second_map_are_those_that_the_gates_use():
     torch.manual_seed(0)
-    x = torch.randn(3, 2, 13, 18)
-    networks.same_function(net.classifier(2, 4), plain_classifier(2, 4), x)
-    networks.same_function(net.classifier(2, 4, 7), plain_classifier(2, 4, 7), x)
-
-
-def test_two_paths_are_joined_where_the_fine_one_has_its_map():
-    torch.manual_seed(0)
-
-    class Plain(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stem, self.fine = plain_block(3, 4, 2), plain_block(4, 4, 2)
-            self.coarse = nn.Sequential(plain_block(4, 4, 2), plain_block(4, 4, 2))
-            head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
-            self.head = nn.Sequential(plain_block(4, 8, 2), *head)
-
-        def forward(self, x):
-            x = self.stem(x)
-            fine, coarse = self.fine(x), self.coarse(x)
-            return self.head(fine + F.interpolate(coarse, fine.shape[2:]))
-
-    networks.same_function(net.network_with("sum", 4), Plain(), torch.randn(3, 3, 33, 45))
-
-
-def test_an_early_fusion_is_one_classifier_and_a_later_one_joins_two_halves():
-    torch.manual_seed(0)
-    x = torch.randn(2, 3, 13, 18)
-    early, middle = net.early(4).eval(), net.middle(4).eval()
-    close(early(x), early[1](x))
-    networks.same_layers(on_meta(net.early), on_meta(plain_classifier, 3, 16), 1, 3, 32, 32)
-    halves = middle[0].luminance(x[:, :1]), middle[0].colour(x[:, 1:])
-    assert [half.shape[1] for half in halves] == [2, 2]
-    close(middle(x), middle[1](torch.cat(halves, 1)))
-    middle[0].colour, first = nn.Identity(), plain_block(1, 16, 2)
-    middle[0].luminance = first
-    rest = plain_classifier(3, 4)[1:]
-    networks.same_layers(middle[1].to("meta"), rest.to("meta"), 1, 4, 16, 16)
-
-
-def test_each_input_alone_does_not_read_the_other():
-    torch.manual_seed(0)
-    x = torch.randn(2, 3, 16, 16)
-    for build, other in ((net.luminance_alone, slice(1, 3)), (net.colour_alone, slice(0, 1))):
-        network, changed = build().eval(), x.clone()
-        changed[:, other] = 0
-        close(network(changed), network(x))
+    maps = torch.randn(3, 2, 16, 8, 8)
+    a, b = maps.unbind(1)
+    se = net.FusedNetwork(net.se_sum(16))
+    weights = net.weights_of_second(se, "SE", maps)
+    close(se.fusion(a, b), a + weights * b)
+    asff = net.FusedNetwork(net.ASFF(16))
+    weights = net.weights_of_second(asff, "ASFF", maps)
+    close(asff.fusion(a, b), (1 - weights) * a + weights * b)
 
 
 def test_luminance_is_weighted_as_by_the_eye_and_colours_are_what_is_left():
+    assert net.luminance_and_colour(torch.rand(2, 3, 4, 5)).shape == (2, 3, 4, 5)
     primaries = torch.eye(3).view(3, 3, 1, 1)  # red, green, blue
     found = net.luminance_and_colour(primaries).flatten(1)
     y = torch.tensor([0.299, 0.587, 0.114])
     close(found, torch.stack((y, torch.tensor([0.0, 0, 1]) - y, torch.tensor([1.0, 0, 0]) - y), 1))
 
 
-def test_grey_has_no_colour_and_keeps_its_luminance():
-    grey = torch.rand(2, 1, 4, 4).repeat(1, 3, 1, 1)
-    found = net.luminance_and_colour(grey)
-    close(found[:, :1], grey[:, :1])
-    assert found[:, 1:].abs().max() < 1e-6
+# ---- shape, learn, meta device -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", MAPS)
-@pytest.mark.parametrize(("batch", "height", "width"), [(3, 9, 7), (1, 4, 17)])
-def test_any_batch_and_map_size_is_kept(name, batch, height, width):
-    a, b = two_maps(C, height, width, batch)
-    assert net.FUSIONS[name](C).eval()(a, b).shape == a.shape
+def test_any_batch_and_map_size_is_kept(name):
+    a, b = two_maps(C, 4, 17, 1)
+    assert BUILDERS[name](C).eval()(a, b).shape == a.shape
 
 
-@pytest.mark.parametrize("name", ABLATION)
-def test_the_networks_take_any_size_and_join_their_paths(name):
-    torch.manual_seed(0)
-    network = net.network_with(name).eval()
-    assert network(torch.randn(3, 3, 33, 45)).shape == (3, 10)
-    found = network.fusion(*network.paths(torch.randn(2, 3, 32, 32)))
-    assert found.shape == ((2, 256) if name == "bilinear" else (2, 16, 8, 8))
-
-
-def test_the_networks_of_two_inputs_have_about_the_same_parameters():
-    def after_the_first(w, K=10):  # two convolutions with norms, a linear layer
-        return 18 * w * w + 4 * w + 36 * w * w + 4 * w + 2 * w * K + K
-
-    counts = {name: parameters_of(on_meta(getattr(net, name))) for name in INPUTS}
-    assert counts == {
-        "early": 27 * 16 + 32 + after_the_first(16),
-        "middle": (9 * 8 + 16) + (18 * 8 + 16) + after_the_first(16),
-        "late": (9 * 11 + 22) + (18 * 11 + 22) + 2 * after_the_first(11),
-        "luminance_alone": 9 * 16 + 32 + after_the_first(16),
-        "colour_alone": 18 * 16 + 32 + after_the_first(16),
-    }
-    assert [counts[name] for name in INPUTS[:3]] == pytest.approx([14_400] * 3, rel=0.03)
-
-
-def test_the_networks_of_the_ablation_have_the_parameters_of_a_sum_by_hand():
-    body = 27 * 16 + 32 + 3 * (144 * 16 + 32)
-    head = 144 * 32 + 64 + 32 * 10 + 10
-    fusions = {"concat, 1×1": 512, "SE": 2 * 64 + 20, "CBAM": 2 * 64 + 100, "ASFF": 34}
-    for name in ABLATION:
-        fusion = fusions.get(name, 2 * 16 * 8 + 8 + 9 if name == "attention gate" else 0)
-        expected = body + fusion + (256 * 10 + 10 if name == "bilinear" else head)
-        assert parameters_of(on_meta(net.network_with, name)) == expected, name
-
-
-def test_products_are_about_one_in_size_in_front_of_the_linear_layer():
-    torch.manual_seed(0)
-    root, linear = net.product_head(36, 7)
-    assert root(torch.randn(5, 36)).square().mean().item() == pytest.approx(1, rel=1e-3)
-    assert linear.weight.shape == (7, 36)
-    assert net.product_head(36)[1].out_features == 10
-    close(net.SignedRoot()(torch.tensor([[9.0, -16.0]])), torch.tensor([[0.6, -0.8]]), 1e-5)
-
-
-def test_results_are_kept_under_the_first_word_and_alone():
-    names = ["concat, 1×1", "fine alone", "attention gate", "SE"]
-    assert [*map(net.key, names)] == ["concat", "fine.alone", "attention.gate", "SE"]
-
-
-def test_runs_are_apart_only_if_no_value_lies_between_those_of_the_other():
-    assert net.apart([1, 2, 3], [4, 5, 6])
-    assert net.apart([4, 5, 6], [1, 2, 3])
-    assert not net.apart([1, 2, 4], [3, 5, 6])
-
-
-@pytest.mark.parametrize("name", ["sum", "CBAM", "ASFF", "attention gate", "bilinear"])
+@pytest.mark.parametrize("name", ["sum", "CBAM", "ASFF", "gate"])
 def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss(name):
     torch.manual_seed(0)
-    networks.learns(net.network_with(name), torch.randn(20, 3, 32, 32), rate=0.01, steps=30)
+    network = net.FusedNetwork(BUILDERS[name](16))
+    networks.learns(network, torch.randn(20, 2, 16, 8, 8), rate=0.01, steps=40)
 
 
-@pytest.mark.parametrize("name", [*ABLATION, *INPUTS])
+@pytest.mark.parametrize("name", MAPS)
 def test_every_network_runs_forward_and_backward_on_the_meta_device(name):
-    network = on_meta(getattr(net, name)) if name in INPUTS else on_meta(net.network_with, name)
-    unused = {"fine alone": ("coarse",), "coarse alone": ("fine",)}.get(name, ())
-    assert networks.runs_on_meta(network, 2, 3, 32, 32, unused=unused).shape == (2, 10)
+    with torch.device("meta"):
+        network = nn.Sequential(net.Paths(), net.FusedNetwork(BUILDERS[name](16)))
+    assert networks.runs_on_meta(network, 2, 2, 16, 16).shape == (2, 10)
+
+
+def test_networks_of_two_inputs_run_on_the_meta_device():
+    assert networks.runs_on_meta(on_meta(net.LateFusion, 11), 2, 3, 16, 16).shape == (2, 10)
 
 
 def test_the_compact_form_runs_forward_and_backward_on_the_meta_device():
