@@ -30,16 +30,6 @@ def digits(cardinality=2, width=2):
 # ---- count ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", REFERENCES)
-def test_each_size_has_the_parameters_macs_and_layers_of_torchvision(name):
-    reference, weights = REFERENCES[name]
-    meta = getattr(torchvision.models, weights).DEFAULT.meta
-    network = on_meta(getattr(net, name))
-    assert parameters_of(network) == meta["num_params"]
-    assert round(macs_of(network) / 1e9, 3) == meta["_ops"]
-    networks.same_layers(network, on_meta(getattr(torchvision.models, reference)))
-
-
 @pytest.mark.parametrize(("cardinality", "width"), TABLE_2.items())
 def test_equal_weights_rounded_up_give_the_widths_of_table_2(cardinality, width):
     assert 0 <= width - net.equal_width(cardinality) < 0.31
@@ -373,3 +363,21 @@ def test_a_grouped_convolution_is_a_full_one_with_zeros_between_the_groups():
         full[mine, mine] = conv.weight[mine].detach()
     x = torch.randn(2, 12, 5, 6)
     close(conv(x), F.conv2d(x, full, padding=1))
+
+
+# ---- the published sizes, last because they take longest -----------------------------------------
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_each_size_has_the_parameters_and_macs_that_torchvision_gives(name):
+    _, weights = REFERENCES[name]
+    meta = getattr(torchvision.models, weights).DEFAULT.meta
+    network = on_meta(getattr(net, name))
+    assert parameters_of(network) == meta["num_params"]
+    assert round(macs_of(network) / 1e9, 3) == meta["_ops"]
+
+
+@pytest.mark.parametrize("name", ["resnext50", "one_path_resnet50"])
+def test_the_sizes_of_50_layers_call_the_layers_of_torchvision_in_their_order(name):
+    reference = getattr(torchvision.models, REFERENCES[name][0])
+    networks.same_layers(on_meta(getattr(net, name)), on_meta(reference), 1, 3, 64, 64)
