@@ -124,6 +124,15 @@ def test_the_three_forms_are_one_function(stride, training):
     close(b(x), c(x), 1e-12)
 
 
+def test_with_one_path_the_forms_are_one_function_too():
+    forms = [getattr(net, name)(6, 8, cardinality=1, width=3) for name in FORMS]
+    a, b, c = forms
+    net.copy_weights(c, a, b)
+    x = torch.randn(2, 6, 5, 4)
+    close(a(x), c(x))
+    close(b(x), c(x))
+
+
 def test_the_three_forms_have_the_same_weights_and_the_same_gradients():
     a, b, c = three_forms()
     assert len({parameters_of(form) for form in (a, b, c)}) == 1
@@ -145,6 +154,7 @@ def test_the_three_forms_have_the_same_weights_and_the_same_gradients():
 def test_the_forms_have_a_stride_of_one_unless_they_are_given_another(form):
     branch = getattr(net, form)(4, 6, cardinality=2, width=2)
     assert branch(torch.randn(2, 4, 5, 7)).shape == (2, 6, 5, 7)
+    assert net.Path(4, 3)(torch.randn(2, 4, 5, 7)).shape == (2, 3, 5, 7)
 
 
 def test_a_path_reads_all_input_channels_and_with_the_mistake_only_its_share():
