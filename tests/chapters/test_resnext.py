@@ -55,7 +55,9 @@ def test_the_cifar_networks_have_the_parameters_of_table_7_cut_to_one_decimal(
 
 
 def test_grouping_the_first_1x1_too_is_seen_in_the_count():
-    wrong = parameters_of(net.group_first(on_meta(net.resnext50)))
+    network = net.group_first(on_meta(net.resnext50))
+    assert all(p.is_meta for p in network.parameters())
+    wrong = parameters_of(network)
     missing = 0
     for depth, c_in, inner in ((3, 64, 128), (4, 256, 256), (6, 512, 512), (3, 1024, 1024)):
         weights = c_in * inner + (depth - 1) * 2 * inner * inner  # of all first 1x1 of a stage
@@ -175,6 +177,7 @@ def test_what_a_grouped_convolution_hears_are_the_middles_of_its_kernels():
         middle = conv.weight[2 * i : 2 * i + 2, :, 1, 1].detach()
         full[3 * i : 3 * i + 3, 2 * i : 2 * i + 2] = middle.abs().T
     close(net.heard(conv), full)
+    assert net.heard(conv.to("meta")).is_meta
 
 
 # ---- directions, teacher and student -------------------------------------------------------------
@@ -186,6 +189,14 @@ def test_a_branch_writes_to_as_many_directions_as_it_has_channels_inside(cardina
     branch = net.GroupedPaths(16, 16, cardinality=cardinality, width=width)
     nn.init.normal_(branch.expand[1].bias)  # a shift is not counted as a direction
     assert net.directions(branch.eval(), torch.randn(4, 16, 5, 6)) == cardinality * width
+
+
+@pytest.mark.parametrize(("size", "found"), [(1.5e-4, 2), (0.7e-4, 1)])
+def test_a_direction_counts_from_one_in_ten_thousand_of_the_largest(size, found):
+    first = torch.tensor([1.0, -1, 1, -1])
+    second = size * torch.tensor([1.0, 1, -1, -1])
+    maps = torch.stack([first, second]).view(1, 2, 2, 2)
+    assert net.directions(nn.Identity(), maps) == found
 
 
 def test_what_a_student_leaves_is_1_for_the_mean_and_0_for_the_teacher_itself():
