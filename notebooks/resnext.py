@@ -442,7 +442,7 @@ claim(math.ceil(equal_width(24, c_out=CHANNELS)) == 2, "24 paths of equal weight
 
 
 # %% tags=["block"]
-def projection(c_in: int, c_out: int, *, stride: int = 1) -> nn.Module:
+def projection(c_in: int, c_out: int, *, stride: int) -> nn.Module:
     """The identity where the shapes allow, else a 1x1 convolution (option B)."""
     same = stride == 1 and c_in == c_out
     return nn.Identity() if same else conv_norm(c_in, c_out, 1, stride=stride)
