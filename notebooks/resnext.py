@@ -736,7 +736,7 @@ for number in SEEDS:
         bare = without_paths(network, name, PATHS)
         none[name, number] = training.evaluate(bare, validation)
 
-# %% tags=["left-out-figure"] alt="Validation accuracy after paths were taken out of the last block of stage 1 and of stage 2, three seeds side by side in each. Dots for one path less lie close to the short lines of the whole networks; crosses for no path left lie below all dots of their seed."
+# %% tags=["left-out-figure"] alt="Validation accuracy after paths were taken out of the last block of stage 1 and of stage 2, three seeds side by side in each. Dots for one path less lie close to the short lines of the whole networks; the crosses for no path left lie lower on average."
 _, axes = plt.subplots()
 blue, orange = plots.COLOURS[:2]
 for place, name in enumerate(STAGES):
@@ -746,21 +746,21 @@ for place, name in enumerate(STAGES):
         axes.plot(x, none[name, number], "x", color=orange, markersize=8)
         ends = [x - 0.06, x + 0.06]
         axes.plot(ends, [whole[number]] * 2, color=plots.INK, linewidth=1)
-axes.text(0.25, cut["stage1", 2][1], "one path less", color=blue, va="center")
-axes.text(0.25, none["stage1", 2], "no path left", color=orange, va="center")
-axes.set(xticks=(0, 1), xticklabels=["last block, stage 1", "last block, stage 2"])
-axes.set(xlim=(-0.4, 1.4), ylim=(0, 1), ylabel="validation accuracy")
+axes.text(1.23, cut["stage2", 2][1], "one path less", color=blue, va="center")
+axes.text(1.23, none["stage2", 2], "no path left", color=orange, va="center")
+axes.set(xticks=(0, 1), xticklabels=["last block,\nstage 1", "last block,\nstage 2"])
+axes.set(xlim=(-0.4, 1.9), ylim=(0, 1), ylabel="validation accuracy")
 plt.show()
 
 # %% tags=["left-out-claims"]
 singles = [value for values in cut.values() for value in values]
-for place in cut:
-    claim(
-        none[place] < min(cut[place]), "without any path less is left than without one"
-    )
+bare = sum(none.values()) / len(none)
+claim(
+    bare < min(singles), "with no path left less is right on average than with one less"
+)
 for (_, number), values in cut.items():
-    close = min(values) > whole[number] - 0.1
-    claim(close, "without one path less than ten points are lost")
+    close = min(values) > whole[number] - 0.15
+    claim(close, "without one path less than 15 points are lost")
 record_spread("whole", whole.values())
 record_spread("cut", singles)
 record_spread("none", none.values())
