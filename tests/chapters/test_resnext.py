@@ -355,16 +355,16 @@ def test_the_rate_rises_from_a_twenty_fifth_for_a_fifth_of_the_steps_and_falls_t
     rates = []
 
     def fit(network, part, epochs, optimizer, batch, schedule):
-        for _ in range(epochs * 4):
+        for _ in range(epochs * 5):
             rates.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
-            schedule.step() if len(rates) < epochs * 4 else None
+            schedule.step() if len(rates) < epochs * 5 else None
         settings = optimizer.param_groups[0]
         assert (settings["momentum"], settings["weight_decay"], batch) == (0.9, 1e-4, 50)
 
     monkeypatch.setattr(net.training, "fit", fit)
-    net.train(nn.Linear(1, 1), (torch.zeros(180, 1), torch.zeros(180)))  # four batches
-    assert len(rates) == 16
+    net.train(nn.Linear(1, 1), (torch.zeros(230, 1), torch.zeros(230)))  # five batches
+    assert len(rates) == 20
     assert rates[0] == pytest.approx(0.004)
     assert max(rates) == pytest.approx(0.1)
     assert rates.index(max(rates)) == 3
