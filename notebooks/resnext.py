@@ -13,16 +13,15 @@
 # %% [markdown]
 # # ResNeXt
 #
-# Residual blocks whose branch is a sum of many small paths: its three forms proven equal, the published sizes
-# counted and compared with torchvision; then more paths against wider ones on digits, at equal parameters.
-# The text to it is the [chapter](../chapters/resnext.rst), the paper is
-# [Xie et al. 2017](https://arxiv.org/abs/1611.05431).
+# Residual blocks whose branch is a sum of many small paths: three forms of it that are
+# one function, what more paths buy at equal weights and what they give up, and the
+# published networks compared with torchvision. The text to it is the
+# [chapter](../chapters/resnext.rst), the paper is
+# [Xie et al. 2016](https://arxiv.org/abs/1611.05431).
 
 # %%
 import copy
 import math
-from collections import OrderedDict
-from itertools import product
 
 import matplotlib.pyplot as plt
 import torch
@@ -36,212 +35,430 @@ from workbench import checks, counting, diagrams, drawing, images, plots, traini
 # %% [markdown]
 # ## Three forms of one branch
 #
-# Drawn first: C = 32 paths of d = 4 channels between an input and an output of 256 channels.
+# Drawn first: 32 paths of 4 channels between an input and an output of 256 channels.
 
 
 # %% tags=["drawing"]
-def draw_form(
-    axes, middle: float, title: str, rows: list[str], paths: int, wide: float = 0
-):
-    """Draw one form; its first `paths` rows stand there twice, for all the paths, with dots between."""
-    nodes = {"x": diagrams.Node(middle, 0.45, "$x$")}
-    above, arrows = ["x"], []
-    for i, text in enumerate(rows):
-        y, offset = 1.05 + 0.72 * i, (wide + 0.28) / 2
-        if i < paths:
-            row = {f"left {i}": middle - offset, f"right {i}": middle + offset}
-            nodes[f"dots {i}"] = diagrams.Node(middle, y, "…")
-        else:
-            row = {f"whole {i}": middle}
-        for name, x in row.items():
-            nodes[name] = diagrams.Node(x, y, text, width=wide if i < paths else 0.95)
-        arrows += zip(above, row) if len(above) == len(row) else product(above, row)
-        above = list(row)
-    nodes["title"] = diagrams.Node(middle, 0.15, title, weight="bold")
-    if len(above) > 1:
-        y = 1 + 0.72 * len(rows)
-        nodes["sum"] = diagrams.Node(middle, y, "sum", colour=plots.COLOURS[1])
-        arrows += product(above, ["sum"])
+def draw_form(axes, middle: float, title: str, *, places, each, last, widths) -> None:
+    """Draw x, one column of boxes at each place, and what they end in."""
+    nodes = {
+        "title": diagrams.Node(middle, 0.15, title, weight="bold"),
+        "x": diagrams.Node(middle, 0.45, "$x$"),
+    }
+    end = 1.05 + 0.72 * len(each)
+    colour = plots.INK if widths[1] else plots.COLOURS[1]
+    nodes["last"] = diagrams.Node(middle, end, last, width=widths[1], colour=colour)
+    arrows = []
+    for place in places:
+        above = "x"
+        for row, text in enumerate(each):
+            name = f"{place} {row}"
+            y = 1.05 + 0.72 * row
+            nodes[name] = diagrams.Node(middle + place, y, text, width=widths[0])
+            arrows.append((above, name))
+            above = name
+        arrows.append((above, "last"))
+    if len(places) > 1:
+        for row in range(len(each)):
+            nodes[f"dots {row}"] = diagrams.Node(middle, 1.05 + 0.72 * row, "…")
     diagrams.draw(axes, nodes, arrows)
 
 
-# %% tags=["forms-figure"] alt="Three columns of boxes. An x stands above each. Form a: two of 32 paths side by side with dots between, each a 1x1 to 4, a 3x3 to 4 and a 1x1 to 256 channels, with arrows meeting in the word sum. Form b: the same two paths without the last box; their arrows meet in one box, 1x1 to 256. Form c: a single column, 1x1 to 128, 3x3 to 128 in 32 groups, 1x1 to 256."
-axes = diagrams.sheet(3.35)
-paths = ["1×1, 4", "3×3, 4", "1×1, 256"]
-draw_form(axes, 1.03, "a", paths, 3, 0.86)
-draw_form(axes, 3.05, "b", paths, 2, 0.68)
-draw_form(axes, 4.5, "c", ["1×1, 128", "3×3, 128,\n32 groups", "1×1, 256"], 0)
+# %% tags=["forms-figure"] alt="Three columns of boxes under an x each. Form a: two of 32 paths side by side with dots between, each a 1x1 to 4, a 3x3 to 4 and a 1x1 to 256 channels, with arrows meeting in the word sum. Form b: the same two paths without the last box; their arrows meet in one box, 1x1 to 256. Form c: a single column, 1x1 to 128, 3x3 to 128 in 32 groups, 1x1 to 256."
+axes = diagrams.sheet(3.4)
+path = ["1×1, 4", "3×3, 4"]
+whole_path = [*path, "1×1, 256"]
+grouped = ["1×1, 128", "3×3, 128,\n32 groups"]
+two = (-0.57, 0.57)
+draw_form(axes, 1.03, "a", places=two, each=whole_path, last="sum", widths=(0.86, 0))
+two = (-0.48, 0.48)
+draw_form(axes, 3.0, "b", places=two, each=path, last="1×1, 256", widths=(0.68, 0.95))
+draw_form(axes, 4.45, "c", places=(0,), each=grouped, last="1×1, 256", widths=(1, 1))
+plt.show()
 
 # %% [markdown]
-# In code. The helper is that of the ResNet chapter with one more argument, the number of groups.
+# In code. The helper is that of the ResNet chapter with one more argument, the groups.
+# A path begins with a 1x1 and a 3x3 convolution; only the 3x3 is ever grouped.
 
 
 # %% tags=["conv-norm"]
 def conv_norm(
-    c_in: int, c_out: int, size: int, stride: int = 1, groups: int = 1
+    c_in: int, c_out: int, size: int, *, stride: int = 1, groups: int = 1
 ) -> nn.Sequential:
-    """Convolution without bias, then batch norm (its shift is the bias)."""
-    conv = nn.Conv2d(c_in, c_out, size, stride, size // 2, groups=groups, bias=False)
+    """Convolution without bias, then batch norm, whose shift is the bias."""
+    conv = nn.Conv2d(
+        c_in, c_out, size, stride, padding=size // 2, groups=groups, bias=False
+    )
     return nn.Sequential(conv, nn.BatchNorm2d(c_out))
 
 
-def narrow(c_in: int, width: int, stride: int, groups: int = 1) -> list[nn.Module]:
-    """What the forms begin with: 1x1 down to the width, then 3x3; only the 3x3 is grouped."""
-    first = conv_norm(c_in, width, 1)
-    return [first, nn.ReLU(), conv_norm(width, width, 3, stride, groups), nn.ReLU()]
+# %% tags=["path"]
+class Path(nn.Module):
+    """1x1 down to the width, 3x3 at the width, each with batch norm and ReLU."""
 
-
-# %% tags=["grouped"]
-def grouped(
-    c_in: int, c_out: int, cardinality: int, width: int, stride: int = 1
-) -> nn.Sequential:
-    """Form c: one wide path whose 3x3 has `cardinality` groups of `width` channels (figure 3c)."""
-    inner = cardinality * width
-    return nn.Sequential(
-        *narrow(c_in, inner, stride, cardinality), conv_norm(inner, c_out, 1)
-    )
-
-
-# %% tags=["paths"]
-class ConcatenatedPaths(nn.Module):
-    """Form b: paths of 1x1 and 3x3, their outputs side by side, one 1x1 (Xie et al. 2017, figure 3b)."""
-
-    def __init__(
-        self, c_in: int, c_out: int, cardinality: int, width: int, stride: int = 1
-    ):
+    def __init__(self, c_in: int, width: int, *, stride: int = 1, groups: int = 1):
         super().__init__()
-        paths = [
-            nn.Sequential(*narrow(c_in, width, stride)) for _ in range(cardinality)
-        ]
-        self.paths = nn.ModuleList(paths)
-        self.last = conv_norm(cardinality * width, c_out, 1)
+        self.reduce = conv_norm(c_in, width, 1)
+        self.conv = conv_norm(width, width, 3, stride=stride, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        # (B, c_in, H, W) -> (B, c_out, H / stride, W / stride)
-        return self.last(torch.cat([path(x) for path in self.paths], dim=1))
+        # (B, c_in, H, W) -> (B, width, H / stride, W / stride)
+        x = torch.relu(self.reduce(x))
+        return torch.relu(self.conv(x))
 
 
+# %% tags=["summed"]
 class SummedPaths(nn.Module):
-    """Form a: a sum of paths of 1x1, 3x3 and 1x1 (Xie et al. 2017, equation 2 and figure 3a).
+    """Form a: the outputs of all paths added (equation 2 and figure 3a).
 
-    The last batch norm stands behind the sum: one in each path would not be the same function.
+    The last batch norm stands behind the sum (footnote 6).
     """
 
     def __init__(
-        self, c_in: int, c_out: int, cardinality: int, width: int, stride: int = 1
+        self, c_in: int, c_out: int, *, cardinality: int, width: int, stride: int = 1
     ):
         super().__init__()
         self.paths = nn.ModuleList()
+        self.expands = nn.ModuleList()
         for _ in range(cardinality):
-            last = nn.Conv2d(width, c_out, 1, bias=False)
-            self.paths.append(nn.Sequential(*narrow(c_in, width, stride), last))
+            self.paths.append(Path(c_in, width, stride=stride))
+            self.expands.append(nn.Conv2d(width, c_out, 1, bias=False))
         self.norm = nn.BatchNorm2d(c_out)
 
     def forward(self, x: Tensor) -> Tensor:
         # (B, c_in, H, W) -> (B, c_out, H / stride, W / stride)
-        return self.norm(torch.stack([path(x) for path in self.paths]).sum(0))
+        terms = [expand(path(x)) for path, expand in zip(self.paths, self.expands)]
+        return self.norm(sum(terms))
 
+
+# %% tags=["concatenated"]
+class ConcatenatedPaths(nn.Module):
+    """Form b: the paths side by side, then one 1x1 (figure 3b)."""
+
+    def __init__(
+        self, c_in: int, c_out: int, *, cardinality: int, width: int, stride: int = 1
+    ):
+        super().__init__()
+        self.paths = nn.ModuleList()
+        for _ in range(cardinality):
+            self.paths.append(Path(c_in, width, stride=stride))
+        self.expand = conv_norm(cardinality * width, c_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # (B, c_in, H, W) -> (B, c_out, H / stride, W / stride)
+        middle = torch.cat([path(x) for path in self.paths], dim=1)
+        return self.expand(middle)
+
+
+# %% tags=["grouped"]
+class GroupedPaths(nn.Module):
+    """Form c: one path of all the channels whose 3x3 is grouped (figure 3c)."""
+
+    def __init__(
+        self, c_in: int, c_out: int, *, cardinality: int, width: int, stride: int = 1
+    ):
+        super().__init__()
+        channels = cardinality * width
+        self.path = Path(c_in, channels, stride=stride, groups=cardinality)
+        self.expand = conv_norm(channels, c_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # (B, c_in, H, W) -> (B, c_out, H / stride, W / stride)
+        return self.expand(self.path(x))
+
+
+# %% tags=["grouped-shape"]
+GroupedPaths(256, 256, cardinality=32, width=4)(torch.randn(2, 256, 14, 14)).shape
 
 # %% [markdown]
-# ## Shared weights
+# ## One function
 #
-# The paths take their weights from the wide layers: path i gets the i-th slice of channels, of the last 1x1 the
-# i-th slice of input channels.
+# Forms a and b take their weights from form c: path i gets the i-th slice of channels,
+# and of the last 1x1 the i-th slice of input channels.
 
 
 # %% tags=["share"]
 @torch.no_grad()
-def copy_slice(wide: nn.Sequential, path: nn.Sequential, mine: slice) -> None:
-    """Give a path's convolution and batch norm the output channels `mine` of the wide ones."""
-    for source, target in zip(wide, path):
-        tensors = {k: t[mine] if t.ndim else t for k, t in source.state_dict().items()}
-        target.load_state_dict(tensors)
+def copy_channels(wide: Path, narrow: Path, channels: slice) -> None:
+    """Give a narrow path some of the channels of a wide one."""
+    for source, target in ((wide.reduce, narrow.reduce), (wide.conv, narrow.conv)):
+        target[0].weight.copy_(source[0].weight[channels])
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            getattr(target[1], name).copy_(getattr(source[1], name)[channels])
 
 
 @torch.no_grad()
-def as_paths(branch: nn.Sequential) -> tuple[SummedPaths, ConcatenatedPaths]:
-    """Forms a and b with the weights of form c."""
-    first, middle, last = branch[0][0], branch[2][0], branch[4][0]
-    cardinality, width = middle.groups, middle.in_channels // middle.groups
-    sizes = first.in_channels, last.out_channels, cardinality, width, middle.stride[0]
-    a, b = SummedPaths(*sizes), ConcatenatedPaths(*sizes)
-    for form in (a, b):
-        for i, path in enumerate(form.paths):
-            for layer in (0, 2):
-                copy_slice(
-                    branch[layer], path[layer], slice(i * width, (i + 1) * width)
-                )
-    for i, path in enumerate(a.paths):
-        path[4].weight.copy_(last.weight[:, i * width : (i + 1) * width])
-    a.norm.load_state_dict(branch[4][1].state_dict())
-    b.last.load_state_dict(branch[4].state_dict())
-    return a.to(first.weight.device), b.to(first.weight.device)
+def copy_weights(c: GroupedPaths, a: SummedPaths, b: ConcatenatedPaths) -> None:
+    """Give forms a and b the weights of form c."""
+    width = a.expands[0].in_channels
+    for i in range(len(a.paths)):
+        channels = slice(i * width, (i + 1) * width)
+        copy_channels(c.path, a.paths[i], channels)
+        copy_channels(c.path, b.paths[i], channels)
+        a.expands[i].weight.copy_(c.expand[0].weight[:, channels])
+    a.norm.load_state_dict(c.expand[1].state_dict())
+    b.expand.load_state_dict(c.expand.state_dict())
 
+
+# %% tags=["forms"]
+seed(0)
+sizes = {"cardinality": 32, "width": 4}
+c = checks.randomise_norms(GroupedPaths(256, 256, **sizes))
+a = SummedPaths(256, 256, **sizes)
+b = ConcatenatedPaths(256, 256, **sizes)
+copy_weights(c, a, b)
 
 # %% tags=["forms-equal"]
-seed(0)
-c, x = checks.randomise_norms(grouped(256, 256, 32, 4)), torch.randn(4, 256, 14, 14)
-rows, worst = [], {}
-for dtype in (torch.float32, torch.float64):
-    for mode in ("evaluation", "training"):
-        forms = [form.to(dtype).train(mode == "training") for form in (*as_paths(c), c)]
-        a, b, y = (form(x.to(dtype)) for form in forms)
-        found = checks.deviation(a, y), checks.deviation(b, y)
-        worst[dtype] = max(worst.get(dtype, 0), *found)
-        rows.append((str(dtype)[6:], mode, *(f"{d:.1e}" for d in found)))
-    rounding = 20 * torch.finfo(dtype).eps
-    claim(
-        worst[dtype] < rounding,
-        f"the three forms are equal but for the rounding of {dtype}",
-    )
-record("forms.deviation", worst[torch.float32])
-table(rows, ("numbers", "mode", "a against c", "b against c"))
+x = torch.randn(4, 256, 14, 14)
+equalities = []
+for mode in ("evaluation", "training"):
+    for name, form in (("form a", a), ("form b", b)):
+        expected = c.train(mode == "training")(x)
+        found = form.train(mode == "training")(x)
+        equalities.append((name, "form c", mode, checks.deviation(found, expected)))
+
+# %% tags=["forms-claims"]
+largest = max(difference for *_, difference in equalities)
+claim(largest < 1e-5, "the three forms are one function but for rounding")
+record("forms.deviation", largest)
+
+# %% [markdown]
+# ## Who hears whom
+#
+# A grouped convolution asked what it is: one channel at a time is set to 1.
+
+
+# %% tags=["heard"]
+@torch.no_grad()
+def heard(conv: nn.Conv2d) -> Tensor:
+    """What each output channel gives for a 1 in each input channel: (c_in, c_out)."""
+    c_in = conv.in_channels
+    x = torch.eye(c_in, device=conv.weight.device).view(c_in, c_in, 1, 1)
+    return conv(x).abs().flatten(1)
+
+
+# %% tags=["heard-figure"] alt="Three square tables, 16 input channels down, 16 output channels across, a cell dark where the output hears the input. One group: the whole square is dark. Four groups: four dark blocks of 4 by 4 along the diagonal. Eight groups: eight dark blocks of 2 by 2 along the diagonal."
+_, row = plt.subplots(1, 3, figsize=(5, 2))
+for axes, groups in zip(row, (1, 4, 8)):
+    answers = heard(nn.Conv2d(16, 16, 3, padding=1, groups=groups, bias=False))
+    share = (answers > 0).double().mean().item()
+    record(f"heard{groups}", share)
+    claim(abs(share - 1 / groups) < 1e-9, f"{groups} groups: one pair in {groups}")
+    axes.imshow((answers > 0).cpu(), cmap="Blues", vmin=0, vmax=1.3)
+    axes.set_title("1 group" if groups == 1 else f"{groups} groups")
+    axes.set(xlabel="to", xticks=(), yticks=())
+row[0].set_ylabel("from")
+plt.show()
+
+# %% tags=["grouped-weights"]
+full = nn.Conv2d(128, 128, 3, padding=1, bias=False)
+in_groups = nn.Conv2d(128, 128, 3, padding=1, groups=32, bias=False)
+record("grouped.full", counting.parameters(full))
+record("grouped.cut", counting.parameters(in_groups))
+claim(
+    32 * in_groups.weight.numel() == full.weight.numel(), "32 groups, 1/32 of weights"
+)
 
 # %% [markdown]
 # ## Cardinality against width
 #
-# A path costs $256 d + 9 d^2 + 256 d$ weights. Which $d$ gives $C$ paths the weights of ResNet's bottleneck of 64?
+# A path costs 256 d + 9 d^2 + 256 d weights. Which d gives C paths the weights of
+# ResNet's bottleneck, one path of 64 channels?
 
 
 # %% tags=["equal-width"]
-def branch_weights(cardinality: int, width: int, c_out: int = 256) -> int:
-    """Weights of the three convolutions of a branch (Xie et al. 2017, equation 4)."""
+def branch_weights(cardinality: int, width: int, *, c_out: int = 256) -> int:
+    """Weights of the convolutions of a branch with c_out channels in and out.
+
+    Equation 4 of the paper.
+    """
     return cardinality * (c_out * width + 3 * 3 * width * width + width * c_out)
 
 
-def equal_width(cardinality: int, c_out: int = 256) -> int:
-    """Width whose weights come nearest to those of one path of c_out / 4 channels.
+def equal_width(cardinality: int, *, c_out: int = 256) -> float:
+    """The width that gives the weights of one path of c_out / 4 channels.
 
-    The positive root of 9 d^2 + 2 c_out d = budget / cardinality, rounded.
+    The positive root d of 9 d^2 + 2 c_out d = budget / cardinality.
     """
-    budget = branch_weights(1, c_out // 4, c_out)
-    return round((math.sqrt(c_out**2 + 9 * budget / cardinality) - c_out) / 9)
+    budget = branch_weights(1, c_out // 4, c_out=c_out)
+    root = math.sqrt(c_out**2 + 9 * budget / cardinality)
+    return (root - c_out) / 9
 
+
+# %% tags=["directions"]
+@torch.no_grad()
+def directions(branch: nn.Module, x: Tensor) -> int:
+    """How many directions the outputs span: their rank, all pixels taken together."""
+    y = branch(x).transpose(0, 1).flatten(1)  # (C, B H W)
+    y = y - y.mean(1, keepdim=True)
+    return torch.linalg.matrix_rank(y.cpu(), rtol=1e-4).item()
+
+
+# %% tags=["pairs"]
+PAIRS = ((1, 64), (2, 40), (4, 24), (8, 14), (32, 4))  # table 2 of the paper
+seed(0)
+x = torch.randn(8, 256, 8, 8)
+rows = []
+for cardinality, width in PAIRS:
+    root = equal_width(cardinality)
+    weights = branch_weights(cardinality, width)
+    branch = GroupedPaths(256, 256, cardinality=cardinality, width=width)
+    found = directions(branch, x)
+    record(f"pair{cardinality}.weights", weights)
+    record(f"pair{cardinality}.directions", found)
+    rows.append((cardinality, f"{root:.2f}", width, weights, found))
+table(rows, ("C", "d by equation", "d", "weights", "directions"))
+
+# %% tags=["pairs-claims"]
+for cardinality, root, width, weights, found in rows:
+    claim(found == cardinality * width, f"{cardinality} paths write to C d directions")
+    claim(width == math.ceil(float(root)), "the paper rounds up")
+    claim(
+        weights >= branch_weights(1, 64), "a branch has no fewer weights than ResNet's"
+    )
+
+# %% [markdown]
+# ## Each learns its own kind
+#
+# A branch with random weights is the teacher, another branch learns to give what it
+# gives, from noise. One wide path and 24 narrow ones of nearly the same weights, each
+# as teacher and as student.
+
+# %% tags=["kinds"]
+CHANNELS = 96
+KINDS = {"one path": (1, 24), "24 paths": (24, 2)}
+
+
+def branch_of(kind: str) -> GroupedPaths:
+    """A branch with 96 channels in and out and random weights."""
+    cardinality, width = KINDS[kind]
+    branch = GroupedPaths(CHANNELS, CHANNELS, cardinality=cardinality, width=width)
+    he_init(branch)
+    return branch.to(device)
+
+
+# %% tags=["he-init"]
+def he_init(network: nn.Module) -> None:
+    """Normal weights of variance 2 / fan-out, as in the libraries (He et al. 2015)."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+
+# %% tags=["imitate"]
+STEPS = 180
+
+
+def noise(number: int) -> Tensor:
+    return torch.randn(number, CHANNELS, 4, 4, device=device)
+
+
+def imitate(teacher: nn.Module, student: nn.Module) -> None:
+    """Train the student to give what the teacher gives."""
+    optimizer = torch.optim.Adam(student.parameters(), lr=0.02)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    for _ in range(STEPS):
+        x = noise(24)
+        loss = F.mse_loss(student(x), teacher(x).detach())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
+# %% tags=["unexplained"]
+@torch.no_grad()
+def unexplained(teacher: nn.Module, student: nn.Module, x: Tensor) -> float:
+    """Mean squared difference over the variance of what the teacher gives."""
+    y = teacher(x)
+    return (F.mse_loss(student(x), y) / y.var(correction=0)).item()
+
+
+@torch.no_grad()
+def floor(teacher: nn.Module, count: int, x: Tensor) -> float:
+    """The least that any student of so many directions leaves unexplained.
+
+    The share of variance outside of the teacher's first `count` principal directions.
+    """
+    y = teacher(x).transpose(0, 1).flatten(1)  # (C, B H W)
+    y = (y - y.mean(1, keepdim=True)).cpu()
+    variances = torch.linalg.svdvals(y).square()
+    return (variances[count:].sum() / variances.sum()).item()
+
+
+# %% tags=["headline"]
+SEEDS = (0, 1, 2)
+left, floors = {}, {}
+for taught in KINDS:
+    for learning in KINDS:
+        for number in SEEDS:
+            seed(number)
+            teacher, student = branch_of(taught), branch_of(learning)
+            imitate(teacher, student)
+            x = noise(100)
+            left[taught, learning, number] = unexplained(teacher, student, x)
+            floors[taught, learning, number] = floor(teacher, 24, x)
+
+# %% tags=["headline-figure"] alt="Share of the teacher's output that students leave unexplained, three dots for each pair. Under a teacher of one path the students of one path lie below those of 24 paths; under a teacher of 24 paths it is the other way round. A dotted line above zero, under the second group, marks the least that a student of one path can leave."
+_, axes = plt.subplots()
+for group, taught in enumerate(KINDS):
+    for side, (learning, colour) in enumerate(zip(KINDS, plots.COLOURS)):
+        values = [left[taught, learning, number] for number in SEEDS]
+        x = group + 0.35 * side - 0.3
+        axes.plot([x] * len(values), values, "o", color=colour, alpha=0.7)
+        axes.text(x + 0.05, values[1], learning, color=colour, va="center")
+lowest = min(floors["24 paths", "one path", number] for number in SEEDS)
+axes.plot([0.6, 1.35], [lowest, lowest], ":", color=plots.COLOURS[0])
+axes.text(0.6, lowest + 0.02, "least for one path", color=plots.COLOURS[0])
+axes.set(xticks=(0, 1), xticklabels=[f"teacher:\n{kind}" for kind in KINDS])
+axes.set(xlim=(-0.5, 1.5), ylim=(0, 0.8), ylabel="left unexplained")
+plt.show()
+
+# %% tags=["headline-claims"]
+for taught in KINDS:
+    for learning in KINDS:
+        values = [left[taught, learning, number] for number in SEEDS]
+        record_spread(f"left.{taught}.{learning}".replace(" ", ""), values)
+        if learning != taught:
+            own = [left[taught, taught, number] for number in SEEDS]
+            claim(max(own) < min(values), f"{taught} learn {taught} better, apart")
+
+# %% tags=["floor-claims"]
+barred = [floors["24 paths", "one path", number] for number in SEEDS]
+claim(min(barred) > 0.1, "one path has to leave a part of 24 paths unexplained")
+claim(max(floors["one path", "one path", n] for n in SEEDS) < 1e-6, "of one path none")
+record_spread("floor", barred)
+for kind, (cardinality, width) in KINDS.items():
+    weights = branch_weights(cardinality, width, c_out=CHANNELS)
+    record(f"weights.{kind}".replace(" ", ""), weights)
+record("imitate.steps", STEPS)
+claim(math.ceil(equal_width(24, c_out=CHANNELS)) == 2, "24 paths of equal weights")
 
 # %% [markdown]
 # ## From the branch to the network
+#
+# Against ResNet's bottleneck only the branch is new. When the side of the map is
+# halved, the channels double, and so do those of a path; the number of paths stays.
 
 
 # %% tags=["block"]
-class ResNeXtBlock(nn.Module):
-    """y = relu(branch(x) + shortcut(x)) with a branch of many paths (Xie et al. 2017, equation 3).
+def projection(c_in: int, c_out: int, *, stride: int) -> nn.Module:
+    """The identity where the shapes allow, else a 1x1 convolution (option B)."""
+    same = stride == 1 and c_in == c_out
+    return nn.Identity() if same else conv_norm(c_in, c_out, 1, stride=stride)
 
-    Against the bottleneck of ResNet only the branch is new.
-    """
+
+class ResNeXtBlock(nn.Module):
+    """relu(branch(x) + shortcut(x)) with a branch of many paths (equation 3)."""
 
     def __init__(
-        self,
-        c_in: int,
-        c_out: int,
-        cardinality: int,
-        width: int,
-        stride=1,
-        form=grouped,
+        self, c_in: int, c_out: int, *, cardinality: int, width: int, stride: int = 1
     ):
         super().__init__()
-        self.branch = form(c_in, c_out, cardinality, width, stride)
-        same = stride == 1 and c_in == c_out
-        self.shortcut = nn.Identity() if same else conv_norm(c_in, c_out, 1, stride)
+        self.branch = GroupedPaths(
+            c_in, c_out, cardinality=cardinality, width=width, stride=stride
+        )
+        self.shortcut = projection(c_in, c_out, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
         # (B, c_in, H, W) -> (B, c_out, H / stride, W / stride)
@@ -249,419 +466,383 @@ class ResNeXtBlock(nn.Module):
 
 
 # %% tags=["block-shape"]
-ResNeXtBlock(256, 512, cardinality=32, width=8, stride=2)(
-    torch.randn(2, 256, 56, 56)
-).shape
+block = ResNeXtBlock(256, 512, cardinality=32, width=8, stride=2)
+block(torch.randn(2, 256, 56, 56)).shape
+
+
+# %% tags=["stage"]
+def stage(
+    n: int, c_in: int, *, c_out: int, cardinality: int, width: int, stride: int = 2
+) -> nn.Sequential:
+    """n blocks; the first takes the stride and changes the number of channels."""
+    sizes = {"cardinality": cardinality, "width": width}
+    first = ResNeXtBlock(c_in, c_out, stride=stride, **sizes)
+    later = [ResNeXtBlock(c_out, c_out, **sizes) for _ in range(n - 1)]
+    return nn.Sequential(first, *later)
+
+
+# %% tags=["stem"]
+class Stem(nn.Module):
+    """7x7 convolution and maximum: a quarter of the side (table 1)."""
+
+    def __init__(self, c_out: int):
+        super().__init__()
+        self.conv = conv_norm(3, c_out, 7, stride=2)
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # (B, 3, H, W) -> (B, c_out, H / 4, W / 4)
+        return self.pool(torch.relu(self.conv(x)))
 
 
 # %% tags=["network"]
-def stem(channels: int) -> nn.Sequential:
-    """7x7 convolution and max pool, a quarter of the side (Xie et al. 2017, table 1)."""
-    return nn.Sequential(
-        conv_norm(3, channels, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)
-    )
+class ResNeXt(nn.Module):
+    """Stem, four stages, mean over the map, linear layer (table 1).
 
-
-def resnext(
-    depths,
-    cardinality: int,
-    width: int,
-    make_stem=stem,
-    c_out: int = 256,
-    num_classes: int = 1000,
-    form=grouped,
-) -> nn.Sequential:
-    """Stem, one stage per depth, mean, linear layer: (B, c_in, H, W) -> (B, num_classes).
-
-    `width` and `c_out` are those of the first stage and double with each further one; the
-    cardinality stays. Convolutions start from variance 2 / fan_out, as in torchvision.
+    (B, 3, H, W) -> (B, 1000).
     """
-    c_in = c_out // 4
-    parts = OrderedDict(stem=make_stem(c_in))
-    for i, depth in enumerate(depths):
-        sizes = c_out << i, cardinality, width << i
-        blocks = [ResNeXtBlock(c_in, *sizes, 2 if i else 1, form)]
-        blocks += [ResNeXtBlock(c_out << i, *sizes, 1, form) for _ in range(depth - 1)]
-        parts[f"stage{i + 1}"], c_in = nn.Sequential(*blocks), c_out << i
-    parts["pool"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    parts["fc"] = nn.Linear(c_in, num_classes)
-    network = nn.Sequential(parts)
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-    return network
+
+    def __init__(self, depths, *, cardinality: int, width: int):
+        super().__init__()
+        C = cardinality
+        d = width
+        self.stem = Stem(64)
+        self.stage1 = stage(depths[0], 64, c_out=256, cardinality=C, width=d, stride=1)
+        self.stage2 = stage(depths[1], 256, c_out=512, cardinality=C, width=2 * d)
+        self.stage3 = stage(depths[2], 512, c_out=1024, cardinality=C, width=4 * d)
+        self.stage4 = stage(depths[3], 1024, c_out=2048, cardinality=C, width=8 * d)
+        self.classifier = nn.Linear(2048, 1000)
+        he_init(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)  # (B, 64, H / 4, W / 4)
+        x = self.stage1(x)  # (B, 256, H / 4, W / 4)
+        x = self.stage2(x)  # (B, 512, H / 8, W / 8)
+        x = self.stage3(x)  # (B, 1024, H / 16, W / 16)
+        x = self.stage4(x)  # (B, 2048, H / 32, W / 32)
+        return self.classifier(x.mean((2, 3)))  # (B, 1000)
 
 
 # %% tags=["sizes"]
-def resnext50(cardinality: int = 32, width: int = 4, form=grouped) -> nn.Sequential:
-    return resnext((3, 4, 6, 3), cardinality, width, form=form)
+def resnext50() -> ResNeXt:
+    return ResNeXt((3, 4, 6, 3), cardinality=32, width=4)
 
 
-def resnext101(cardinality: int = 32, width: int = 8) -> nn.Sequential:
-    return resnext((3, 4, 23, 3), cardinality, width)
+def resnext101() -> ResNeXt:
+    return ResNeXt((3, 4, 23, 3), cardinality=32, width=8)
 
 
-def resnext101_64x4d() -> nn.Sequential:
-    return resnext101(64, 4)
+def resnext101_64x4d() -> ResNeXt:
+    return ResNeXt((3, 4, 23, 3), cardinality=64, width=4)
 
 
 # %% [markdown]
-# ## Counting
+# ## Counted
 #
-# On the meta device: shapes but no memory. MACs are multiply-accumulates for one 224x224 image.
+# On torch's meta device a tensor has a shape and no values: a network can be counted
+# without computing anything.
+
 
 # %% tags=["count"]
-builders = {"ResNeXt-50 32x4d": resnext50, "ResNeXt-101 32x8d": resnext101}
-builders["ResNeXt-101 64x4d"] = resnext101_64x4d
+def one_path_resnet50() -> ResNeXt:
+    return ResNeXt((3, 4, 6, 3), cardinality=1, width=64)
+
+
 rows = []
-for name, build in builders.items():
+for build in (one_path_resnet50, resnext50, resnext101, resnext101_64x4d):
     with torch.device("meta"):
-        network, x = build(), torch.empty(1, 3, 224, 224)
-    parameters, macs = counting.parameters(network), counting.macs(network, x)
-    rows.append((name, parameters, f"{macs / 1e9:.3f}"))
-    for key, value in (
-        ("parameters", parameters),
-        ("macs", macs),
-        ("gmacs", macs / 1e9),
-    ):
-        record(f"{build.__name__}.{key}", value)
+        network, image = build(), torch.empty(1, 3, 224, 224)
+    parameters = counting.parameters(network)
+    macs = counting.macs(network, image)
+    record(f"{build.__name__}.parameters", parameters)
+    record(f"{build.__name__}.macs", macs)
+    record(f"{build.__name__}.gmacs", macs / 1e9)
+    rows.append((build.__name__, parameters, f"{macs / 1e9:.3f}"))
 table(rows, ("network", "parameters", "G MACs"))
 
-# %% tags=["pairs"]
-rows, published = [], {1: 64, 2: 40, 4: 24, 8: 14, 32: 4}  # Xie et al. 2017, table 2
-for cardinality, width in published.items():
-    claim(
-        equal_width(cardinality) == width, f"{cardinality} paths: the width of table 2"
-    )
-    with torch.device("meta"):
-        network, x = resnext50(cardinality, width), torch.empty(1, 3, 224, 224)
-    row = cardinality, width, cardinality * width, branch_weights(cardinality, width)
-    rows.append(
-        (*row, counting.parameters(network), f"{counting.macs(network, x) / 1e9:.3f}")
-    )
-    record(f"pair{cardinality}.weights", row[-1])
-record("pairs.least", min(float(row[-1]) for row in rows))
-record("pairs.most", max(float(row[-1]) for row in rows))
-columns = (
-    "C",
-    "d",
-    "channels of 3×3",
-    "weights of branch",
-    "parameters, 50 layers",
-    "G MACs",
-)
-table(rows, columns)
-
-# %% tags=["drawn"] alt="ResNeXt-50 from top to bottom, with output shape and parameters at the right: an input of 3x224x224, the stem, then four stages with a loop past each and the number of its blocks, 3, 4, 6 and 3, whose maps shrink from 56 to 7 pixels a side while the channels grow from 256 to 2048, the pool and the linear layer to 1000."
+# %% tags=["drawn"] alt="ResNeXt-50 from top to bottom, with output shape and parameters at the right: an input of 3x224x224, the stem, then four stages with a loop past each and the number of its blocks, 3, 4, 6 and 3, whose maps shrink from 56 to 7 pixels a side while the channels grow from 256 to 2048, and the linear layer to 1000."
 with torch.device("meta"):
-    network, x = resnext50(), torch.empty(1, 3, 224, 224)
-drawing.draw(network, x)
+    network, image = resnext50(), torch.empty(1, 3, 224, 224)
+drawing.draw(network, image)
 
 # %% [markdown]
 # ## Equal to torchvision
+#
+# Fresh batch norms would hide a wrong epsilon or two layers that changed places: the
+# reference gets random ones before its weights are copied.
 
 # %% tags=["equal"]
-references = {resnext50: torchvision.models.resnext50_32x4d}
-references[resnext101] = torchvision.models.resnext101_32x8d
-rows, deviations = [], []
-for ours, theirs in references.items():
+REFERENCES = (
+    (resnext50, torchvision.models.resnext50_32x4d),
+    (resnext101, torchvision.models.resnext101_32x8d),
+)
+deviations = []
+for build, reference in REFERENCES:
     seed(0)
-    reference, network = checks.randomise_norms(theirs()), ours()
-    checks.transplant(reference, network)
-    deviations.append(
-        checks.same_outputs(network, reference, torch.randn(2, 3, 40, 40))
-    )
-    rows.append((theirs.__name__, f"{deviations[-1]:.1e}"))
+    theirs, ours = checks.randomise_norms(reference()), build()
+    checks.transplant(theirs, ours)
+    deviations.append(checks.same_outputs(ours, theirs, torch.randn(2, 3, 40, 40)))
+    names = (build.__name__, reference.__name__)
+    equalities.append((*names, "evaluation", deviations[-1]))
 record("deviation", max(deviations))
-table(rows, ("torchvision", "largest relative deviation"))
+
+# %% tags=["equalities"]
+rows = [(*row, f"{difference:.1e}") for *row, difference in equalities]
+table(rows, ("here", "compared with", "mode", "largest difference"))
 
 # %% [markdown]
 # ## A mistake the shapes do not show
 #
-# Grouping the first 1x1 convolution too runs without an error and gives the same shapes.
+# Grouping the first 1x1 convolution too runs without an error and gives the same
+# shapes.
 
 
-# %% tags=["first-grouped"]
-def first_grouped(c_in: int, c_out: int, cardinality: int, width: int, stride: int = 1):
-    """Not ResNeXt: the first 1x1 is grouped as well, so that a path reads c_in / cardinality channels."""
-    inner, branch = (
-        cardinality * width,
-        grouped(c_in, c_out, cardinality, width, stride),
-    )
-    branch[0] = conv_norm(c_in, inner, 1, groups=cardinality)
-    return branch
+# %% tags=["mistake"]
+def group_first(network: nn.Module) -> nn.Module:
+    """The mistake: each path reads its own share of the input channels only."""
+    for block in network.modules():
+        if isinstance(block, ResNeXtBlock):
+            path = block.branch.path
+            conv = path.reduce[0]
+            groups = path.conv[0].groups
+            wrong = conv_norm(conv.in_channels, conv.out_channels, 1, groups=groups)
+            path.reduce = wrong.to(conv.weight.device)
+    return network
 
 
-def channels_read(branch: nn.Sequential) -> float:
-    """Mean share of the input channels that one channel behind the 3x3 depends on."""
-    x = torch.rand(1, branch[0][0].in_channels, 5, 5, requires_grad=True)
-    y = branch[2][0](branch[0][0](x))  # the convolutions alone
-    gradients = [
-        torch.autograd.grad(y[0, i].sum(), x, retain_graph=True)[0] for i in range(8)
-    ]
-    return (
-        torch.stack([g.abs().sum((0, 2, 3)) > 0 for g in gradients])
-        .double()
-        .mean()
-        .item()
-    )
-
-
-# %% tags=["trap"]
-rows = []
-for form in (grouped, first_grouped):
-    with torch.device("meta"):
-        parameters = counting.parameters(resnext50(form=form))
-    share = channels_read(form(256, 256, 32, 4))
-    record(f"{form.__name__}.parameters", parameters)
-    record(f"{form.__name__}.read", share)
-    rows.append((form.__name__, parameters, f"{share:.1%}"))
-table(rows, ("branch", "parameters, 50 layers", "input channels a path reads"))
+# %% tags=["mistake-count"]
+with torch.device("meta"):
+    right, wrong = resnext50(), group_first(resnext50())
+record("mistake.parameters", counting.parameters(wrong))
+fewer = counting.parameters(wrong) < counting.parameters(right)
+claim(fewer, "with the mistake the network has fewer parameters")
+with torch.device("meta"):
+    one = one_path_resnet50()
+fewer = counting.parameters(right) < counting.parameters(one)
+claim(fewer, "ResNeXt-50 has fewer parameters than ResNet-50")
 
 # %% [markdown]
-# ## Training
+# ## Digits
 #
-# The template at half the channels, two stages, on digits shrunk to 20x20: cardinality against width.
-
-
-# %% tags=["data"]
-IMAGES = 700 if PROFILE == "sample" else 20_000
-data = images.digits(size=20)
-mean, std = data.train[0].mean(), data.train[0].std()
-train_part, validation, test = [((x - mean) / std, y) for x, y in data[:3]]
-train_part = train_part[0][:IMAGES], train_part[1][:IMAGES]
-record("images", len(train_part[1]))
-rows = [(n, *p[0].shape) for n, p in zip(data._fields, (train_part, validation, test))]
-table(rows, ("part", "N", "C", "H", "W"))
+# Two stages of two blocks at a quarter of the channels, on digits shrunk to 16x16: one
+# path against four of nearly the same weights.
 
 
 # %% tags=["digit-network"]
-CARDINALITIES = (1, 4, 8)
+class DigitNetwork(nn.Module):
+    """Two stages of two blocks for small grey images: (B, 1, H, W) -> (B, 10)."""
+
+    def __init__(self, *, cardinality: int, width: int):
+        super().__init__()
+        C = cardinality
+        d = width
+        self.stem = conv_norm(1, 16, 3, stride=2)
+        self.stage1 = stage(2, 16, c_out=64, cardinality=C, width=d)
+        self.stage2 = stage(2, 64, c_out=128, cardinality=C, width=2 * d)
+        self.classifier = nn.Linear(128, 10)
+        he_init(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))  # (B, 16, H / 2, W / 2)
+        x = self.stage1(x)  # (B, 64, H / 4, W / 4)
+        x = self.stage2(x)  # (B, 128, H / 8, W / 8)
+        return self.classifier(x.mean((2, 3)))  # (B, 10)
 
 
-def digit_stem(channels: int) -> nn.Sequential:
-    """One 3x3 convolution and a max pool: a quarter of the side."""
-    return nn.Sequential(
-        conv_norm(1, channels, 3, 2), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)
-    )
-
-
-def digit_network(cardinality: int, form=grouped) -> nn.Sequential:
-    """Two stages of two blocks at half the paper's channels, (B, 1, H, W) -> (B, 10)."""
-    width = equal_width(cardinality, 128)
-    return resnext((2, 2), cardinality, width, digit_stem, 128, 10, form)
-
-
-# %% tags=["digit-parameters"]
-rows, names = [], {}
-for cardinality in CARDINALITIES:
-    network, width = digit_network(cardinality), equal_width(cardinality, 128)
-    names[cardinality] = f"{cardinality}x{width}d"
-    parameters = counting.parameters(network)
-    macs = counting.macs(network, torch.empty(1, 1, 20, 20))
-    record(f"digits{cardinality}.parameters", parameters)
-    rows.append((names[cardinality], parameters, f"{macs / 1e6:.2f}"))
-table(rows, ("network", "parameters", "M MACs"))
-
+# %% tags=["data"]
+IMAGES = 600 if PROFILE == "sample" else 20_000
+data = images.digits(size=16)
+mean, std = data.train[0].mean(), data.train[0].std()
+train_part, validation, test = [((x - mean) / std, y) for x, y in data[:3]]
+train_part = (train_part[0][:IMAGES], train_part[1][:IMAGES])
+record("images", len(train_part[1]))
+parts = {"train": train_part, "validation": validation, "test": test}
+table(
+    [(name, *x.shape) for name, (x, _) in parts.items()], ("part", "N", "C", "H", "W")
+)
 
 # %% tags=["train"]
-EPOCHS = 5
+EPOCHS = 4
 BATCH = 50
-SEEDS = (0, 1, 2)
 
 
-def train(
-    network: nn.Module, part, epochs: int = EPOCHS, rate: float = 0.1
-) -> list[float]:
-    """SGD with momentum, the rate up along a cosine for a fifth and down to 0; mean loss per epoch."""
+def train(network: nn.Module, part) -> None:
+    """SGD; the rate rises for a fifth of the steps, then falls to 0."""
     optimizer = torch.optim.SGD(
-        network.parameters(), lr=rate, momentum=0.9, weight_decay=1e-4
+        network.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4
     )
-    steps = epochs * math.ceil(len(part[1]) / BATCH)
+    steps = EPOCHS * math.ceil(len(part[1]) / BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rate, total_steps=steps, pct_start=0.2, cycle_momentum=False
+        optimizer, 0.1, total_steps=steps, pct_start=0.2, cycle_momentum=False
     )
-    return training.fit(
-        network, part, epochs, optimizer, batch=BATCH, schedule=schedule
-    )["loss"]
+    training.fit(network, part, EPOCHS, optimizer, batch=BATCH, schedule=schedule)
 
 
-def fresh(cardinality: int, number: int, form=grouped) -> nn.Module:
-    """A digit network with the weights of one seed."""
-    seed(number)
-    return digit_network(cardinality, form).to(device)
-
-
-def draw_runs(losses: dict[tuple[int, int], list[float]]) -> None:
-    """Mean over the seeds of each network's loss per epoch, a band from the smallest to the largest."""
-    _, axes = plt.subplots()
-    epochs, ends = range(1, EPOCHS + 1), {}
-    for cardinality, colour in zip(CARDINALITIES, plots.COLOURS):
-        runs = torch.tensor([losses[cardinality, number] for number in SEEDS])
-        name = f"{cardinality}x{equal_width(cardinality, 128)}d"
-        ends[name] = plots.seed_band(axes, epochs, runs, colour)
-    axes.set(xlabel="epoch", ylabel="training loss", ylim=(0, None), xticks=epochs)
-    plots.label_ends(axes, ends)
-
-
-# %% tags=["curve"] alt="Training loss over five epochs for the networks 1x32d, 4x12d and 8x7d, mean of three seeds with a band from the smallest to the largest. The three lines fall from about 2.4 to about 0.1, that of 8x7d a little above the others; their bands overlap."
-networks, losses = {}, {}
-for cardinality in CARDINALITIES:
+# %% tags=["runs"]
+DIGIT_SIZES = {"1x16d": (1, 16), "4x6d": (4, 6)}
+networks = {}
+for name, (cardinality, width) in DIGIT_SIZES.items():
     for number in SEEDS:
-        networks[cardinality, number] = fresh(cardinality, number)
-        losses[cardinality, number] = train(networks[cardinality, number], train_part)
-record("epochs", EPOCHS)
-record("steps", EPOCHS * math.ceil(len(train_part[1]) / BATCH))
-draw_runs(losses)
+        seed(number)
+        network = DigitNetwork(cardinality=cardinality, width=width).to(device)
+        train(network, train_part)
+        networks[name, number] = network
 
 # %% tags=["result"]
-rows, tested = [], {}
-for cardinality in CARDINALITIES:
-    last = [losses[cardinality, number][-1] for number in SEEDS]
-    tested[cardinality] = [
-        training.evaluate(networks[cardinality, n], test) for n in SEEDS
-    ]
-    record_spread(f"digits{cardinality}.loss", last)
-    record_spread(f"digits{cardinality}.test", tested[cardinality])
-    rows.append(
-        (names[cardinality], spread(last, ".3f"), spread(tested[cardinality], ".1%"))
-    )
-table(rows, ("network", "training loss, last epoch", "test accuracy"))
+rows, scores = [], {}
+for name in DIGIT_SIZES:
+    scores[name] = [training.evaluate(networks[name, n], test) for n in SEEDS]
+    record_spread(f"digits.{name}", scores[name])
+    parameters = counting.parameters(networks[name, 0])
+    rows.append((name, parameters, spread(scores[name], ".1%")))
+table(rows, ("network", "parameters", "test accuracy"))
 
-# %% tags=["gap"]
-means = [sum(values) / len(values) for values in tested.values()]
-gap = max(means) - min(means)
-widest = max(max(values) - min(values) for values in tested.values())
-record("gap", 100 * gap)
-record("widest", 100 * widest)
-claim(
-    gap < 0.03,
-    "the means of the three networks are within three points: no effect is seen",
-)
-table(
-    [(f"{100 * gap:.1f}", f"{100 * widest:.1f}")],
-    ("between means, points", "between seeds"),
-)
+# %% tags=["result-claims"]
+one, four = scores["1x16d"], scores["4x6d"]
+touching = max(min(one), min(four)) <= min(max(one), max(four))
+claim(touching, "the accuracies of the two networks touch")
+record("epochs", EPOCHS)
+record("steps", EPOCHS * math.ceil(len(train_part[1]) / BATCH))
 
 # %% [markdown]
 # ## Look inside
 #
-# A grouped kernel is a full one with zeros outside its blocks. The norm of each 3x3 kernel, output channel by
-# input channel, in the first block of the second stage after training.
+# A sum goes on without one of its terms. What is left of the accuracy without one path,
+# and without the whole branch?
 
 
-# %% tags=["connections"]
-def connections(conv: nn.Conv2d) -> Tensor:
-    """Norm of the kernel between each output and input channel, zero between groups: (c_out, c_in)."""
-    return torch.block_diag(*conv.weight.detach().norm(dim=(2, 3)).chunk(conv.groups))
+# %% tags=["without"]
+@torch.no_grad()
+def without_paths(network: DigitNetwork, name: str, paths) -> DigitNetwork:
+    """A copy that lacks these paths in the last block of a stage."""
+    network = copy.deepcopy(network)
+    branch = getattr(network, name)[-1].branch
+    width = branch.path.conv[0].weight.shape[1]  # input channels of one group
+    for path in paths:
+        branch.expand[0].weight[:, path * width : (path + 1) * width] = 0
+    return network
 
 
-# %% tags=["inside"] alt="Three square grey images. The first is speckled all over; the second has four bright squares along its diagonal and is black elsewhere; the third has eight smaller squares along its diagonal and is black elsewhere."
-pictures, titles = [], []
-for cardinality in CARDINALITIES:
-    conv = networks[cardinality, 0].stage2[0].branch[2][0]
-    pictures.append(connections(conv))
-    titles.append(f"{conv.groups} × {conv.in_channels // conv.groups}")
-    used = (pictures[-1] > 0).double().mean().item()
-    record(f"digits{cardinality}.connected", used)
-plots.image_grid(pictures, titles, columns=3, scale=1.6, vmin=0)
+# %% tags=["left-out"]
+STAGES = ("stage1", "stage2")
+PATHS = range(4)
+cut, none, whole = {}, {}, {}
+for number in SEEDS:
+    network = networks["4x6d", number]
+    whole[number] = training.evaluate(network, validation)
+    for name in STAGES:
+        singles = [without_paths(network, name, [path]) for path in PATHS]
+        cut[name, number] = [training.evaluate(one, validation) for one in singles]
+        bare = without_paths(network, name, PATHS)
+        none[name, number] = training.evaluate(bare, validation)
+
+# %% tags=["left-out-figure"] alt="Validation accuracy after paths were taken out of the last block of stage 1 and of stage 2, three seeds side by side in each. Dots for one path less lie close to the short lines of the whole networks; the crosses for no path left lie lower on average."
+_, axes = plt.subplots()
+blue, orange = plots.COLOURS[:2]
+for place, name in enumerate(STAGES):
+    for number in SEEDS:
+        x = place + 0.15 * (number - 1)
+        axes.plot([x] * 4, cut[name, number], "o", color=blue, alpha=0.6)
+        axes.plot(x, none[name, number], "x", color=orange, markersize=8)
+        ends = [x - 0.06, x + 0.06]
+        axes.plot(ends, [whole[number]] * 2, color=plots.INK, linewidth=1)
+axes.text(1.23, cut["stage2", 2][1], "one path less", color=blue, va="center")
+axes.text(1.23, none["stage2", 2], "no path left", color=orange, va="center")
+axes.set(xticks=(0, 1), xticklabels=["last block,\nstage 1", "last block,\nstage 2"])
+axes.set(xlim=(-0.4, 1.9), ylim=(0, 1), ylabel="validation accuracy")
+plt.show()
+
+# %% tags=["left-out-claims"]
+singles = [value for values in cut.values() for value in values]
+bare = sum(none.values()) / len(none)
+claim(
+    bare < min(singles), "with no path left less is right on average than with one less"
+)
+for (_, number), values in cut.items():
+    close = min(values) > whole[number] - 0.15
+    claim(close, "without one path less than 15 points are lost")
+record_spread("whole", whole.values())
+record_spread("cut", singles)
+record_spread("none", none.values())
 
 # %% [markdown]
 # ## What we saw
 #
-# - Sum of paths, concatenation and grouped convolution give the same outputs with shared weights, in evaluation and
-#   in training mode, up to rounding.
-# - The widths of the paper's table 2 follow from equal weights; with copied weights ResNeXt-50 32x4d and
-#   ResNeXt-101 32x8d equal torchvision's.
-# - On a few hundred digits, five epochs and three seeds, cardinality makes no difference that we can see.
+# - A sum of paths, paths set side by side and a grouped convolution are one function.
+# - At nearly equal weights more paths write to more directions. Branches of one path
+#   and of 24 each learn their own kind better than the other does.
+# - On few digits their accuracies are not told apart.
 
 # %% [markdown]
 # ## Solutions
 
 # %% tags=["solution-1"]
 seed(0)
-first = [nn.Conv2d(64, 4, 3, padding=1) for _ in range(8)]
-second = [nn.Conv2d(4, 64, 3, padding=1, bias=False) for _ in range(8)]
-x = torch.randn(2, 64, 9, 9)
-paths = sum(b(torch.relu(a(x))) for a, b in zip(first, second))
-weight, bias = torch.cat([a.weight for a in first]), torch.cat([a.bias for a in first])
-middle = torch.relu(F.conv2d(x, weight, bias, padding=1))  # 32 channels, no groups
-wide = F.conv2d(middle, torch.cat([b.weight for b in second], dim=1), padding=1)
-record("two.deviation", checks.deviation(paths, wide))
-claim(
-    checks.deviation(paths, wide) < 1e-5,
-    "eight paths of two layers are two wide layers",
-)
-checks.deviation(paths, wide)
+x = torch.randn(2, 16, 9, 9)
+first = [nn.Conv2d(16, 4, 3, padding=1, bias=False) for _ in range(8)]
+second = [nn.Conv2d(4, 16, 3, padding=1, bias=False) for _ in range(8)]
+total = sum(after(F.relu(before(x))) for before, after in zip(first, second))
 
+wide_first = torch.cat([conv.weight for conv in first], dim=0)  # (32, 16, 3, 3)
+wide_second = torch.cat([conv.weight for conv in second], dim=1)  # (16, 32, 3, 3)
+middle = F.relu(F.conv2d(x, wide_first, padding=1))
+wide = F.conv2d(middle, wide_second, padding=1)
+
+# %% tags=["solution-1-result"]
+difference = checks.deviation(total, wide)
+claim(difference < 1e-5, "eight paths of two layers are two wider layers")
+table(
+    [("eight paths against two wider layers", f"{difference:.1e}")], ("", "difference")
+)
 
 # %% tags=["solution-2"]
-@torch.no_grad()
-def without_path(network: nn.Module, number: int, block: int, path: int) -> nn.Module:
-    """A copy without one path of a branch: its columns of the last 1x1 are zero."""
-    network = copy.deepcopy(network)
-    branch = network.get_submodule(f"stage{number}.{block}.branch")
-    width = branch[2][0].in_channels // branch[2][0].groups
-    branch[4][0].weight[:, path * width : (path + 1) * width] = 0
-    return network
+seed(0)
+teacher = branch_of("24 paths")
+student = GroupedPaths(CHANNELS, CHANNELS, cardinality=1, width=48).to(device)
+he_init(student)
+imitate(teacher, student)
+x = noise(100)
 
+# %% tags=["solution-2-result"]
+wider = unexplained(teacher, student, x)
+claim(floor(teacher, 48, x) < 1e-6, "48 directions hold all that the teacher gives")
+own = [left["24 paths", "24 paths", number] for number in SEEDS]
+claim(wider < min(own), "one path of 48 channels learns 24 paths better than 24 do")
+record("wider", wider)
+record("wider.weights", branch_weights(1, 48, c_out=CHANNELS))
+rows = [("1x24d", left["24 paths", "one path", 0]), ("1x48d", wider)]
+rows.append(("24x2d", left["24 paths", "24 paths", 0]))
+table([(name, f"{v:.3f}") for name, v in rows], ("student", "left unexplained"))
 
-# %% tags=["solution-2-run"]
-rows, every = [], []
-for number in (1, 2):
-    for block in (0, 1):
-        cut = [without_path(networks[8, 0], number, block, path) for path in range(8)]
-        scores = [training.evaluate(network, validation) for network in cut]
-        every += scores
-        rows.append((f"stage {number}, block {block + 1}", spread(scores, ".1%")))
-whole = training.evaluate(networks[8, 0], validation)
-claim(
-    min(every) > whole - 0.1, "whichever path is left out, less than 10 points are lost"
-)
-for name, value in (("whole", whole), ("validated", len(validation[1]))):
-    record(name, value)
-record_spread("cut", every)
-table(
-    [("none left out", f"{whole:.1%}"), *rows],
-    ("one path left out in", "validation accuracy"),
-)
 
 # %% tags=["solution-3"]
-mistaken = []
-for number in SEEDS:
-    mistaken.append(fresh(8, number, first_grouped))
-    train(mistaken[-1], train_part)
+class ResNeXt29(nn.Module):
+    """A 3x3 stem and three stages of three blocks for CIFAR-10 (section 5.3)."""
 
-# %% tags=["solution-3-run"]
-rows, means = [], []
-correct = [networks[8, number] for number in SEEDS]
-for name, group in (("grouped", correct), ("first_grouped", mistaken)):
-    right = [training.evaluate(network, validation) for network in group]
-    means.append(sum(right) / len(right))
-    record_spread(f"digits.{name}", right)
-    record(f"digits.{name}.parameters", counting.parameters(group[0]))
-    rows.append((name, counting.parameters(group[0]), spread(right, ".1%")))
-apart = abs(means[0] - means[1])
-claim(apart < 0.03, "the mistaken branch is within three points of the right one")
-table(rows, ("branch of 8x7d", "parameters", "validation accuracy"))
+    def __init__(self, *, cardinality: int, width: int):
+        super().__init__()
+        sizes = {"cardinality": cardinality}
+        self.stem = conv_norm(3, 64, 3)
+        self.stage1 = stage(3, 64, c_out=256, width=width, stride=1, **sizes)
+        self.stage2 = stage(3, 256, c_out=512, width=2 * width, **sizes)
+        self.stage3 = stage(3, 512, c_out=1024, width=4 * width, **sizes)
+        self.classifier = nn.Linear(1024, 10)
+        he_init(self)
 
-
-# %% tags=["solution-4"]
-def cifar_stem(channels: int) -> nn.Sequential:
-    """One 3x3 convolution at full size (Xie et al. 2017, section 5.3)."""
-    return nn.Sequential(conv_norm(3, channels, 3), nn.ReLU())
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))  # (B, 64, H, W)
+        x = self.stage1(x)  # (B, 256, H, W)
+        x = self.stage2(x)  # (B, 512, H / 2, W / 2)
+        x = self.stage3(x)  # (B, 1024, H / 4, W / 4)
+        return self.classifier(x.mean((2, 3)))  # (B, 10)
 
 
-def resnext29(cardinality: int, width: int) -> nn.Sequential:
-    """Three stages of three blocks for CIFAR-10, (B, 3, 32, 32) -> (B, 10)."""
-    return resnext((3, 3, 3), cardinality, width, cifar_stem, 256, 10)
-
-
-# %% tags=["solution-4-run"]
+# %% tags=["solution-3-result"]
 rows = []
 for cardinality in (8, 16):
     with torch.device("meta"):
-        parameters = counting.parameters(resnext29(cardinality, 64))
-    record(f"resnext29_{cardinality}x64d.millions", parameters / 1e6)
+        network = ResNeXt29(cardinality=cardinality, width=64)
+    parameters = counting.parameters(network)
+    record(f"resnext29.{cardinality}", parameters / 1e6)
     rows.append((f"ResNeXt-29 {cardinality}x64d", parameters))
 table(rows, ("network", "parameters"))

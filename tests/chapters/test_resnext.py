@@ -1,7 +1,5 @@
 """The networks of aggregated transformations of notebooks/resnext.py."""
 
-import copy
-
 import pytest
 import torch
 import torchvision
@@ -15,85 +13,59 @@ from networks import close, macs_of, on_meta, parameters_of
 
 net = definitions("resnext")
 
-PUBLISHED = {  # torchvision's name, its weights, parameters
-    "resnext50": ("resnext50_32x4d", "ResNeXt50_32X4D_Weights", 25_028_904),
-    "resnext101": ("resnext101_32x8d", "ResNeXt101_32X8D_Weights", 88_791_336),
-    "resnext101_64x4d": ("resnext101_64x4d", "ResNeXt101_64X4D_Weights", 83_455_272),
+REFERENCES = {  # torchvision's network and its weights, which know their parameters
+    "resnext50": ("resnext50_32x4d", "ResNeXt50_32X4D_Weights"),
+    "resnext101": ("resnext101_32x8d", "ResNeXt101_32X8D_Weights"),
+    "resnext101_64x4d": ("resnext101_64x4d", "ResNeXt101_64X4D_Weights"),
+    "one_path_resnet50": ("resnet50", "ResNet50_Weights"),
 }
-TABLE_2 = {1: 64, 2: 40, 4: 24, 8: 14, 32: 4}  # Xie et al. 2017: cardinality, width of a path
+TABLE_2 = {1: 64, 2: 40, 4: 24, 8: 14, 32: 4}  # Xie et al. 2016: cardinality, width of a path
+FORMS = ("SummedPaths", "ConcatenatedPaths", "GroupedPaths")
 
 
-def counted(build, *arguments, **how):
-    return parameters_of(on_meta(build, *arguments, **how))
+def digits(cardinality=2, width=2):
+    return net.DigitNetwork(cardinality=cardinality, width=width)
 
 
-def digits(cardinality=4, form="grouped"):
-    """A small network of two stages for maps of one channel."""
-    how = {"make_stem": net.digit_stem, "c_out": 32, "num_classes": 10}
-    return net.resnext((1, 2), cardinality, 2, form=getattr(net, form), **how)
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_sizes_have_the_parameters_torchvision_gives(name):
-    _, weights, parameters = PUBLISHED[name]
-    meta = getattr(torchvision.models, weights).DEFAULT.meta
-    assert counted(getattr(net, name)) == parameters == meta["num_params"]
-
-
-def test_resnext50_has_the_layers_and_macs_torchvision_gives():
-    network, reference = on_meta(net.resnext50), on_meta(torchvision.models.resnext50_32x4d)
-    networks.same_layers(network, reference)
-    weights = torchvision.models.ResNeXt50_32X4D_Weights.DEFAULT
-    assert round(macs_of(network) / 1e9, 3) == weights.meta["_ops"]
-
-
-def test_grouping_the_first_1x1_too_is_seen_in_the_count():
-    wrong = counted(net.resnext50, form=net.first_grouped)
-    missing = (
-        sum(  # 31 of 32 weights of each block's first 1x1: depth, channels in, channels inside
-            (first * inner + (depth - 1) * 2 * inner * inner) * 31 // 32
-            for depth, first, inner in ((3, 64, 128), (4, 256, 256), (6, 512, 512), (3, 1024, 1024))
-        )
-    )
-    assert wrong == PUBLISHED["resnext50"][2] - missing
-
-
-def test_the_count_another_repository_reports_on_cifar_100_is_that_of_the_mistake():
-    sizes = (3, 4, 6, 3), 32, 4, net.cifar_stem, 256, 100
-    reported = 14_788_772  # "resnext50" of github.com/weiaicunzai/pytorch-cifar100, 14.8M
-    assert counted(net.resnext, *sizes, net.first_grouped) == reported
-    assert counted(net.resnext, *sizes) > reported + 8_000_000
-
-
-@pytest.mark.parametrize("cardinality", [2, 8, 32])
-def test_a_path_reads_all_input_channels_and_with_the_mistake_only_its_share(cardinality):
-    sizes = 256, 256, cardinality, 4
-    assert net.channels_read(net.grouped(*sizes)) == 1
-    assert net.channels_read(net.first_grouped(*sizes)) == 1 / cardinality
+# ---- count ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("cardinality", "width"), TABLE_2.items())
-def test_equal_weights_give_the_widths_of_table_2(cardinality, width):
-    assert net.equal_width(cardinality) == width
-    branch = on_meta(net.grouped, 256, 256, cardinality, width)
+def test_equal_weights_rounded_up_give_the_widths_of_table_2(cardinality, width):
+    assert 0 <= width - net.equal_width(cardinality) < 0.31
+    branch = on_meta(net.GroupedPaths, 256, 256, cardinality=cardinality, width=width)
     kernels = sum(p.numel() for p in branch.parameters() if p.ndim == 4)
     assert net.branch_weights(cardinality, width) == kernels
-    assert kernels == pytest.approx(net.branch_weights(1, 64), rel=0.03)
 
 
-def test_32_paths_save_weights_in_the_first_block_of_a_stage_and_cost_some_in_the_others():
-    one, many = (on_meta(net.resnext50, *pair) for pair in ((1, 64), (32, 4)))
-    for i in (1, 2, 3, 4):
-        for block, (a, b) in enumerate(zip(one.get_submodule(f"stage{i}"), many[i])):
-            kernels = [sum(p.numel() for p in x.parameters() if p.ndim == 4) for x in (a, b)]
-            assert kernels[1] < kernels[0] if block == 0 else kernels[1] > kernels[0]
+@pytest.mark.parametrize("cardinality", [2, 5, 32])
+def test_paths_of_the_equal_width_have_the_weights_of_one_path(cardinality):
+    for c_out in (128, 256):
+        width = net.equal_width(cardinality, c_out=c_out)
+        found = net.branch_weights(cardinality, width, c_out=c_out)
+        assert found == pytest.approx(net.branch_weights(1, c_out // 4, c_out=c_out))
 
 
 @pytest.mark.parametrize(("cardinality", "millions"), [(8, 34.4), (16, 68.1)])
 def test_the_cifar_networks_have_the_parameters_of_table_7_cut_to_one_decimal(
     cardinality, millions
 ):
-    assert counted(net.resnext29, cardinality, 64) // 100_000 == round(10 * millions)
+    network = on_meta(net.ResNeXt29, cardinality=cardinality, width=64)
+    assert parameters_of(network) // 100_000 == round(10 * millions)
+
+
+def test_grouping_the_first_1x1_too_is_seen_in_the_count():
+    network = net.group_first(on_meta(net.resnext50))
+    assert all(p.is_meta for p in network.parameters())
+    wrong = parameters_of(network)
+    missing = 0
+    for depth, c_in, inner in ((3, 64, 128), (4, 256, 256), (6, 512, 512), (3, 1024, 1024)):
+        weights = c_in * inner + (depth - 1) * 2 * inner * inner  # of all first 1x1 of a stage
+        missing += weights * 31 // 32
+    assert wrong == parameters_of(on_meta(net.resnext50)) - missing
+
+
+# ---- reference -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -101,7 +73,8 @@ def test_the_cifar_networks_have_the_parameters_of_table_7_cut_to_one_decimal(
 )
 def test_each_block_does_what_torchvision_s_does(c_in, c_out, stride):
     torch.manual_seed(0)
-    block = net.ResNeXtBlock(c_in, c_out, 4, 3, *([stride] if stride > 1 else []))
+    how = {"stride": stride} if stride > 1 else {}
+    block = net.ResNeXtBlock(c_in, c_out, cardinality=4, width=3, **how)
     conv = nn.Conv2d(c_in, c_out, 1, stride, bias=False)
     same = stride == 1 and c_in == c_out
     shortcut = None if same else nn.Sequential(conv, nn.BatchNorm2d(c_out))
@@ -112,34 +85,54 @@ def test_each_block_does_what_torchvision_s_does(c_in, c_out, stride):
 
 def test_the_network_does_what_torchvision_s_does_on_maps_of_odd_size():
     torch.manual_seed(0)
-    network = on_meta(net.resnext, (1, 1, 1, 1), 8, 2)
+    network = on_meta(net.ResNeXt, (1, 1, 1, 1), cardinality=8, width=2)
     how = {"groups": 8, "width_per_group": 2}
     reference = on_meta(library.ResNet, library.Bottleneck, [1, 1, 1, 1], **how)
     networks.same_function(network, reference, torch.randn(3, 3, 41, 70), 2e-5)
 
 
-def test_convolutions_start_with_variance_two_over_fan_out():
+@pytest.mark.parametrize("build", ["resnext", "digits", "cifar", "teacher"])
+def test_convolutions_start_with_variance_two_over_fan_out(build):
     torch.manual_seed(0)
-    conv = net.resnext((1,), 1, 48, c_out=128)[1][0].branch[2][0]  # 3x3, of 48 channels
-    networks.starts_with(conv.weight, (2 / (48 * 9)) ** 0.5)
+    network = {
+        "resnext": lambda: net.ResNeXt((1, 1, 1, 1), cardinality=1, width=16).stage3[0].branch,
+        "digits": lambda: digits(1, 48).stage2[0].branch,
+        "cifar": lambda: net.ResNeXt29(cardinality=1, width=24).stage3[0].branch,
+        "teacher": lambda: net.branch_of("24 paths"),
+    }[build]()
+    weight = network.expand[0].weight
+    networks.starts_with(weight, (2 / len(weight)) ** 0.5)
 
 
-def three_forms(stride=1, dtype=torch.float64):
+# ---- the three forms -----------------------------------------------------------------------------
+
+
+def three_forms(stride=1):
     torch.manual_seed(0)
-    c = net.grouped(24, 40, 5, 3, stride)
-    networks.share_weights(c, net.grouped(24, 40, 5, 3, stride))
-    return [form.to(dtype) for form in (*net.as_paths(c), c)]
+    how = {"cardinality": 5, "width": 3, "stride": stride}
+    a, b, c = (getattr(net, name)(24, 40, **how) for name in FORMS)
+    networks.share_weights(c, net.GroupedPaths(24, 40, **how))
+    net.copy_weights(c, a, b)
+    return [form.double() for form in (a, b, c)]
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("training", [False, True])
 def test_the_three_forms_are_one_function(stride, training):
-    forms = [form.train(training) for form in three_forms(stride)]
+    a, b, c = (form.train(training) for form in three_forms(stride))
     x = torch.randn(3, 24, 9, 7, dtype=torch.float64)
-    a, b, c = (form(x) for form in forms)
-    assert c.shape == ((3, 40, 9, 7) if stride == 1 else (3, 40, 5, 4))
-    close(a, c, 1e-12)
-    close(b, c, 1e-12)
+    assert c(x).shape == ((3, 40, 9, 7) if stride == 1 else (3, 40, 5, 4))
+    close(a(x), c(x), 1e-12)
+    close(b(x), c(x), 1e-12)
+
+
+def test_with_one_path_the_forms_are_one_function_too():
+    forms = [getattr(net, name)(6, 8, cardinality=1, width=3) for name in FORMS]
+    a, b, c = forms
+    net.copy_weights(c, a, b)
+    x = torch.randn(2, 6, 5, 4)
+    close(a(x), c(x))
+    close(b(x), c(x))
 
 
 def test_the_three_forms_have_the_same_weights_and_the_same_gradients():
@@ -149,12 +142,167 @@ def test_the_three_forms_have_the_same_weights_and_the_same_gradients():
     for form in (a, b, c):
         (form(x) * target).sum().backward()
     for form in (a, b):
-        for layer in (0, 2):  # the 1x1 and the 3x3 of all paths, one below the other
+        for layer in ("reduce", "conv"):
             for i in (0, 1):  # convolution, batch norm
-                parts = [path[layer][i].weight.grad for path in form.paths]
-                close(torch.cat(parts), c[layer][i].weight.grad, 1e-10)
-    close(torch.cat([path[4].weight.grad for path in a.paths], 1), c[4][0].weight.grad, 1e-10)
-    close(b.last[0].weight.grad, c[4][0].weight.grad, 1e-10)
+                parts = [getattr(path, layer)[i].weight.grad for path in form.paths]
+                whole = getattr(c.path, layer)[i].weight.grad
+                close(torch.cat(parts), whole, 1e-10)
+    last = torch.cat([expand.weight.grad for expand in a.expands], dim=1)
+    close(last, c.expand[0].weight.grad, 1e-10)
+    close(b.expand[0].weight.grad, c.expand[0].weight.grad, 1e-10)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_forms_have_a_stride_of_one_unless_they_are_given_another(form):
+    branch = getattr(net, form)(4, 6, cardinality=2, width=2)
+    assert branch(torch.randn(2, 4, 5, 7)).shape == (2, 6, 5, 7)
+    assert net.Path(4, 3)(torch.randn(2, 4, 5, 7)).shape == (2, 3, 5, 7)
+
+
+def test_a_path_reads_all_input_channels_and_with_the_mistake_only_its_share():
+    torch.manual_seed(0)
+    for spoil, share in ((False, 1), (True, 1 / 4)):
+        stage = nn.Sequential(net.ResNeXtBlock(16, 32, cardinality=4, width=3))
+        path = (net.group_first(stage) if spoil else stage)[0].branch.path
+        assert path.reduce[0].weight.shape[1] / 16 == share
+        assert path.reduce[0].weight.shape[0] == 12
+        assert path.reduce[1].num_features == 12
+        assert path.reduce[0].kernel_size == (1, 1)
+
+
+def test_what_a_grouped_convolution_hears_are_the_middles_of_its_kernels():
+    conv = nn.Conv2d(12, 8, 3, padding=1, groups=4, bias=False)
+    full = torch.zeros(12, 8)
+    for i in range(4):
+        middle = conv.weight[2 * i : 2 * i + 2, :, 1, 1].detach()
+        full[3 * i : 3 * i + 3, 2 * i : 2 * i + 2] = middle.abs().T
+    close(net.heard(conv), full)
+    assert net.heard(conv.to("meta")).is_meta
+
+
+# ---- directions, teacher and student -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cardinality", "width"), [(1, 5), (6, 2), (3, 1)])
+def test_a_branch_writes_to_as_many_directions_as_it_has_channels_inside(cardinality, width):
+    torch.manual_seed(0)
+    branch = net.GroupedPaths(16, 16, cardinality=cardinality, width=width)
+    nn.init.normal_(branch.expand[1].bias)  # a shift is not counted as a direction
+    assert net.directions(branch.eval(), torch.randn(4, 16, 5, 6)) == cardinality * width
+
+
+@pytest.mark.parametrize(("size", "found"), [(1.5e-4, 2), (0.7e-4, 1)])
+def test_a_direction_counts_from_one_in_ten_thousand_of_the_largest(size, found):
+    first = torch.tensor([1.0, -1, 1, -1])
+    second = size * torch.tensor([1.0, 1, -1, -1])
+    maps = torch.stack([first, second]).view(1, 2, 2, 2)
+    assert net.directions(nn.Identity(), maps) == found
+
+
+def test_what_a_student_leaves_is_1_for_the_mean_and_0_for_the_teacher_itself():
+    torch.manual_seed(0)
+    x = torch.randn(6, 4, 5, 3)
+    teacher = nn.Conv2d(4, 4, 1, bias=False)
+    assert net.unexplained(teacher, teacher, x) == 0
+    mean = teacher(x).mean().detach()
+    student = nn.Conv2d(4, 4, 1)
+    nn.init.zeros_(student.weight)
+    nn.init.constant_(student.bias, mean)
+    assert net.unexplained(teacher, student, x) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_floor_is_what_the_best_student_of_few_directions_leaves():
+    torch.manual_seed(0)
+    x = torch.randn(5, 6, 4, 3)
+    shift = 5 * torch.randn(1, 6, 1, 1)  # does not count
+
+    def teacher(x):
+        return x * torch.tensor([3.0, 1, 2, 1, 1, 0.5]).view(1, 6, 1, 1) + shift
+
+    y = teacher(x).transpose(0, 1).flatten(1)
+    y = y - y.mean(1, keepdim=True)
+    values, vectors = torch.linalg.eigh(y @ y.T)
+    best = vectors[:, -2:] @ vectors[:, -2:].T @ y  # projected on two directions
+    expected = ((y - best).square().sum() / y.square().sum()).item()
+    assert net.floor(teacher, 2, x) == pytest.approx(expected, rel=1e-4)
+    assert net.floor(teacher, 6, x) == 0
+    assert net.floor(teacher, 0, x) == pytest.approx(1)
+
+
+def test_a_student_learns_what_its_teacher_does_and_the_teacher_stays():
+    torch.manual_seed(0)
+    teacher, student = nn.Conv2d(96, 96, 1), nn.Conv2d(96, 96, 1)
+    kept = teacher.weight.detach().clone()
+    x = net.noise(30)
+    assert x.shape == (30, 96, 4, 4)
+    before = net.unexplained(teacher, student, x)
+    net.imitate(teacher, student)
+    assert net.unexplained(teacher, student, x) < before / 100
+    close(teacher.weight.detach(), kept, 0)
+    assert teacher.weight.grad is None
+
+
+def test_the_kinds_of_the_comparison_have_nearly_the_same_weights():
+    one, many = (net.branch_of(kind) for kind in ("one path", "24 paths"))
+    sizes = [sum(p.numel() for p in b.parameters() if p.ndim == 4) for b in (one, many)]
+    assert sizes == [9_792, 10_080]
+    assert [b.path.conv[0].groups for b in (one, many)] == [1, 24]
+    x = torch.randn(2, 96, 4, 4)
+    assert one(x).shape == many(x).shape == x.shape
+
+
+# ---- shape, limit, learn -------------------------------------------------------------------------
+
+
+def shapes_of(network, x):
+    """Shapes of what the stem and the stages give, without the batch."""
+    shapes = []
+    for name, part in network.named_children():
+        if name.startswith(("stem", "stage")):
+            part.register_forward_hook(lambda m, i, o: shapes.append(tuple(o.shape[1:])))
+    assert networks.runs_on_meta(network, *x).shape[0] == x[0]
+    return shapes
+
+
+def test_the_stages_halve_the_map_and_double_the_channels():
+    found = shapes_of(on_meta(net.resnext50), (3, 3, 64, 96))
+    assert found == [(64, 16, 24), (256, 16, 24), (512, 8, 12), (1024, 4, 6), (2048, 2, 3)]
+    found = shapes_of(on_meta(net.ResNeXt29, cardinality=8, width=4), (3, 3, 32, 24))
+    assert found == [(64, 32, 24), (256, 32, 24), (512, 16, 12), (1024, 8, 6)]
+    found = shapes_of(on_meta(digits), (3, 1, 16, 24))
+    assert found == [(16, 8, 12), (64, 4, 6), (128, 2, 3)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_forms_run_forward_and_backward_on_the_meta_device(form):
+    branch = on_meta(getattr(net, form), 8, 12, cardinality=2, width=3)
+    assert networks.runs_on_meta(branch, 3, 8, 5, 7).shape == (3, 12, 5, 7)
+
+
+def test_the_small_networks_have_a_relu_behind_their_stem_and_take_the_mean_over_the_map():
+    torch.manual_seed(0)
+    cifar = net.ResNeXt29(cardinality=2, width=2)
+    for network, x in ((digits(), torch.randn(2, 1, 16, 16)), (cifar, torch.randn(2, 3, 12, 12))):
+        children = dict(network.eval().named_children())
+        last = children.pop("classifier")
+        stem = children.pop("stem")
+        maps = nn.Sequential(stem, nn.ReLU(), *children.values())(x)
+        close(network(x), last(maps.mean((2, 3))))
+
+
+def test_the_digit_networks_have_the_widths_and_blocks_that_the_count_says():
+    def block(c_in, c_out, inner, groups):
+        kernels = c_in * inner + 9 * inner * inner // groups + inner * c_out
+        return kernels + 2 * (inner + inner + c_out)  # scale and shift of three batch norms
+
+    for cardinality, width in net.DIGIT_SIZES.values():
+        wide = cardinality * width
+        total = 9 * 16 + 2 * 16 + 128 * 10 + 10
+        total += block(16, 64, wide, cardinality) + 16 * 64 + 2 * 64
+        total += block(64, 64, wide, cardinality)
+        total += block(64, 128, 2 * wide, cardinality) + 64 * 128 + 2 * 128
+        total += block(128, 128, 2 * wide, cardinality)
+        assert parameters_of(on_meta(digits, cardinality, width)) == total
 
 
 def test_the_order_of_the_paths_does_not_matter():
@@ -162,101 +310,95 @@ def test_the_order_of_the_paths_does_not_matter():
     x = torch.randn(3, 24, 9, 7, dtype=torch.float64)
     y = c.eval()(x)
     order = torch.arange(15).view(5, 3)[[3, 0, 4, 2, 1]].flatten()  # channels, path by path
-    for layer in (0, 2):
-        net.copy_slice(copy.deepcopy(c[layer]), c[layer], order)
-    assert not torch.allclose(c(x), y)  # the paths moved, the last 1x1 did not
-    c[4][0].weight.data = c[4][0].weight.data[:, order]
-    close(c(x), y, 1e-12)
-
-
-def test_a_grouped_convolution_is_a_full_one_with_zeros_between_the_groups():
-    conv = nn.Conv2d(12, 12, 3, padding=1, groups=4, bias=False).double()
-    full = torch.zeros(12, 12, 3, 3, dtype=torch.float64)
-    for i in range(4):
-        mine = slice(3 * i, 3 * i + 3)
-        full[mine, mine] = conv.weight[mine].detach()
-    x = torch.randn(2, 12, 5, 6, dtype=torch.float64)
-    close(conv(x), F.conv2d(x, full, padding=1), 1e-12)
-    close(net.connections(conv), full.norm(dim=(2, 3)), 1e-12)
-
-
-def test_one_path_of_width_64_is_the_bottleneck_of_resnet():
-    networks.same_layers(
-        on_meta(net.resnext50, 1, 64), on_meta(torchvision.models.resnet50), 1, 3, 64, 64
-    )
+    with torch.no_grad():
+        for layer in (c.path.reduce, c.path.conv):
+            layer[0].weight.copy_(layer[0].weight[order])
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                getattr(layer[1], name).copy_(getattr(layer[1], name)[order])
+        assert not torch.allclose(c(x), y)  # the paths moved, the last 1x1 did not
+        c.expand[0].weight.copy_(c.expand[0].weight[:, order])
+        close(c(x), y, 1e-12)
 
 
 def test_a_zero_branch_leaves_relu_of_the_input():
-    block = net.ResNeXtBlock(64, 64, 4, 6)
+    block = net.ResNeXtBlock(64, 64, cardinality=4, width=6)
     x = torch.randn(2, 64, 7, 5)
     assert not torch.allclose(block(x), torch.relu(x))
-    nn.init.zeros_(block.branch[4][1].weight)
-    torch.testing.assert_close(block(x), torch.relu(x), rtol=0, atol=0)
+    nn.init.zeros_(block.branch.expand[1].weight)
+    close(block(x), torch.relu(x), 0)
 
 
-def test_leaving_out_a_path_is_the_sum_without_its_term():
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_leaving_out_paths_is_the_sum_without_their_terms(stage):
     torch.manual_seed(0)
-    network = digits()
-    networks.share_weights(network, digits())
-    whole, _ = net.as_paths(network.stage2[1].branch)
-    cut = net.without_path(network, 2, 1, 2)
-    del whole.paths[2]
-    x = torch.randn(2, 64, 5, 5)
-    with torch.no_grad():
-        close(cut.eval().stage2[1].branch(x), whole.eval()(x))
-    changed = [
-        a is not b and not torch.equal(a, b) for a, b in zip(network.parameters(), cut.parameters())
-    ]
-    assert sum(changed) == 1
-    assert network.stage2[1].branch[4][0].weight.count_nonzero(dim=(0, 2, 3)).all()
+    network = digits(4, 3)
+    networks.share_weights(network, digits(4, 3))
+    branch = getattr(network.eval(), stage)[-1].branch
+    channels = 64 if stage == "stage1" else 128
+    how = {"cardinality": 4, "width": 3 if stage == "stage1" else 6}
+    whole = net.SummedPaths(channels, channels, **how).eval()
+    net.copy_weights(branch, whole, net.ConcatenatedPaths(channels, channels, **how))
+    cut = net.without_paths(network, stage, [0, 2]).eval()
+    for name in ("paths", "expands"):
+        kept = getattr(whole, name)
+        setattr(whole, name, nn.ModuleList([kept[1], kept[3]]))
+    x = torch.randn(2, channels, 5, 5)
+    close(getattr(cut, stage)[-1].branch(x), whole(x))
+    pairs = zip(network.parameters(), cut.parameters())
+    assert sum(not torch.equal(a, b) for a, b in pairs) == 1
+    assert branch.expand[0].weight.count_nonzero(dim=(0, 2, 3)).all()  # a copy was cut
 
 
-@pytest.mark.parametrize("form", ["grouped", "SummedPaths", "ConcatenatedPaths"])
-def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss(form):
+def test_the_rate_rises_from_a_twenty_fifth_for_a_fifth_of_the_steps_and_falls_to_nothing(
+    monkeypatch,
+):
+    rates = []
+
+    def fit(network, part, epochs, optimizer, batch, schedule):
+        for _ in range(epochs * 5):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step() if len(rates) < epochs * 5 else None
+        settings = optimizer.param_groups[0]
+        assert (settings["momentum"], settings["weight_decay"], batch) == (0.9, 1e-4, 50)
+
+    monkeypatch.setattr(net.training, "fit", fit)
+    net.train(nn.Linear(1, 1), (torch.zeros(230, 1), torch.zeros(230)))  # five batches
+    assert len(rates) == 20
+    assert rates[0] == pytest.approx(0.004)
+    assert max(rates) == pytest.approx(0.1)
+    assert rates.index(max(rates)) == 3
+    assert rates[-1] < 1e-5
+
+
+def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss():
     torch.manual_seed(0)
-    networks.learns(digits(form=form), torch.randn(20, 1, 16, 16), rate=0.02, steps=25)
+    networks.learns(digits(), torch.randn(20, 1, 16, 16), rate=0.02, steps=25)
 
 
-def test_the_digit_networks_have_equal_parameters_within_three_in_a_hundred():
-    counts = [counted(net.digit_network, c) for c in (1, 4, 8)]
-    assert max(counts) < 1.03 * min(counts)
-    assert [net.equal_width(c, 128) for c in (1, 4, 8)] == [32, 12, 7]
-    stem = 9 * 32 + 64
-    branches = sum(c_in * 48 + 9 * 48 * 12 + 48 * 128 + 96 * 2 + 256 for c_in in (32, 128))
-    branches += sum(c_in * 96 + 9 * 96 * 24 + 96 * 256 + 192 * 2 + 512 for c_in in (128, 256))
-    shortcuts = 32 * 128 + 256 + 128 * 256 + 512
-    assert counts[1] == stem + branches + shortcuts + 256 * 10 + 10
+def test_a_grouped_convolution_is_a_full_one_with_zeros_between_the_groups():
+    conv = net.conv_norm(12, 12, 3, groups=4)[0]
+    full = torch.zeros(12, 12, 3, 3)
+    for i in range(4):
+        mine = slice(3 * i, 3 * i + 3)
+        full[mine, mine] = conv.weight[mine].detach()
+    x = torch.randn(2, 12, 5, 6)
+    close(conv(x), F.conv2d(x, full, padding=1))
 
 
-def test_the_stem_for_digits_leaves_a_quarter_of_the_side():
-    torch.manual_seed(0)
-    stem, x = net.digit_stem(5), torch.randn(2, 1, 9, 12)
-    conv = nn.Conv2d(1, 5, 3, 2, 1, bias=False)
-    reference = nn.Sequential(conv, nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
-    networks.same_function(stem, reference, x)
-    networks.same_layers(stem.to("meta"), reference.to("meta"), *x.shape)
+# ---- the published sizes, last because they take longest -----------------------------------------
 
 
-def test_the_stem_for_cifar_keeps_the_side():
-    torch.manual_seed(0)
-    stem, x = net.cifar_stem(5), torch.randn(2, 3, 9, 12)
-    conv = nn.Conv2d(3, 5, 3, 1, 1, bias=False)
-    networks.same_function(stem, nn.Sequential(conv, nn.BatchNorm2d(5), nn.ReLU()), x)
+@pytest.mark.parametrize("name", REFERENCES)
+def test_each_size_has_the_parameters_and_macs_that_torchvision_gives(name):
+    _, weights = REFERENCES[name]
+    meta = getattr(torchvision.models, weights).DEFAULT.meta
+    network = on_meta(getattr(net, name))
+    assert parameters_of(network) == meta["num_params"]
+    assert round(macs_of(network) / 1e9, 3) == meta["_ops"]
 
 
-@pytest.mark.parametrize(("batch", "height", "width"), [(3, 225, 161), (1, 64, 256)])
-def test_any_batch_and_map_size_goes_through(batch, height, width):
-    network = on_meta(net.resnext, (1, 1, 1, 1), 32, 4)
-    maps = network[:5](torch.empty(batch, 3, height, width, device="meta"))
-    assert maps.shape == (batch, 2048, -(-height // 32), -(-width // 32))
-    assert network[5:](maps).shape == (batch, 1000)
-
-
-def test_resnext50_runs_forward_and_backward_on_the_meta_device():
-    networks.runs_on_meta(on_meta(net.resnext50), 2, 3, 64, 64)
-
-
-@pytest.mark.parametrize("form", ["SummedPaths", "ConcatenatedPaths", "first_grouped"])
-def test_the_other_forms_run_forward_and_backward_on_the_meta_device(form):
-    network = on_meta(net.digit_network, 4, getattr(net, form))
-    assert networks.runs_on_meta(network, 3, 1, 20, 28).shape == (3, 10)
+@pytest.mark.parametrize("name", ["resnext50", "one_path_resnet50"])
+def test_the_sizes_of_50_layers_call_the_layers_of_torchvision_in_their_order(name):
+    reference = getattr(torchvision.models, REFERENCES[name][0])
+    networks.same_layers(on_meta(getattr(net, name)), on_meta(reference), 1, 3, 64, 64)
