@@ -69,7 +69,7 @@ def dense_kernel(layers: nn.Module, c_in: int, *, size: int = 3) -> Tensor:
     """Kernel (c_out, c_in, size, size) of the one convolution that layers are."""
     ones = torch.eye(c_in).view(c_in, c_in, 1, 1)  # picture m: a 1 in channel m
     answers = layers(F.pad(ones, 4 * [size // 2]))  # (c_in, c_out, size, size)
-    return answers.flip(-2, -1).transpose(0, 1)
+    return answers.flip(2, 3).transpose(0, 1)
 
 
 # %% [markdown]
@@ -288,7 +288,7 @@ table(rows, ("kind", "weights", "M MACs", "of standard"))
 # cannot say.
 
 # %% tags=["learn-from"]
-STEPS = 120
+STEPS = 80
 SEEDS = (0, 1, 2)
 
 
@@ -301,8 +301,8 @@ def left_over(teacher: nn.Module, student: nn.Module, c_in: int) -> Tensor:
 
 def learn_from(teacher: nn.Module, student: nn.Module) -> float:
     """Train a student on new noise in each step; what is left in the end."""
-    optimizer = torch.optim.Adam(student.parameters(), lr=0.03)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.03, total_steps=STEPS)
+    optimizer = torch.optim.Adam(student.parameters(), lr=0.06)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.06, total_steps=STEPS)
     for _ in range(STEPS):
         loss = left_over(teacher, student, 8)
         optimizer.zero_grad()
@@ -324,7 +324,7 @@ for teacher_kind in LEARNT:
             found = learn_from(teacher, student)
             left.setdefault((teacher_kind, student_kind), []).append(found)
 
-# %% tags=["headline-figure"] alt="A table of four rows, the teachers, and four columns, the students: standard, spatially separable, grouped, depthwise separable, with 576, 384, 144 and 136 weights. On the diagonal and in the first column 0 percent is left. In the row of the standard teacher spatially separable leaves least, then depthwise separable, then grouped. No other cell is below 10 percent."
+# %% tags=["headline-figure"] alt="A table of four rows, the teachers, and four columns, the students: standard, spatially separable, grouped, depthwise separable, with 576, 384, 144 and 136 weights. On the diagonal and in the first column 0 percent is left. In the row of the standard teacher spatially separable leaves least, then depthwise separable, then grouped. No other cell is below 5 percent."
 _, axes = plt.subplots(figsize=(5, 3.2))
 for y, kind in enumerate(LEARNT):
     name = kind.replace(" ", "\n")
@@ -349,17 +349,13 @@ for (teacher_kind, student_kind), values in left.items():
         words = f"a {student_kind} student learns a {teacher_kind} teacher"
         claim(max(values) < 0.005, words)
     else:
-        words = f"a {student_kind} student leaves a tenth of a {teacher_kind} teacher"
-        claim(min(values) > 0.1, words)
-by_student = [left["standard", kind] for kind in LEARNT]
-order = sorted(by_student, key=min)
-nearest = [by_student.index(values) for values in order]
-claim(
-    nearest == [0, 1, 3, 2],
-    "of standard, a column and a row leave least, then separable, then groups",
-)
-pairs = zip(order, order[1:])
-claim(all(max(a) < min(b) for a, b in pairs), "the seeds of the four are apart")
+        words = f"a {student_kind} student does not learn a {teacher_kind} teacher"
+        claim(min(values) > 0.05, words)
+weights = [counting.parameters(KINDS[kind](8, 8)) for kind in LEARNT]
+claim(weights == [576, 384, 144, 136], "the weights of the four students")
+thin, four, pair = (left["standard", kind] for kind in LEARNT[1:])
+claim(max(thin) < min(pair), "a column and a row leave less than a separable pair")
+claim(max(pair) < min(four), "a separable pair leaves less than four groups")
 
 # %% [markdown]
 # ## Small networks at equal cost

@@ -125,6 +125,22 @@ def test_kernels_have_the_ranks_that_the_text_says():
     assert (torch.linalg.matrix_rank(net.dense_kernel(net.conv(4, 5), 4)) == 3).all()
 
 
+def test_what_is_left_is_a_share_of_the_variance_of_the_teacher_and_trains_the_student_only():
+    torch.manual_seed(0)
+    teacher, student, seen = net.conv(4, 4), net.conv(4, 4), []
+    handle = student.register_forward_hook(lambda layer, inputs, output: seen.append(inputs[0]))
+    found = net.left_over(teacher, student, 4)
+    found.backward()
+    handle.remove()
+    (x,) = seen
+    assert x.shape == (16, 4, 8, 8)
+    wanted, answer = teacher(x).detach(), student(x).detach()
+    close(found.detach(), ((answer - wanted) ** 2).mean() / wanted.var())
+    assert teacher.weight.grad is None
+    assert student.weight.grad is not None
+    assert net.left_over(teacher, teacher, 4) == 0
+
+
 # ---- shuffle, who hears whom ---------------------------------------------------------------------
 
 
