@@ -324,7 +324,18 @@ def test_the_error_is_the_share_of_answers_that_are_not_the_label():
     x = torch.eye(8).view(8, 1, 1, 8)
     assert net.error(model, x, torch.arange(8)) == 0
     assert net.error(model, x, torch.tensor([0, 1, 2, 3, 4, 5, 0, 0])) == 0.25
-    assert not net.error(model, x.requires_grad_(), torch.arange(8))
+
+
+def test_the_error_is_computed_without_gradients():
+    modes = []
+
+    class Stub(nn.Module):
+        def forward(self, x):
+            modes.append((torch.is_grad_enabled(), self.training))
+            return x.flatten(1)
+
+    net.error(Stub(), torch.eye(3).view(3, 1, 1, 3), torch.arange(3))
+    assert modes == [(False, False)]
 
 
 # ---- images --------------------------------------------------------------------------------------
@@ -351,3 +362,8 @@ def test_the_distance_is_the_mean_of_the_distances_of_two_rows():
     a = torch.zeros(2, 1, 1, 2)
     b = torch.tensor([[3.0, 4.0], [0.0, 1.0]]).view(2, 1, 1, 2)
     assert net.distance(a, b) == pytest.approx(3.0)
+
+
+def test_the_share_that_is_left_divides_by_the_change_to_the_image_before():
+    still = torch.tensor([[0.0], [2.0], [6.0]])  # to the image before: 6, 2 and 4
+    assert net.share_left(still, still + 1) == pytest.approx(1 / 4)
