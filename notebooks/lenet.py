@@ -248,19 +248,19 @@ def error(model, x: Tensor, y: Tensor) -> float:
 # %% tags=["loop-figure"] alt="Boxes in a ring: a batch of images goes into the network, the network gives scores, scores and labels, by an arrow of their own, give the loss, the loss gives the gradients, a step changes the parameters, and an arrow leads back to the next batch."
 axes = diagrams.sheet(1.75)
 nodes = {
-    "batch": diagrams.Node(0.6, 0.35, "batch", width=0.9),
-    "network": diagrams.Node(2.1, 0.35, "network", width=1.0),
-    "loss": diagrams.Node(3.9, 0.35, "loss", width=0.9),
-    "gradients": diagrams.Node(3.9, 1.35, "gradients", width=1.1),
-    "step": diagrams.Node(2.1, 1.35, "step", width=0.9),
-    "scores": diagrams.Node(3.03, 0.16, "scores", colour=plots.QUIET),
-    "labels": diagrams.Node(4.62, 0.35, "labels", colour=plots.QUIET),
-    "backward": diagrams.Node(4.4, 0.85, "backward", colour=plots.QUIET),
-    "changes": diagrams.Node(2.62, 0.85, "changes it", colour=plots.QUIET),
-    "next": diagrams.Node(1.1, 1.16, "next batch", colour=plots.QUIET),
+    "batch": diagrams.Node(0.5, 0.35, "batch", width=0.8),
+    "network": diagrams.Node(1.85, 0.35, "network", width=0.9),
+    "loss": diagrams.Node(3.5, 0.35, "loss", width=0.8),
+    "gradients": diagrams.Node(3.5, 1.35, "gradients", width=1.1),
+    "step": diagrams.Node(1.85, 1.35, "step", width=0.9),
+    "scores": diagrams.Node(2.68, 0.16, "scores", colour=plots.QUIET),
+    "labels": diagrams.Node(4.6, 0.35, "labels", colour=plots.QUIET),
+    "backward": diagrams.Node(4.0, 0.85, "backward", colour=plots.QUIET),
+    "changes": diagrams.Node(2.37, 0.85, "changes it", colour=plots.QUIET),
+    "next": diagrams.Node(0.96, 1.16, "next batch", colour=plots.QUIET),
 }
 ring = [("batch", "network"), ("network", "loss"), ("loss", "gradients")]
-ring += [("gradients", "step"), ("step", "network"), ("step", (0.6, 1.35), "batch")]
+ring += [("gradients", "step"), ("step", "network"), ("step", (0.5, 1.35), "batch")]
 ring += [("labels", "loss")]
 diagrams.draw(axes, nodes, ring)
 
