@@ -14,7 +14,7 @@ from .notebook import code_cells, tags
 from .store import Store
 
 AIM, LIMIT = 25, 45
-FAR = 90  # 70 when the first ten, which take up to 53 on an idle machine, are below the limit
+FAR = 70
 SHOWN = 3  # cells of each notebook
 
 
