@@ -27,6 +27,8 @@ TEXT = re.compile(r'<(?:text|tspan)\b[^>]*? style="(?P<style>[^"]*)"[^>]*>(?P<te
 SIZE = re.compile(r"font-size: ([\d.]+)px; font-family: 'DejaVu Sans'(?:, sans-serif)?")
 FORMULA = re.compile(r"<text>(?:\s*<tspan[^>]*>[^<]*</tspan>)+\s*</text>")
 GLYPHS = re.compile(r'x="(?P<x>[^"]*)"(?P<rest>[^>]*>)(?P<text>[^<]*)<')
+EMPTY_PATH = re.compile(r"<path (?![^>]*\bd=)[^>]*/>\n?")
+IMAGE_ID = re.compile(r' id="image[0-9a-f]+"')
 PROLOGUE = re.compile(r"<!DOCTYPE[^>]*>\s*|<metadata>.*?</metadata>\s*", re.DOTALL)
 
 
@@ -140,13 +142,25 @@ def closer(formula: re.Match) -> str:
     return GLYPHS.sub(moved, formula[0])
 
 
+def valid(svg: str) -> str:
+    """The figure without what matplotlib leaves of an empty contour and of an image shown twice."""
+    seen: set[str] = set()
+
+    def once(match: re.Match) -> str:
+        again = match[0] in seen
+        seen.add(match[0])
+        return "" if again else match[0]
+
+    return IMAGE_ID.sub(once, EMPTY_PATH.sub("", svg))
+
+
 def letter(svg: str) -> str:
     """The figure with its text in the page's face, without what a browser does not read."""
     used: dict[Face, set[str]] = {}
     for found in TEXT.finditer(svg):
         if OURS in found["style"]:
             used.setdefault(face(found["style"]), set()).update(unescape(found["text"]).strip())
-    svg = PROLOGUE.sub("", svg)
+    svg = valid(PROLOGUE.sub("", svg))
     if not any(used.values()):
         return svg
     svg = FORMULA.sub(closer, svg)

@@ -44,7 +44,7 @@ rows += [
     ("training, mean of all 16", dropped.mean(0)),
     ("test", nn.Dropout(0.5).eval()(x)),
 ]
-table([(name, *(f"{v:g}" for v in values)) for name, values in rows], ("", *"1234"))
+table([(name, *(f"{v:g}" for v in values)) for name, values in rows], ("unit", *"1234"))
 
 
 # %% tags=["dropout-drawing"]
@@ -216,7 +216,9 @@ for case in CASES:
     record_spread(f"{case}.test", scores[case])
     texts = [spread(losses[case], ".2f"), spread(scores[case], ".1%")]
     rows.append((case, spread(fitted[case], ".0%"), *texts))
-table(rows, ("", "right on its 100", "loss on 1,000 others", "right on these"))
+table(
+    rows, ("trained with", "right on its 100", "loss on 1,000 others", "right on these")
+)
 
 # %% tags=["headline-claims"]
 ORDER = ("nothing", "dropout", "crops", "both")

@@ -792,7 +792,8 @@ wide = F.conv2d(middle, wide_second, padding=1)
 difference = checks.deviation(total, wide)
 claim(difference < 1e-5, "eight paths of two layers are two wider layers")
 table(
-    [("eight paths against two wider layers", f"{difference:.1e}")], ("", "difference")
+    [("eight paths against two wider layers", f"{difference:.1e}")],
+    ("forms", "difference"),
 )
 
 # %% tags=["solution-2"]

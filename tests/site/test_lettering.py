@@ -11,7 +11,7 @@ from fontTools.ttLib import TTFont
 from matplotlib import pyplot as plt
 
 from browser import MISSING, find
-from lettering import FAMILY, SCALE, Face, drawn_with, face, font, letter, width, widths
+from lettering import FAMILY, SCALE, Face, drawn_with, face, font, letter, valid, width, widths
 from page_head import POLICY
 from workbench.plots import STYLE
 
@@ -133,3 +133,9 @@ def test_a_browser_draws_the_glyphs_that_the_figure_carries(browser, lettered, t
         page.evaluate("Promise.all([...document.images].map(image => image.decode()))")
         shots = [image.screenshot() for image in page.locator("img").all()]
     assert shots[0] != shots[1]
+
+
+def test_an_empty_contour_goes_and_an_image_shown_twice_has_its_name_once():
+    path, image = '<path style="fill: none"/>\n', '<image id="image0a" width="1"/>'
+    svg = f'<svg><path id="a" d="M 0 0"/>{path}{image}{image}</svg>'
+    assert valid(svg) == f'<svg><path id="a" d="M 0 0"/>{image}<image width="1"/></svg>'
