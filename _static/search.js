@@ -114,7 +114,10 @@ export function inDialog(dialog) {
     event.preventDefault();
     dialog.close();
   });
-  dialog.addEventListener("toggle", () => dialog.open && field.select()); // what is typed replaces it
+  // What stays from the last search is replaced by what is typed; what has just been typed is not.
+  let left = "";
+  dialog.addEventListener("close", () => (left = field.value));
+  dialog.addEventListener("toggle", () => dialog.open && field.value === left && field.select());
   asTyped(dialog, field, IN_DIALOG).catch(() => complain(dialog));
 }
 
