@@ -175,9 +175,7 @@ def fit(network: nn.Module, part, held_out, *, epochs=EPOCHS, rate=0.03):
         network.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4
     )
     steps = epochs * len(part[1].split(25))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rate, total_steps=steps, pct_start=0.2, cycle_momentum=False
-    )
+    schedule = training.one_cycle(optimizer, steps)
     losses = []
     for _ in range(epochs // 15):
         training.fit(network, part, 15, optimizer, batch=25, schedule=schedule)

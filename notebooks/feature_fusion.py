@@ -694,9 +694,7 @@ def damage(maps: Tensor, places) -> tuple[Tensor, Tensor]:
 # %% tags=["data"]
 IMAGES = 2_000 if PROFILE == "sample" else 20_000
 data = images.digits(size=16)
-mean, std = data.train[0].mean(), data.train[0].std()
-train_part, validation, test = [((x - mean) / std, y) for x, y in data[:3]]
-train_part = (train_part[0][:IMAGES], train_part[1][:IMAGES])
+train_part, validation, test = images.standardised(data, first=IMAGES)
 record("images", len(train_part[1]))
 parts = {"train": train_part, "validation": validation, "test": test}
 table(
@@ -716,9 +714,7 @@ def train(network: nn.Module, part, *, epochs: int = EPOCHS, rate: float = 0.1):
     optimizer = torch.optim.SGD(
         network.parameters(), lr=rate, momentum=0.9, weight_decay=1e-4
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rate, total_steps=steps, pct_start=0.2, cycle_momentum=False
-    )
+    schedule = training.one_cycle(optimizer, steps)
     history = training.fit(
         network, part, epochs, optimizer, batch=BATCH, schedule=schedule
     )

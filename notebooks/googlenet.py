@@ -544,9 +544,7 @@ record("deviation", max(deviations))
 # %% tags=["data"]
 IMAGES = 900 if PROFILE == "sample" else 20_000
 data = images.digits(size=16)
-mean, std = data.train[0].mean(), data.train[0].std()
-train_part, _, test = [((x - mean) / std, y) for x, y in data[:3]]
-train_part = (train_part[0][:IMAGES], train_part[1][:IMAGES])
+train_part, _, test = images.standardised(data, first=IMAGES)
 record("images", len(train_part[1]))
 parts = {"train": train_part, "test": test}
 table([(n, *x.shape) for n, (x, _) in parts.items()], ("part", "N", "C", "H", "W"))
@@ -585,9 +583,7 @@ def train(network: nn.Module, part) -> None:
     optimizer = torch.optim.SGD(
         network.parameters(), lr=RATE, momentum=0.9, weight_decay=1e-4
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, RATE, total_steps=steps, pct_start=0.2, cycle_momentum=False
-    )
+    schedule = training.one_cycle(optimizer, steps)
     training.fit(network, part, EPOCHS, optimizer, batch=BATCH, schedule=schedule)
 
 

@@ -553,9 +553,7 @@ def wrong_labels(y: Tensor, share: float) -> Tensor:
 # %% tags=["data"]
 IMAGES = 400 if PROFILE == "sample" else 20_000
 data = images.digits(size=16)
-mean, std = data.train[0].mean(), data.train[0].std()
-train_part = ((data.train[0][:IMAGES] - mean) / std, data.train[1][:IMAGES])
-test = ((data.test[0] - mean) / std, data.test[1])
+train_part, _, test = images.standardised(data, first=IMAGES)
 spoiled_part = (train_part[0], wrong_labels(train_part[1], 0.4))
 is_wrong = spoiled_part[1] != train_part[1]
 record("images", len(train_part[1]))
@@ -589,9 +587,7 @@ def train(network: nn.Module, part, *, epochs: int = EPOCHS) -> None:
     """Adam; the rate rises for a fifth of the steps, then falls to 0."""
     steps = epochs * math.ceil(len(part[1]) / BATCH)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.012)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 0.012, total_steps=steps, pct_start=0.2, cycle_momentum=False
-    )
+    schedule = training.one_cycle(optimizer, steps)
     training.fit(network, part, epochs, optimizer, batch=BATCH, schedule=schedule)
 
 

@@ -652,9 +652,7 @@ class DigitNetwork(nn.Module):
 # %% tags=["data"]
 IMAGES = 600 if PROFILE == "sample" else 20_000
 data = images.digits(size=16)
-mean, std = data.train[0].mean(), data.train[0].std()
-train_part, validation, test = [((x - mean) / std, y) for x, y in data[:3]]
-train_part = (train_part[0][:IMAGES], train_part[1][:IMAGES])
+train_part, validation, test = images.standardised(data, first=IMAGES)
 record("images", len(train_part[1]))
 parts = {"train": train_part, "validation": validation, "test": test}
 table(
@@ -672,9 +670,7 @@ def train(network: nn.Module, part) -> None:
         network.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4
     )
     steps = EPOCHS * math.ceil(len(part[1]) / BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 0.1, total_steps=steps, pct_start=0.2, cycle_momentum=False
-    )
+    schedule = training.one_cycle(optimizer, steps)
     training.fit(network, part, EPOCHS, optimizer, batch=BATCH, schedule=schedule)
 
 

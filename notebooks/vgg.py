@@ -196,9 +196,7 @@ def train(network: nn.Module, part, *, epochs: int, batch: int, rate: float):
     """Adam; the rate rises for a fifth of the steps, then falls. Loss per epoch."""
     steps = epochs * math.ceil(len(part[1]) / batch)
     optimizer = torch.optim.Adam(network.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rate, total_steps=steps, pct_start=0.2, cycle_momentum=False
-    )
+    schedule = training.one_cycle(optimizer, steps)
     history = training.fit(
         network, part, epochs, optimizer, batch=batch, schedule=schedule
     )
@@ -619,9 +617,7 @@ class DigitNetwork(nn.Module):
 # %% tags=["data"]
 IMAGES = 900 if PROFILE == "sample" else 20_000
 data = images.digits(size=24)
-mean, std = data.train[0].mean(), data.train[0].std()
-train_part, validation, test = [((x - mean) / std, y) for x, y in data[:3]]
-train_part = (train_part[0][:IMAGES], train_part[1][:IMAGES])
+train_part, validation, test = images.standardised(data, first=IMAGES)
 record("images", len(train_part[1]))
 parts = {"train": train_part, "validation": validation, "test": test}
 table(

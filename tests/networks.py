@@ -192,3 +192,26 @@ def starts_with(weight: Tensor, deviation: float, share: float = 0.03) -> None:
     found, mean = weight.std().item(), weight.mean().item()
     assert abs(found / deviation - 1) < share, f"a deviation of {found:.4g}, not {deviation:.4g}"
     assert abs(mean) < share * deviation, f"a mean of {mean:.4g} at a deviation of {found:.4g}"
+
+
+# ---- training ------------------------------------------------------------------------------------
+
+
+def steps_of(monkeypatch, training, batches: int) -> tuple[list[float], dict]:
+    """Let `training.fit` do nothing but step, `batches` times an epoch.
+
+    Returns what it will fill: the rate of each step, and the optimiser's settings with the size of a
+    batch.
+    """
+    rates, settings = [], {}
+
+    def fit(network, part, epochs, optimizer, batch, schedule):
+        for _ in range(epochs * batches):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step() if len(rates) < epochs * batches else None
+        settings.update(optimizer.param_groups[0], batch=batch)
+        return {"loss": [1.0] * epochs}
+
+    monkeypatch.setattr(training, "fit", fit)
+    return rates, settings

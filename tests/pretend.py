@@ -31,7 +31,7 @@ from torch.utils.backend_registration import (
 NAME = "pretended"
 BRIEF = 3
 aten = torch.ops.aten
-CROSSING = {aten.copy_.default, aten._copy_from.default, aten._to_copy.default}
+CROSSING = {aten.copy_.default, aten._to_copy.default}
 INDEXING = {
     aten.index.Tensor,
     aten.index_put.default,

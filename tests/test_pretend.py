@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 
 import pytest
 
@@ -183,7 +182,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module")
 def answers() -> dict:
     asked = json.dumps([*REFUSED, *ALLOWED])
-    result = python("-W", "error", "-c", textwrap.dedent(BEFORE + AFTER), asked)
+    result = python("-W", "error", "-c", BEFORE + AFTER, asked)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 

@@ -35,6 +35,16 @@ def as_data(
     return Data(*ready, tuple(classes))
 
 
+def standardised(data: Data, *, first: int) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Training, validation and test part, scaled by mean and deviation of the training images.
+
+    Of the training part the `first` images are returned; mean and deviation are those of all.
+    """
+    mean, std = data.train[0].mean(), data.train[0].std()
+    train, validation, test = (((x - mean) / std, y) for x, y in data[:3])
+    return (train[0][:first], train[1][:first]), validation, test
+
+
 def digits(size: int = 28, channels: int = 1) -> Data:
     """Handwritten digits: 3,500 to train on, 500 to choose by, 1,000 held out, classes balanced.
 

@@ -52,6 +52,17 @@ def fit(
     return history
 
 
+def one_cycle(optimizer, steps: int) -> torch.optim.lr_scheduler.OneCycleLR:
+    """A schedule: up from a twenty-fifth of the optimiser's rate for a fifth of the steps.
+
+    Then the rate falls along a cosine to about nothing. Step it once per batch.
+    """
+    rate = optimizer.param_groups[0]["lr"]
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rate, total_steps=steps, pct_start=0.2, cycle_momentum=False
+    )
+
+
 @torch.no_grad()
 def predict(model, x: Tensor, batch: int = 250) -> Tensor:
     """Outputs of the model in evaluation mode for images (N, C, H, W), on the CPU."""

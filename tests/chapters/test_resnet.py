@@ -300,20 +300,10 @@ def test_a_halved_shortcut_adds_half_of_the_input():
 def test_the_rate_rises_from_a_twenty_fifth_for_a_fifth_of_the_steps_and_falls_to_nothing(
     monkeypatch,
 ):
-    rates = []
-
-    def fit(network, part, epochs, optimizer, batch, schedule):
-        for _ in range(epochs * 4):
-            rates.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            schedule.step() if len(rates) < epochs * 4 else None
-        settings = optimizer.param_groups[0]
-        assert (settings["momentum"], settings["weight_decay"], batch) == (0.9, 1e-4, 50)
-        return {"loss": [1.0] * epochs}
-
-    monkeypatch.setattr(resnet.training, "fit", fit)
+    rates, settings = networks.steps_of(monkeypatch, resnet.training, batches=4)
     part = torch.zeros(180, 1, 16, 16), torch.zeros(180)  # four batches of 50 at most
     resnet.train(nn.Linear(1, 1), part, epochs=5)
+    assert (settings["momentum"], settings["weight_decay"], settings["batch"]) == (0.9, 1e-4, 50)
     assert rates[0] == pytest.approx(0.004)
     assert max(rates) == pytest.approx(0.1)
     assert rates.index(max(rates)) == 3

@@ -352,18 +352,9 @@ def test_leaving_out_paths_is_the_sum_without_their_terms(stage):
 def test_the_rate_rises_from_a_twenty_fifth_for_a_fifth_of_the_steps_and_falls_to_nothing(
     monkeypatch,
 ):
-    rates = []
-
-    def fit(network, part, epochs, optimizer, batch, schedule):
-        for _ in range(epochs * 5):
-            rates.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            schedule.step() if len(rates) < epochs * 5 else None
-        settings = optimizer.param_groups[0]
-        assert (settings["momentum"], settings["weight_decay"], batch) == (0.9, 1e-4, 50)
-
-    monkeypatch.setattr(net.training, "fit", fit)
+    rates, settings = networks.steps_of(monkeypatch, net.training, batches=5)
     net.train(nn.Linear(1, 1), (torch.zeros(230, 1), torch.zeros(230)))  # five batches
+    assert (settings["momentum"], settings["weight_decay"], settings["batch"]) == (0.9, 1e-4, 50)
     assert len(rates) == 20
     assert rates[0] == pytest.approx(0.004)
     assert max(rates) == pytest.approx(0.1)

@@ -374,16 +374,7 @@ def test_the_pooled_network_takes_the_mean_over_each_map():
 def test_the_rate_rises_from_a_twenty_fifth_for_a_fifth_of_the_steps_and_falls_to_nothing(
     monkeypatch,
 ):
-    rates = []
-
-    def fit(network, part, epochs, optimizer, batch, schedule):
-        for _ in range(epochs * 4):
-            rates.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            schedule.step() if len(rates) < epochs * 4 else None
-        return {"loss": [1.0] * epochs}
-
-    monkeypatch.setattr(vgg.training, "fit", fit)
+    rates, _ = networks.steps_of(monkeypatch, vgg.training, batches=4)
     part = torch.zeros(180, 1, 16, 16), torch.zeros(180)  # four batches of 50 at most
     vgg.train(nn.Linear(1, 1), part, epochs=5, batch=50, rate=0.1)
     assert rates[0] == pytest.approx(0.004)

@@ -26,7 +26,7 @@ def made(site, tmp_path_factory) -> tuple[Path, str]:
     """The book, written from the doctrees of the site, and what Sphinx said."""
     out = tmp_path_factory.mktemp("epub")
     where = ["-d", str(site / ".doctrees"), str(ROOT), str(out)]
-    command = [sys.executable, "-m", "sphinx", "-n", "-W", "--keep-going", "--no-color"]
+    command = [sys.executable, "-m", "sphinx", "-n", "-W", "--keep-going"]
     result = subprocess.run(
         [*command, "-b", "epub", *where],
         capture_output=True,

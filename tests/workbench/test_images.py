@@ -74,3 +74,13 @@ def test_the_photograph_is_an_image_of_the_size_asked_for():
     x = images.photograph(64, 48)
     assert x.shape == (1, 3, 64, 48)
     assert 0 <= x.min() < 0.2 and 0.8 < x.max() <= 1
+
+
+def test_all_parts_are_scaled_by_the_training_images_all_of_them():
+    y = torch.arange(4)
+    parts = [(torch.tensor([k, 2.0, 4.0, 9.0 + k]).view(4, 1, 1, 1), y) for k in (1.0, 3.0, 5.0)]
+    train, validation, test = images.standardised(images.Data(*parts, ("a",)), first=2)
+    mean, std = parts[0][0].mean(), parts[0][0].std()
+    for scaled, (x, labels), count in zip((train, validation, test), parts, (2, 4, 4), strict=True):
+        torch.testing.assert_close(scaled[0] * std + mean, x[:count])
+        torch.testing.assert_close(scaled[1], labels[:count])

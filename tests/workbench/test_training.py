@@ -1,5 +1,6 @@
 """A training loop, and what a trained network is asked."""
 
+import pytest
 import torch
 from small import small
 from torch import nn
@@ -20,6 +21,19 @@ def test_fit_is_repeatable_and_learns():
     torch.testing.assert_close(histories[0]["loss"], histories[1]["loss"])
     assert histories[0]["loss"][-1] < histories[0]["loss"][0] / 2
     assert histories[0]["validation"][-1] == training.evaluate(model, part)
+
+
+def test_the_rate_of_one_cycle_rises_for_a_fifth_of_the_steps_and_falls_to_about_nothing():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1, momentum=0.9)
+    schedule, rates = training.one_cycle(optimizer, 20), []
+    for step in range(20):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step() if step < 19 else None
+    assert rates[0] == pytest.approx(0.1 / 25)
+    assert max(rates) == rates[3] == pytest.approx(0.1)
+    assert rates[-1] < 1e-5
+    assert optimizer.param_groups[0]["momentum"] == 0.9
 
 
 def test_evaluate_counts_right_answers():
