@@ -49,7 +49,7 @@ table([(name, *(f"{v:g}" for v in values)) for name, values in rows], ("unit", *
 
 # %% tags=["dropout-drawing"]
 def draw_layers(axes, left: float, title: str, gone: set) -> None:
-    """Three layers of units from left to right; those that are gone have no connections."""
+    """Three layers of units from left to right; dropped ones have no connections."""
     layers = [[(left + 0.9 * i, 0.75 + 0.42 * j) for j in range(4)] for i in range(3)]
     for before, after in zip(layers, layers[1:]):
         for start in before:
@@ -92,7 +92,7 @@ class MiddleCrop(nn.Module):
 
 
 class RandomCrop(MiddleCrop):
-    """In training a random window of each image, else the one in the middle (section 4.1)."""
+    """Training: a random window of each image; else the middle one (section 4.1)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -170,7 +170,7 @@ def held_out_loss(network: nn.Module, part) -> float:
 
 
 def fit(network: nn.Module, part, held_out, *, epochs=EPOCHS, rate=0.03):
-    """SGD as in section 5; the rate rises and falls. Held-out loss after each 15 epochs."""
+    """SGD as in section 5, rate up and down. Held-out loss after each 15 epochs."""
     optimizer = torch.optim.SGD(
         network.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4
     )
@@ -262,9 +262,9 @@ for left, size in ((0.3, 2), (2.8, 3)):
 
 # %% tags=["response-norm"]
 def response_norm(a: Tensor, *, n=5, k=2.0, alpha=1e-4, beta=0.75) -> Tensor:
-    """b_i = a_i / (k + alpha * sum of a_j^2 over the n maps around i)^beta (section 3.3).
+    """b_i = a_i / (k + alpha * sum of a_j^2, n maps around i)^beta (section 3.3).
 
-    (B, C, H, W) -> the same; n is odd; beyond the first and the last map there is nothing.
+    (B, C, H, W) -> the same; n is odd; beyond the outermost maps is nothing.
     """
     C = a.shape[1]
     squares = F.pad(a.square(), (0, 0, 0, 0, n // 2, n // 2))  # (B, C + n - 1, H, W)
@@ -430,7 +430,7 @@ class Tower(nn.Module):
 
 
 class TwoTowers(nn.Module):
-    """Each line runs on both GPUs, then they exchange: (B, 3, 227, 227) -> (B, 1000)."""
+    """Each line runs on both GPUs, then they exchange: (B, 3, 227, 227) -> (B, K)."""
 
     def __init__(self):
         super().__init__()
@@ -447,7 +447,7 @@ class TwoTowers(nn.Module):
 
 
 def split_weights(network: AlexNet, pair: TwoTowers) -> None:
-    """Give the first half of the outputs of each layer to one tower, the rest to the other."""
+    """Give half of each layer's outputs to one tower, the rest to the other."""
     halves = [tensor.chunk(2) for tensor in network.state_dict().values()]
     for number, tower in enumerate((pair.one, pair.two)):
         mine = [both[number] for both in halves]
@@ -575,12 +575,12 @@ del ours, theirs
 
 # %% tags=["colour"]
 def colour_axes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (3,) and eigenvectors, in columns, of the covariance of all colours."""
+    """Eigenvalues (3,) and eigenvectors (columns) of the covariance of all colours."""
     return torch.linalg.eigh(torch.cov(x.transpose(0, 1).flatten(1)))
 
 
 def shift_colour(x: Tensor, values: Tensor, vectors: Tensor, *, sigma=0.1) -> Tensor:
-    """Add p_1 a_1 l_1 + p_2 a_2 l_2 + p_3 a_3 l_3 to each pixel of an image, a_i normal."""
+    """Add p_1 a_1 l_1 + p_2 a_2 l_2 + p_3 a_3 l_3 to each pixel; a_i are normal."""
     a = sigma * torch.randn(len(x), 3, device=x.device)
     return x + ((a * values) @ vectors.T)[:, :, None, None]
 
@@ -698,7 +698,7 @@ for key, x in (("raw", pixels), ("scaled", photographs)):
 
 # %% tags=["without-units"]
 def take_away(layer: nn.Linear, share: float):
-    """From now on set this share of a layer's outputs to zero and scale the others up."""
+    """From now on drop this share of a layer's outputs and scale the others up."""
     kept = torch.randperm(layer.out_features) >= share * layer.out_features
     mask = kept.to(layer.weight) / (1 - share)
     return layer.register_forward_hook(lambda layer, inputs, output: output * mask)

@@ -39,7 +39,7 @@ from workbench import checks, counting, diagrams, images, plots, training
 
 # %% tags=["drawing"]
 def draw_weights(axes, top: float, text: str, weights: Tensor) -> None:
-    """Draw weights (3, n, n) in 0..1 as three squares of cells, the fuller the larger."""
+    """Draw weights (3, n, n) in 0..1 as three squares of cells, fuller if larger."""
     for channel, square in enumerate(weights):
         size = 1 / len(square)
         left = 1.4 * channel
@@ -132,7 +132,7 @@ class SqueezeExcitation(nn.Module):
 
 # %% tags=["gated-sum"]
 class GatedSum(nn.Module):
-    """a + gate(b): the branch is gated, the shortcut is not (Hu et al. 2017, figure 3)."""
+    """a + gate(b): only the branch is gated (Hu et al. 2017, figure 3)."""
 
     def __init__(self, gate: nn.Module):
         super().__init__()
@@ -164,7 +164,7 @@ weights
 
 # %% tags=["cbam"]
 class ChannelAttention(nn.Module):
-    """Scale each channel; mean and maximum share two layers (Woo et al. 2018, eq. 2)."""
+    """Scale channels; mean and maximum share two layers (Woo et al. 2018, eq. 2)."""
 
     def __init__(self, channels: int, *, reduction: int = 16):
         super().__init__()
@@ -215,7 +215,7 @@ class CBAM(nn.Module):
 
 # %% tags=["asff"]
 class ASFF(nn.Module):
-    """Average maps of one size, weighted at each pixel (Liu et al. 2019, eq. 1 and 2)."""
+    """Average maps of one size, weighted by pixel (Liu et al. 2019, eq. 1 and 2)."""
 
     def __init__(self, channels: int, *, levels: int = 2):
         super().__init__()
@@ -270,7 +270,7 @@ class AttentionGate(nn.Module):
 
 
 class GatedSkip(nn.Module):
-    """gate(a, b) + b: the skip is gated, the deeper map is not. The paper concatenates."""
+    """gate(a, b) + b: only the skip is gated. The paper concatenates."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -361,7 +361,7 @@ def summed_outer_products(a: Tensor, b: Tensor) -> Tensor:
 
 
 def sketch_by_hand(products: Tensor, compact: CompactBilinear) -> Tensor:
-    """(B, C, C) -> (B, d): product i, j with both signs to slot (slot i + slot j) mod d."""
+    """(B, C, C) -> (B, d): product i, j, both signs, to (slot i + slot j) mod d."""
     first, second = compact.first, compact.second
     sketch = products.new_zeros(len(products), first.d)
     for i in range(len(first.slot)):
@@ -397,7 +397,7 @@ def dense_chain(layers: list[nn.Module], x: Tensor) -> Tensor:
 # %% tags=["densely"]
 @torch.no_grad()
 def densely(layers: list[nn.Conv2d]) -> list[nn.Conv2d]:
-    """Dense layers that do what residual ones do: the l-th repeats its kernel l times."""
+    """Dense layers doing what residual ones do: layer l repeats its kernel l times."""
     dense = []
     for number, layer in enumerate(layers, start=1):
         c_out, c_in, size, _ = layer.weight.shape
@@ -803,7 +803,7 @@ for kind, winner in (("block", "ASFF"), ("channels", "SE")):
 
 # %% tags=["luminance"]
 def luminance_and_colour(x: Tensor) -> Tensor:
-    """Red, green, blue -> luminance, blue - luminance, red - luminance: (B, 3, H, W)."""
+    """R, G, B -> luminance, blue - luminance, red - luminance: (B, 3, H, W)."""
     red, green, blue = x.unbind(1)
     luminance = 0.299 * red + 0.587 * green + 0.114 * blue  # ITU-R BT.601
     return torch.stack((luminance, blue - luminance, red - luminance), dim=1)
@@ -844,7 +844,7 @@ class LateFusion(nn.Module):
 
 # %% tags=["merged"]
 def side_by_side(joint: nn.Sequential, a: nn.Sequential, b: nn.Sequential) -> None:
-    """Kernels of a and b as two blocks, zeros between; batch norms one after the other."""
+    """Kernels of a and b as two blocks, zeros between; batch norms in a row."""
     c_out, c_in, _, _ = a[0].weight.shape
     joint[0].weight.zero_()
     joint[0].weight[:c_out, :c_in] = a[0].weight
@@ -856,7 +856,7 @@ def side_by_side(joint: nn.Sequential, a: nn.Sequential, b: nn.Sequential) -> No
 
 @torch.no_grad()
 def merged(late: LateFusion, joint: Classifier) -> Classifier:
-    """Fill `joint`, twice as wide, so that it gives the mean of both networks' scores."""
+    """Fill `joint`, twice as wide, so that it gives the mean of both's scores."""
     a, b = late.luminance, late.colour
     side_by_side(joint.conv1, a.conv1, b.conv1)
     side_by_side(joint.conv2, a.conv2, b.conv2)
@@ -1076,7 +1076,7 @@ table(rows, ("fusion, seed 0", "block damaged", "ten channels damaged"))
 
 # %% tags=["solution-4"]
 def sketched_product(x: Tensor, y: Tensor, d: int, *, signs: bool) -> float:
-    """Inner product of the bilinear features of two maps (1, C, H, W), from sketches."""
+    """Inner product of bilinear features of two maps (1, C, H, W), from sketches."""
     compact = CompactBilinear(x.shape[1], d)
     if not signs:
         compact.first.sign.fill_(1.0)

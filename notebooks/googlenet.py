@@ -264,7 +264,7 @@ class GoogLeNet(nn.Module):
 
 # %% tags=["head"]
 class Head(nn.Module):
-    """A classifier in the middle of the network (section 5): (B, c_in, 14, 14) -> (B, K)."""
+    """A classifier in the middle (section 5): (B, c_in, 14, 14) -> (B, K)."""
 
     def __init__(
         self, c_in: int, *, conv=conv_relu, narrow=128, hidden=1024, num_classes
@@ -284,7 +284,7 @@ class Head(nn.Module):
 
 # %% tags=["with-heads"]
 class WithHeads(GoogLeNet):
-    """GoogLeNet as it is trained: three outputs in training, the main one afterwards."""
+    """GoogLeNet as trained: three outputs in training, the main one afterwards."""
 
     def __init__(self, stem, rows, *, head, **how):
         super().__init__(stem, rows, **how)
@@ -605,7 +605,7 @@ for number in SEEDS:
 # %% tags=["probe"]
 @torch.no_grad()
 def pooled(network: GoogLeNet, x: Tensor) -> dict[str, Tensor]:
-    """Mean over the map after each part, (B, C); batch norm takes the batch's statistics."""
+    """Mean over the map after each part, (B, C); batch norm in training mode."""
     network = copy.deepcopy(network).train()
     x = x.to(next(network.parameters()).device)
     found = {}

@@ -702,7 +702,7 @@ record("input.variance", framed.var())
 
 # %% tags=["sixteen"]
 def sixteen_convolutions(layer: TableConv, x: Tensor) -> Tensor:
-    """What a TableConv gives, one convolution over the named maps for each output map."""
+    """What a TableConv gives, by one convolution over its maps for each output."""
     outputs = []
     for conv, maps in zip(layer.convs, layer.table):
         outputs.append(conv(x[:, maps]))

@@ -168,7 +168,7 @@ ResidualBlock(8, 16, stride=2)(torch.randn(5, 8, 8, 8)).shape
 
 # %% tags=["drawing"]
 def draw_block(axes, left: float, title: str, shortcut: str = "") -> None:
-    """Draw two convolutions from top to bottom, the shortcut at the right, and the sum."""
+    """Draw two convolutions top to bottom, the shortcut at the right, and the sum."""
     x = left + 0.7
     nodes = {
         "title": diagrams.Node(x, 0.15, title, weight="bold"),
@@ -356,7 +356,7 @@ def grow(network: DigitNetwork, block, start, *, width: int = 8) -> DigitNetwork
 
 # %% tags=["starts"]
 def copy_input(block: nn.Module) -> None:
-    """Kernels with a single 1 that pass each channel on; ReLU keeps what is not negative."""
+    """Kernels with a single 1 that pass each channel on, where it is not negative."""
     for layer in block.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.dirac_(layer.weight)
@@ -405,7 +405,7 @@ for number in SEEDS:
 # %% tags=["on-batches"]
 @torch.no_grad()
 def accuracy_on_batches(network: nn.Module, part) -> float:
-    """Fraction right where batch norm takes the statistics of each batch, as in training."""
+    """Fraction right with the statistics of each batch, as in training."""
     right = 0
     network = copy.deepcopy(
         network
@@ -739,7 +739,7 @@ table(rows, ("network", "reference", "largest difference"))
 
 # %% tags=["without"]
 def without(network: DigitNetwork, name: str, index: int) -> DigitNetwork:
-    """A copy that lacks one block of a stage; the first may change the shape, and stays."""
+    """A copy without one block of a stage (not the first, which changes the shape)."""
     smaller = copy.deepcopy(network)
     del getattr(smaller, name)[index]
     return smaller

@@ -17,6 +17,7 @@ IN_CODE = {
     r"\.cuda\(": "names a device: use workbench.device",
     r"\btorch\.load\((?!.*weights_only=True)": "torch.load needs weights_only=True",
     r"^\s*(import|from) torchtext": "torchtext is no longer maintained",
+    r".{89}": "wider than the 88 columns that a page shows",
 }
 
 

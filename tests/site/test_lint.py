@@ -14,6 +14,7 @@ from sites import HEADER
         ("# %%\nw = torch.load(path)\n", 10, "weights_only"),
         ("# %%\nimport torchtext\n", 10, "torchtext"),
         ("# %%\nfrom resnet import block\n", 10, "imports the notebook resnet"),
+        (f"# %%\nx = 1  # {'long' * 21}\n", 10, "wider than the 88 columns"),
         ("x = 1\n# %%\n", 9, "before the first cell marker"),
         ("# %%\nimport os\nfrom matplotlib import pyplot\n", 11, "import plots"),
         ("# %%\nx = 1\nassert x == 1\n", 11, "a bare assert in a running cell"),
