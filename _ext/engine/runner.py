@@ -289,8 +289,9 @@ def attempt(job: Job, extra, server, stop, prepare) -> tuple[Outcome, bool]:
     probe = nb.cells.pop()
     for cell in code_cells(nb):
         cell.outputs = joined(cell.outputs)
+    results = recorded(nb)
     if error is None:
-        collect(nb, probe, job, seconds)
+        nb.metadata["book"] = book(results, nb, probe, job, seconds)
     outcome = Outcome(job, nbformat.writes(nb), seconds)
     if error is not None or any(not ran(cell) for cell in code_cells(nb)):
         diagnose(outcome, nb, error, watch)
@@ -334,17 +335,23 @@ def terminal(text: str) -> str:
     return "\n".join(lines)
 
 
-def collect(nb: NotebookNode, probe: NotebookNode, job: Job, seconds: float) -> None:
-    """Move recorded values out of the outputs and note what the notebook ran on."""
-    results, facts = {}, {}
-    for output in probe.outputs:
-        facts = output.get("data", {}).get(FACTS, facts)
+def recorded(nb: NotebookNode) -> dict:
+    """Take the recorded values out of the outputs, also of a run that failed: no page shows them."""
+    results = {}
     for cell in code_cells(nb):
         for output in [o for o in cell.outputs if RESULT in o.get("data", {})]:
             value = output["data"][RESULT]
             results[value["name"]] = value["value"]
             cell.outputs.remove(output)
-    nb.metadata["book"] = {
+    return results
+
+
+def book(results: dict, nb: NotebookNode, probe: NotebookNode, job: Job, seconds: float) -> dict:
+    """The recorded values, and what the notebook ran on."""
+    facts: dict = {}
+    for output in probe.outputs:
+        facts = output.get("data", {}).get(FACTS, facts)
+    return {
         "results": results,
         "seconds": round(seconds, 1),
         "cpu": since_imports(nb),

@@ -69,6 +69,12 @@ def test_recorded_values_leave_the_outputs():
     assert [o.output_type for o in nb.cells[0].outputs] == ["stream"]
 
 
+def test_recorded_values_leave_the_outputs_of_a_run_that_failed():
+    outcome = run(job(RECORD + "record('x', 3)\nprint('seen')\n1 / 0"))
+    nb = nbformat.reads(outcome.notebook, as_version=4)
+    assert [o.output_type for o in nb.cells[0].outputs] == ["stream", "error"]
+
+
 def test_a_thread_that_prints_on_does_not_spoil_what_the_kernel_is_asked():
     code = """import threading, time
 def chatter():
