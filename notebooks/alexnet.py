@@ -145,7 +145,8 @@ def first_of_each(part, n: int):
 
 # %% tags=["digits"]
 digits = images.digits(size=24)
-mean, std = digits.train[0].mean(), digits.train[0].std()
+mean = digits.train[0].mean()
+std = digits.train[0].std()
 parts = [((x - mean) / std, y) for x, y in digits[:3]]
 few = first_of_each(parts[0], 10 if PROFILE == "sample" else 100)
 test = parts[2]
@@ -185,7 +186,8 @@ def fit(network: nn.Module, part, held_out, *, epochs=EPOCHS, rate=0.03):
 
 # %% tags=["headline"]
 SEEDS = (0, 1, 2)
-networks, curves = {}, {}
+networks = {}
+curves = {}
 for case, (crop, dropout) in CASES.items():
     for number in SEEDS:
         seed(number)
@@ -204,7 +206,10 @@ axes.set(xlabel="epochs", ylabel="loss on held-out digits", ylim=(0, None))
 plots.label_ends(axes, ends)
 
 # %% tags=["result"]
-rows, scores, losses, fitted = [], {}, {}, {}
+rows = []
+scores = {}
+losses = {}
+fitted = {}
 for case in CASES:
     group = [networks[case, number] for number in SEEDS]
     fitted[case] = [training.evaluate(network, few) for network in group]
@@ -384,7 +389,8 @@ output.shape
 
 # %% tags=["drawn"] alt="The network of 2012 from top to bottom, with output shape and parameters at the right: the input of 3x227x227, five convolutions with a pooling behind the first, the second and the fifth, whose maps shrink from 55 over 27 and 13 to 6 pixels a side, then fc6, fc7 and fc8 with 4096, 4096 and 1000 values. Most parameters stand beside fc6 and fc7."
 with torch.device("meta"):
-    network, x = AlexNet(), torch.empty(1, 3, 227, 227)
+    network = AlexNet()
+    x = torch.empty(1, 3, 227, 227)
 drawing.draw(network, x)
 
 # %% [markdown]
@@ -438,7 +444,8 @@ class TwoTowers(nn.Module):
         self.two = Tower()
 
     def forward(self, image: Tensor) -> Tensor:
-        one, two = self.one, self.two
+        one = self.one
+        two = self.two
         x = torch.cat((one.first_maps(image), two.first_maps(image)), 1)
         x = torch.cat((one.last_maps(x), two.last_maps(x)), 1)
         x = torch.cat((one.hidden6(x), two.hidden6(x)), 1)
@@ -460,7 +467,8 @@ SHAPES |= {"conv4": "192×13×13", "conv5": "128×6×6", "fc6": "2048", "fc7": "
 SHAPES |= {"fc8": "500"}
 axes = diagrams.sheet(5.75)
 nodes = {"image": diagrams.Node(2.75, 0.25, "image, 3×227×227", width=3.4)}
-arrows, crossing = [], []
+arrows = []
+crossing = []
 for row, (name, shape) in enumerate(SHAPES.items(), start=1):
     y = 0.25 + 0.65 * row
     nodes[name] = diagrams.Node(0.45, y, name, weight="bold")
@@ -530,10 +538,12 @@ BUILDERS = {
         lambda: AlexNet2014(conv4_maps=384),
     ),
 }
-rows, counts = [], {}
+rows = []
+counts = {}
 for key, (name, size, build) in BUILDERS.items():
     with torch.device("meta"):
-        network, x = build(), torch.empty(1, 3, size, size)
+        network = build()
+        x = torch.empty(1, 3, size, size)
     counts[key] = counting.parameters(network), counting.macs(network, x)
     rows.append((name, size, *counts[key]))
 table(rows, ("network", "input", "parameters", "MACs"))
@@ -554,11 +564,13 @@ record("sent", 128 * 13 * 13 + 128 * 6 * 6 + 2048 + 2048)
 
 # %% tags=["equal"]
 seed(0)
-ours, theirs = AlexNet(), TwoTowers()
+ours = AlexNet()
+theirs = TwoTowers()
 split_weights(ours, theirs)
 x = 30 * torch.randn(2, 3, 227, 227)  # large, so that the normalisation matters
 towers = checks.same_outputs(ours, theirs, x)
-ours, theirs = AlexNet2014(), torchvision.models.alexnet()
+ours = AlexNet2014()
+theirs = torchvision.models.alexnet()
 checks.transplant(theirs, ours)
 library = checks.same_outputs(ours, theirs, x[:, :, :131, :97])
 record("deviation", max(towers, library))
@@ -723,7 +735,8 @@ def accuracy_without(
 # %% tags=["units-figure"] alt="Accuracy on held-out digits against the share of hidden units taken away, 0 to 75 percent, mean of three seeds in a band. Both lines fall; that of the networks trained with dropout lies above that of the networks trained with nothing all along."
 SHARES = (0.0, 0.25, 0.5, 0.75)
 _, axes = plt.subplots()
-ends, left = {}, {}
+ends = {}
+left = {}
 for case, colour in (("nothing", plots.COLOURS[0]), ("dropout", plots.COLOURS[1])):
     left[case] = torch.tensor(
         [[accuracy_without(networks[case, n], test, s) for s in SHARES] for n in SEEDS]
@@ -803,7 +816,8 @@ table([(convolutions, dense)], ("convolutions", "dense layers"))
 
 # %% tags=["solution-2"]
 SCALED = {"ReLU": 0.03, "tanh": 0.03}  # the best of three
-rows, means = [], {}
+rows = []
+means = {}
 for name, unit in UNITS.items():
     means[name] = []
     for number in SEEDS:
@@ -818,6 +832,7 @@ table(rows, ("unit", "training error, mean of two epochs"))
 rows = []
 for towers in (1, 2, 4):
     with torch.device("meta"):
-        network, x = AlexNet(towers=towers), torch.empty(1, 3, 227, 227)
+        network = AlexNet(towers=towers)
+        x = torch.empty(1, 3, 227, 227)
     rows.append((towers, counting.parameters(network), counting.macs(network, x)))
 table(rows, ("towers", "parameters", "MACs"))

@@ -178,8 +178,10 @@ def draw_extent(axes, kernel: Tensor, title: str) -> None:
     step = 0.88 / kernel.shape[-1]
     for n, m in kernel.any(3).any(2).nonzero().tolist():
         rows, columns = kernel[n, m].nonzero().T
-        top, left = int(rows.min()), int(columns.min())
-        height, width = int(rows.max()) - top + 1, int(columns.max()) - left + 1
+        top = int(rows.min())
+        left = int(columns.min())
+        height = int(rows.max()) - top + 1
+        width = int(columns.max()) - left + 1
         corner = (m + 0.06 + step * left, n + 0.06 + step * top)
         size = (step * width, step * height)
         box = plt.Rectangle(corner, *size, color=plots.COLOURS[0], linewidth=0)
@@ -273,7 +275,8 @@ by_hand = (square, spatial, four, four, alone + mixing, mixing, alone)
 rows = []
 for (name, kind), expected in zip(KINDS.items(), by_hand):
     with torch.device("meta"):
-        layer, x = kind(64, 64), torch.empty(1, 64, 56, 56)
+        layer = kind(64, 64)
+        x = torch.empty(1, 64, 56, 56)
     macs = counting.macs(layer, x)
     claim(macs == expected, f"{name}: the formula gives the MACs that are counted")
     share = f"{macs / square:.3f}"
@@ -422,7 +425,8 @@ def train(network: nn.Module, part) -> nn.Module:
 
 
 # %% tags=["runs"]
-networks, scores = {}, {}
+networks = {}
+scores = {}
 for kind, width in NETWORKS:
     for number in RUNS:
         seed(number)
@@ -432,7 +436,8 @@ for kind, width in NETWORKS:
         scores.setdefault((kind, width), []).append(right)
 
 # %% tags=["result"]
-rows, kmacs = [], {}
+rows = []
+kmacs = {}
 x = torch.empty(1, 3, 16, 16, device="meta")
 for kind, width in NETWORKS:
     network = SmallNetwork(KINDS[kind], width).to("meta")
@@ -510,7 +515,8 @@ def reach(layers: nn.Module, c_in: int) -> Tensor:
 
 # %% tags=["reach-table"]
 seed(0)
-rows, heard = [], {}
+rows = []
+heard = {}
 for groups in (2, 4, 8, 16):
     for name, kind in (("grouped", grouped), ("shuffled", shuffled)):
         layers = [kind(64, 64, groups=groups) for _ in range(3)]
@@ -643,14 +649,16 @@ class MobileNet(nn.Module):
 
 # %% tags=["drawn"] alt="MobileNet from top to bottom, with output shape and parameters at the right: an input of 3x224x224, the stem of 32 channels, five stages of 1, 2, 2, 6 and 2 blocks whose maps shrink from 112 to 7 pixels a side while the channels grow from 64 to 1024, and the linear layer to 1000."
 with torch.device("meta"):
-    mobilenet, full = MobileNet(), MobileNet(FullBlock)
+    mobilenet = MobileNet()
+    full = MobileNet(FullBlock)
     x = torch.empty(1, 3, 224, 224)
 drawing.draw(mobilenet, x)
 
 # %% tags=["mobilenet-count"]
 rows = []
 for name, network in (("separable", mobilenet), ("full", full)):
-    parameters, macs = counting.parameters(network), counting.macs(network, x)
+    parameters = counting.parameters(network)
+    macs = counting.macs(network, x)
     record(f"mobilenet.{name}.parameters", parameters)
     record(f"mobilenet.{name}.mmacs", macs / 1e6)
     rows.append((name, parameters, f"{macs / 1e6:,.1f}"))
@@ -658,7 +666,8 @@ table(rows, ("MobileNet with blocks", "parameters", "M MACs"))
 
 # %% tags=["pairs"]
 seed(0)
-thin, pair = SpatiallySeparable(24, 48), DepthwiseSeparable(24, 48)
+thin = SpatiallySeparable(24, 48)
+pair = DepthwiseSeparable(24, 48)
 written = {
     "spatially separable": spatial_product(thin.column.weight, thin.row.weight),
     "depthwise separable": separable_product(
@@ -668,7 +677,8 @@ written = {
 }
 
 # %% tags=["equal-pairs"]
-rows, deviations = [], []
+rows = []
+deviations = []
 for (name, kernel), layers in zip(written.items(), (thin, pair, steps)):
     c_in = kernel.shape[1]
     same = checks.deviation(dense_kernel(layers, c_in), kernel.detach()) < 1e-6
@@ -679,7 +689,8 @@ for (name, kernel), layers in zip(written.items(), (thin, pair, steps)):
 
 # %% tags=["equal"]
 seed(0)
-theirs, ours = checks.randomise_norms(timm_mobilenet()), MobileNet()
+theirs = checks.randomise_norms(timm_mobilenet())
+ours = MobileNet()
 checks.transplant(theirs, ours)
 deviations.append(checks.same_outputs(ours, theirs, torch.randn(2, 3, 75, 97)))
 rows.append(("MobileNet", "timm's mobilenetv1_100", f"{deviations[-1]:.1e}"))
@@ -750,10 +761,12 @@ def built(name: str) -> tuple[nn.Module, Tensor]:
 
 
 # %% tags=["nine-count"]
-rows, by_kind = [], {}
+rows = []
+by_kind = {}
 for builder, name in NINE.items():
     network, x = built(builder)
-    parameters, macs = counting.parameters(network), counting.macs(network, x)
+    parameters = counting.parameters(network)
+    macs = counting.macs(network, x)
     by_kind[name] = macs_by_kind(network, x)
     claim(by_kind[name].total() == macs, f"{name}: the kinds make up the whole")
     record(f"{builder}.parameters", parameters)
@@ -835,7 +848,8 @@ MAP = {  # year: lane, network, idea
 
 # %% tags=["map-figure"] alt="A map with time downwards, 1998 to 2018, and four columns, in each of which the networks stand at their years. Kernel: LeNet-5, AlexNet, VGG, Inception-v3. 1x1: NiN, GoogLeNet, ResNet's bottleneck. Groups: AlexNet's two, Xception, ResNeXt, MobileNet, ShuffleNet, MobileNetV2, ShuffleNetV2. Paths: GoogLeNet's parallel ones, ResNet adds, DenseNet concatenates, SENet weighs channels. From 2016 on no name is added under kernel and 1x1."
 _, axes = plt.subplots(figsize=(5, 6.2))
-y, middle = 0.0, {"ha": "center", "va": "center"}
+y = 0.0
+middle = {"ha": "center", "va": "center"}
 for i, lane in enumerate(LANES):
     axes.text(i + 0.5, -0.7, lane, weight="bold", **middle)
 for year, entries in MAP.items():
@@ -843,7 +857,8 @@ for year, entries in MAP.items():
     axes.text(-0.52, y + 0.15, str(year), va="center", color=plots.QUIET)
     used = Counter()
     for lane, name, idea in entries:
-        x, below = lane + 0.5, y + used[lane]
+        x = lane + 0.5
+        below = y + used[lane]
         axes.text(x, below, name, fontsize=10.5, **middle)
         blue = {"fontsize": 10, "color": plots.COLOURS[0]}
         axes.text(x, below + 0.36, idea, **blue, **middle)
@@ -860,7 +875,9 @@ plt.show()
 # ## Solutions to the exercises
 
 # %% tags=["solution-1"]
-M, N, side = 32, 64, 112
+M = 32
+N = 64
+side = 112
 depthwise_half = 9 * M * side**2
 pointwise_half = M * N * side**2
 whole = 9 * M * N * side**2
@@ -892,7 +909,8 @@ class PointwiseFirst(nn.Module):
 
 # %% tags=["solution-2-result"]
 seed(0)
-turned, pair = PointwiseFirst(24, 48), DepthwiseSeparable(24, 48)
+turned = PointwiseFirst(24, 48)
+pair = DepthwiseSeparable(24, 48)
 kernel = turned.depthwise.weight * turned.pointwise.weight  # D[n] P[n, m]
 x = torch.randn(2, 24, 9, 8)
 record("turned.deviation", checks.same_outputs(turned, with_kernel(kernel), x))
@@ -910,7 +928,8 @@ def separable_terms(layer: nn.Conv2d, r: int) -> nn.Sequential:
     N, M = layer.weight.shape[:2]
     by_input = layer.weight.transpose(0, 1).flatten(2)  # (M, N, 9)
     U, S, patterns = torch.linalg.svd(by_input, full_matrices=False)
-    space, channels = conv(M, M * r, groups=M), conv(M * r, N, size=(1, 1))
+    space = conv(M, M * r, groups=M)
+    channels = conv(M * r, N, size=(1, 1))
     mixing = (U * S.unsqueeze(1))[..., :r].transpose(0, 1)  # (N, M, r)
     space.weight.copy_(patterns[:, :r].reshape(M * r, 1, 3, 3))
     channels.weight.copy_(mixing.reshape(N, M * r, 1, 1))
@@ -926,7 +945,8 @@ def factorised(network: SmallNetwork, r: int) -> SmallNetwork:
 
 
 # %% tags=["solution-3"]
-rows, terms = [], {}
+rows = []
+terms = {}
 for r in (1, 2, 4, 6, 9):
     split = [factorised(networks["standard", 8, n], r) for n in RUNS]
     terms[r] = [training.evaluate(network, data.test) for network in split]

@@ -242,7 +242,8 @@ words = "at 40 layers dense kernels differ less than residual ones, seeds apart"
 claim(most["dense", 40] < least["residual", 40], words)
 
 # %% tags=["gradients-lines"]
-lines, steps = {}, []
+lines = {}
+steps = []
 for kind in TOWERS:
     lines[kind] = torch.tensor([norms[kind, 40, n] for n in SEEDS]).mean(0)
 for number in SEEDS:
@@ -445,11 +446,14 @@ with torch.device("meta"):
 
 # %% tags=["count"]
 SIZES = (densenet121, densenet161, densenet169, densenet201)
-rows, built = [], {}
+rows = []
+built = {}
 for build in SIZES:
     with torch.device("meta"):
-        network, x = build(), torch.empty(1, 3, 224, 224)
-    name, parameters = build.__name__, counting.parameters(network)
+        network = build()
+        x = torch.empty(1, 3, 224, 224)
+    name = build.__name__
+    parameters = counting.parameters(network)
     macs = counting.macs(network, x)
     built[name] = network
     stated = torchvision.models.get_model_weights(name).DEFAULT.meta
@@ -487,7 +491,8 @@ table(rows, ("network", "k", "L", "parameters", "table 2"))
 # We give the references random ones before their weights are copied into ours.
 
 # %% tags=["equal"]
-rows, deviations = [], []
+rows = []
+deviations = []
 for build in SIZES:
     seed(0)
     reference = checks.randomise_norms(getattr(torchvision.models, build.__name__)())
@@ -606,10 +611,14 @@ NAMES = {
     "slim": "residual, width 8",
     "wide": "residual, width 13",
 }
-rows, parameters, macs, memory = [], {}, {}, {}
+rows = []
+parameters = {}
+macs = {}
+memory = {}
 for key, build in BUILDERS.items():
     with torch.device("meta"):
-        network, x = build(), torch.empty(50, 3, 16, 16)
+        network = build()
+        x = torch.empty(50, 3, 16, 16)
     parameters[key] = counting.parameters(network)
     macs[key] = counting.macs(network, x[:1])
     memory[key] = kept(network, x) / 2**20
@@ -629,7 +638,9 @@ record("macs.ratio", macs["dense"] / macs["slim"])
 record("parameters.ratio", parameters["wide"] / parameters["dense"])
 
 # %% tags=["runs"]
-networks, losses, scores = {}, {}, {}
+networks = {}
+losses = {}
+scores = {}
 for key, build in BUILDERS.items():
     for number in SEEDS:
         seed(number)
@@ -639,7 +650,9 @@ for key, build in BUILDERS.items():
         networks[key, number] = network
 
 # %% tags=["result"]
-rows, loss, score = [], {}, {}
+rows = []
+loss = {}
+score = {}
 for key, name in NAMES.items():
     loss[key] = [losses[key, number] for number in SEEDS]
     score[key] = [scores[key, number] for number in SEEDS]
@@ -705,7 +718,8 @@ BLOCKS = ("block1", "block2", "block3")
 PAIRS = [(source, reader) for reader in range(1, 6) for source in range(reader)]
 x = test[0][:200].to(device)
 y = test[1][:200].to(device)
-whole, rise = {}, {}
+whole = {}
+rise = {}
 for number in SEEDS:
     network = networks["dense", number]
     whole[number] = loss_without(network, {}, x, y)
@@ -748,7 +762,8 @@ OLD = [(source, reader) for source, reader in PAIRS if 0 < source < reader - 1]
 INPUT = (0, 5)  # from the block's input to what follows the block
 OF_LAYERS = [(source, reader) for source, reader in OLD if reader < 5]
 AFTER = [(source, reader) for source, reader in OLD if reader == 5]
-largest, inputs = [], []
+largest = []
+inputs = []
 for number in SEEDS:
     found = [rise[name, pair, number] for name in BLOCKS for pair in OLD]
     largest.append(max(found))
@@ -840,7 +855,8 @@ FORMS = {
 rows = []
 for name, how in FORMS.items():
     with torch.device("meta"):
-        network, x = densenet121(**how), torch.empty(1, 3, 224, 224)
+        network = densenet121(**how)
+        x = torch.empty(1, 3, 224, 224)
     millions = counting.parameters(network) / 1e6
     record(f"{name.replace(' ', '.')}.millions", millions)
     rows.append((name, f"{millions:.1f}", f"{counting.macs(network, x) / 1e9:.2f}"))
@@ -849,7 +865,8 @@ table(rows, ("form of DenseNet-121", "M parameters", "G MACs"))
 # %% tags=["solution-4"]
 x = test[0][:200].to(device)
 y = test[1][:200].to(device)
-rows, by_age = [], {}
+rows = []
+by_age = {}
 for age in (1, 2, 3):
     older = [(source, reader) for source, reader in OLD if reader - source > age]
     by_age[age] = []

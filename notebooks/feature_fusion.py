@@ -336,8 +336,10 @@ class CompactBilinear(nn.Module):
 
 # %% tags=["sketch-by-hand"]
 compact = CompactBilinear(2, 3)
-compact.first.slot, compact.first.sign = torch.tensor([0, 1]), torch.tensor([1.0, -1.0])
-compact.second.slot, compact.second.sign = torch.tensor([1, 2]), torch.tensor([1.0, 1])
+compact.first.slot = torch.tensor([0, 1])
+compact.first.sign = torch.tensor([1.0, -1.0])
+compact.second.slot = torch.tensor([1, 2])
+compact.second.sign = torch.tensor([1.0, 1])
 a = torch.tensor([1.0, 2.0]).view(1, 2, 1, 1)
 b = torch.tensor([3.0, -1.0]).view(1, 2, 1, 1)
 rows = [("sketch of a", *compact.first(a).flatten().tolist())]
@@ -362,7 +364,8 @@ def summed_outer_products(a: Tensor, b: Tensor) -> Tensor:
 
 def sketch_by_hand(products: Tensor, compact: CompactBilinear) -> Tensor:
     """(B, C, C) -> (B, d): product i, j, both signs, to (slot i + slot j) mod d."""
-    first, second = compact.first, compact.second
+    first = compact.first
+    second = compact.second
     sketch = products.new_zeros(len(products), first.d)
     for i in range(len(first.slot)):
         for j in range(len(second.slot)):
@@ -742,7 +745,8 @@ FUSIONS = {"sum": Sum, "concatenation": lambda: Concat(16)}
 FUSIONS |= {"SE": lambda: se_sum(16, reduction=2), "ASFF": lambda: ASFF(16)}
 
 # %% tags=["headline"]
-networks, tested = {}, {}
+networks = {}
+tested = {}
 for kind, places in DAMAGES.items():
     for number in SEEDS:
         seed(number)
@@ -857,7 +861,8 @@ def side_by_side(joint: nn.Sequential, a: nn.Sequential, b: nn.Sequential) -> No
 @torch.no_grad()
 def merged(late: LateFusion, joint: Classifier) -> Classifier:
     """Fill `joint`, twice as wide, so that it gives the mean of both's scores."""
-    a, b = late.luminance, late.colour
+    a = late.luminance
+    b = late.colour
     side_by_side(joint.conv1, a.conv1, b.conv1)
     side_by_side(joint.conv2, a.conv2, b.conv2)
     joint.linear.weight.copy_(torch.cat((a.linear.weight, b.linear.weight), dim=1) / 2)
@@ -869,7 +874,8 @@ def merged(late: LateFusion, joint: Classifier) -> Classifier:
 PATCHES = 1_000 if PROFILE == "sample" else 20_000
 coloured = images.patches(16)
 x = luminance_and_colour(coloured.train[0])[:PATCHES]
-mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)
+mean = x.mean((0, 2, 3), keepdim=True)
+std = x.std((0, 2, 3), keepdim=True)
 patches = (x - mean) / std, coloured.train[1][:PATCHES]
 patches_test = (luminance_and_colour(coloured.test[0]) - mean) / std, coloured.test[1]
 record("patches", len(patches[1]))
@@ -902,7 +908,8 @@ for both in ("early", "late"):
     for one in ("luminance alone", "colour alone"):
         ahead = min(by_input[both]) > max(by_input[one])
         claim(ahead, f"every seed of {both} is right more often than any of {one}")
-early, late = by_input["early"], by_input["late"]
+early = by_input["early"]
+late = by_input["late"]
 between = abs(sum(early) - sum(late)) / 3
 gained = (min(sum(early), sum(late)) - sum(by_input["colour alone"])) / 3
 claim(between < gained, "a second input matters more than where it is joined")
@@ -931,7 +938,8 @@ for name, (ours, theirs) in pairs.items():
 
 # %% tags=["equal-loops"]
 a, b = torch.randn(2, 2, 64, 9, 7, dtype=torch.float64)
-products, compact = summed_outer_products(a, b), CompactBilinear(64, 100)
+products = summed_outer_products(a, b)
+compact = CompactBilinear(64, 100)
 equal["bilinear, loop"] = checks.deviation(Bilinear()(a, b), products.flatten(1))
 equal["compact, loop"] = checks.deviation(
     compact(a, b), sketch_by_hand(products, compact)
@@ -975,7 +983,9 @@ def weights_of_second(network: FusedNetwork, name: str, maps: Tensor) -> Tensor:
 
 
 # %% tags=["inside-weights"]
-noise, rest, shown = {}, {}, {}
+noise = {}
+rest = {}
+shown = {}
 for kind, name in (("channels", "SE"), ("block", "ASFF")):
     for number in SEEDS:
         maps, where = tested[kind, number]

@@ -440,11 +440,14 @@ FORMS = {
     "torchvision": torchvision_googlenet,
     "unreduced": unreduced_googlenet,
 }
-rows, built = [], {}
+rows = []
+built = {}
 for name, build in FORMS.items():
     with torch.device("meta"):
-        built[name], x = build(), torch.empty(1, 3, 224, 224)
-    parameters, macs = counting.parameters(built[name]), counting.macs(built[name], x)
+        built[name] = build()
+        x = torch.empty(1, 3, 224, 224)
+    parameters = counting.parameters(built[name])
+    macs = counting.macs(built[name], x)
     record(f"{name}.parameters", parameters)
     record(f"{name}.macs", macs)
     record(f"{name}.gmacs", macs / 1e9)
@@ -456,7 +459,9 @@ drawing.draw(built["published"], torch.empty(1, 3, 224, 224, device="meta"))
 
 # %% tags=["channels"]
 SIDES = {"3": 28, "4": 14, "5": 7}
-rows, cost, wide = [], {}, {}
+rows = []
+cost = {}
+wide = {}
 for name, row in TABLE_1.items():
     x = torch.empty(1, row.c_in, SIDES[name[0]], SIDES[name[0]], device="meta")
     module = built["published"].get_submodule(f"inception{name}")
@@ -526,7 +531,8 @@ pairs = (
     ("head at 4a", torchvision_head(512), theirs.aux1, torch.randn(2, 512, 14, 14)),
     ("head at 4d", torchvision_head(528), theirs.aux2, torch.randn(2, 528, 14, 14)),
 )
-rows, deviations = [], []
+rows = []
+deviations = []
 for name, ours, reference, x in pairs:
     checks.transplant(checks.randomise_norms(reference), ours)
     deviations.append(checks.same_outputs(ours, reference, x))
@@ -588,7 +594,8 @@ def train(network: nn.Module, part) -> None:
 
 
 # %% tags=["headline"]
-untrained, trained = {}, {}
+untrained = {}
+trained = {}
 for number in SEEDS:
     seed(number)
     network = digit_network().to(device)
@@ -726,7 +733,8 @@ def heads_over_main(network: WithHeads, x: Tensor, y: Tensor) -> Tensor:
 
 
 # %% tags=["gradient-runs"]
-x, y = train_part[0][:128].to(device), train_part[1][:128].to(device)
+x = train_part[0][:128].to(device)
+y = train_part[1][:128].to(device)
 ratios = {}
 for kind, conv in (("no norm", conv_relu), ("batch norm", conv_norm)):
     runs = []
@@ -831,8 +839,10 @@ class TwoSmall(Inception):
 
 
 with torch.device("meta"):
-    changed, x = googlenet(module=TwoSmall), torch.empty(1, 3, 224, 224)
-parameters, macs = counting.parameters(changed), counting.macs(changed, x)
+    changed = googlenet(module=TwoSmall)
+    x = torch.empty(1, 3, 224, 224)
+parameters = counting.parameters(changed)
+macs = counting.macs(changed, x)
 cells = reached(TwoSmall(TABLE_1["3a"]).branch5, 192).sum().item()
 claim(cells == 25, "two 3×3 layers see 5×5 pixels")
 claim(parameters > counting.parameters(built["published"]), "there are more parameters")
@@ -846,7 +856,8 @@ for number in SEEDS:
     seed(number)
     network = digit_network_with_heads(conv=conv_relu)
     uniform_init(network, gain=2.0)
-    x, y = train_part[0][:128].to(device), train_part[1][:128].to(device)
+    x = train_part[0][:128].to(device)
+    y = train_part[1][:128].to(device)
     doubled.append(heads_over_main(network.to(device), x, y)[0].item())
 record_spread("gradient.doubled", doubled)
 least = ratios["no norm"][:, 0].min().item()

@@ -83,7 +83,8 @@ for axes in (left, right):
 row = torch.tensor([[0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]])
 moved_row = torch.tensor([[0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0]])
 pair = torch.tensor([[-1.0, 1.0]])
-row_map, moved_row_map = convolve(row, pair, 0.0), convolve(moved_row, pair, 0.0)
+row_map = convolve(row, pair, 0.0)
+moved_row_map = convolve(moved_row, pair, 0.0)
 claim(
     (row_map[:, :5] == moved_row_map[:, 2:]).all(), "the map moves along by two units"
 )
@@ -106,7 +107,8 @@ def draw_grid(axes, left: float, top: float, values: Tensor, side: float) -> Non
     """Numbers in boxes, from (rows, columns); left, top and side in inches."""
     for i, line in enumerate(values.tolist()):
         for j, value in enumerate(line):
-            x, y = left + j * side, top + i * side
+            x = left + j * side
+            y = top + i * side
             box = plt.Rectangle((x, y), side, side, fill=False, edgecolor=plots.QUIET)
             axes.add_patch(box)
             style = {"weight": "bold"} if value else {"color": plots.QUIET}
@@ -191,7 +193,8 @@ class SimplifiedLeNet5(nn.Module):
 SimplifiedLeNet5()(torch.rand(7, 1, 28, 28)).shape
 
 # %% tags=["two-counts"]
-lenet, perceptron = SimplifiedLeNet5(), Perceptron()
+lenet = SimplifiedLeNet5()
+perceptron = Perceptron()
 record("simplified.parameters", counting.parameters(lenet))
 record("simplified.macs", counting.macs(lenet, torch.zeros(1, 1, 28, 28)))
 record("perceptron.parameters", counting.parameters(perceptron))
@@ -292,7 +295,8 @@ axes.minorticks_off()
 plots.label_ends(axes, ends, [plots.COLOURS[1], plots.COLOURS[0]])
 
 # %% tags=["result"]
-rows, found = [], {}
+rows = []
+found = {}
 for size in SIZES:
     for name in NETWORKS:
         found[name, size] = [errors[name, size, number] for number in SEEDS]
@@ -495,7 +499,8 @@ class TableConv(nn.Module):
 
 # %% tags=["check-table"] alt="A grid of six rows, the maps of S2, and sixteen columns, the maps of C3. Squares mark which map reaches which: three of six in the first six columns, four in the next nine, all six in the last."
 seed(0)
-layer, maps = TableConv(C3_TABLE), torch.rand(1, 6, 14, 14)
+layer = TableConv(C3_TABLE)
+maps = torch.rand(1, 6, 14, 14)
 reached = torch.zeros(6, 16)
 for i in range(6):
     changed = maps.clone()
@@ -804,12 +809,15 @@ def share_left(still: Tensor, moved: Tensor) -> float:
 
 # %% tags=["left"]
 moved_validation = move(x_validation, 1)
-left, picked, dense = {}, [], []
+left = {}
+picked = []
+dense = []
 for number in SEEDS:
     hidden = trained["perceptron", 1000, number].hidden
     model = trained["LeNet", 1000, number]
     with torch.no_grad():
-        still, after = states(model, x_validation), states(model, moved_validation)
+        still = states(model, x_validation)
+        after = states(model, moved_validation)
         rows = [
             torch.tanh(hidden(v.flatten(1))) for v in (x_validation, moved_validation)
         ]
@@ -876,7 +884,8 @@ inputs = {
     "upside down": x.flip(2, 3),
     "noise": as_published(torch.rand(500, 1, 28, 28)),
 }
-rows, rejected = [], {}
+rows = []
+rejected = {}
 for name, pictures in inputs.items():
     scores = published(pictures)
     eleven = torch.cat((scores, torch.full((len(scores), 1), -J)), dim=1)

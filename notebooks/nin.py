@@ -374,7 +374,8 @@ class Cifar10NiN(nn.Module):
 rows = []
 for build, side in ((ImageNetNiN, 224), (Cifar10NiN, 32)):
     with torch.device("meta"):
-        network, x = build(), torch.empty(1, 3, side, side)
+        network = build()
+        x = torch.empty(1, 3, side, side)
     name = build.__name__.removesuffix("NiN").lower()
     parameters = counting.parameters(network)
     macs = counting.macs(network, x)
@@ -385,7 +386,8 @@ table(rows, ("network", "input", "parameters", "MACs"))
 
 # %% tags=["shares"]
 with torch.device("meta"):
-    network, alexnet = ImageNetNiN(), torchvision.models.alexnet()
+    network = ImageNetNiN()
+    alexnet = torchvision.models.alexnet()
 parameters = counting.parameters(network)
 dense = counting.parameters(alexnet.classifier)
 record("alexnet.dense", dense / counting.parameters(alexnet))
@@ -398,7 +400,8 @@ record("imagenet.mib", parameters * 4 / 2**20)  # four bytes each
 
 # %% tags=["drawn"] alt="Network in Network for ImageNet from top to bottom, with output shape and parameters at the right: an input of 3x224x224, four mlpconv layers with a pooling behind and a times three beside each of the first three, maps that shrink from 54 to 6 pixels a side while the channels grow from 96 to 1000, and the mean of each map at the end, without parameters."
 with torch.device("meta"):
-    network, x = ImageNetNiN(), torch.empty(1, 3, 224, 224)
+    network = ImageNetNiN()
+    x = torch.empty(1, 3, 224, 224)
 drawing.draw(network, x)
 
 
@@ -473,7 +476,8 @@ def randomise_biases(network: nn.Module) -> nn.Module:
 
 # %% tags=["equal"]
 seed(0)
-rows, deviations = [], []
+rows = []
+deviations = []
 for build, side in ((ImageNetNiN, 99), (Cifar10NiN, 32)):
     network = randomise_biases(build())
     x = torch.randn(2, 3, side, side)
@@ -654,7 +658,8 @@ claim(fewer, "the average fits fewer of the right ones, seeds apart")
 claim(max(fits["wrong", "average"]) < 0.2, "the average fits few of the wrong ones")
 behind = max(held["all", "average"]) < min(held["all", "connected"])
 claim(behind, "on held-out digits the average is behind, seeds apart")
-average, connected = held["spoiled", "average"], held["spoiled", "connected"]
+average = held["spoiled", "average"]
+connected = held["spoiled", "connected"]
 together = max(average) > min(connected) and min(average) < max(connected)
 claim(together, "with wrong labels the heads are not told apart on held-out digits")
 
@@ -689,7 +694,8 @@ def moved(x: Tensor, pixels: int) -> Tensor:
 
 # %% tags=["shifted"]
 SHIFTS = (-3, -2, -1, 0, 1, 2, 3)
-x, y = test[0][:500], test[1][:500]
+x = test[0][:500]
+y = test[1][:500]
 shifted = {}
 for (name, number), network in right.items():
     found = [training.evaluate(network, (moved(x, d), y)) for d in SHIFTS]
@@ -769,7 +775,8 @@ record_spread("pairs.own_side", sides)
 # %% tags=["maps"] alt="Four rows of a picture of two digits side by side and the maps of their two classes, light where a map is high. Of the eight maps most are lightest on the half of their own digit."
 with torch.no_grad():
     maps = right["average", 0].maps(x[:4].to(device)).cpu()
-pictures, titles = [], []
+pictures = []
+titles = []
 for picture, label, own in zip(x, labels[:4].tolist(), maps):
     pictures += [picture[0], own[label[0]].clamp(min=0), own[label[1]].clamp(min=0)]
     titles += ["", f"map of {label[0]}", f"map of {label[1]}"]

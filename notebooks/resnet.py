@@ -53,9 +53,11 @@ class OneChannelNorm(nn.Module):
         self.register_buffer("variance", torch.tensor(1.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        mean, variance = self.mean, self.variance
+        mean = self.mean
+        variance = self.variance
         if self.training:
-            mean, variance = x.mean(), x.var(correction=0)
+            mean = x.mean()
+            variance = x.var(correction=0)
             self.mean += 0.1 * (mean.detach() - self.mean)
             unbiased = x.detach().var()  # divided by N - 1, only for the memory
             self.variance += 0.1 * (unbiased - self.variance)
@@ -182,7 +184,8 @@ def draw_block(axes, left: float, title: str, shortcut: str = "") -> None:
     nodes["last"] = diagrams.Node(x, 3.15, "ReLU")
     nodes["end"] = diagrams.Node(x, 3.6, "")
     names = list(nodes)[1:]
-    arrows, shortcuts = list(zip(names, names[1:])), []  # from each to the next
+    arrows = list(zip(names, names[1:]))
+    shortcuts = []  # from each to the next
     if shortcut:
         right = left + 1.58
         shortcuts.append(((x, 0.72), (right, 0.72), (right, 2.7), "sum"))
@@ -275,7 +278,8 @@ def train(network: nn.Module, part, *, epochs: int = EPOCHS, rate: float = 0.1):
 
 
 # %% tags=["headline"]
-networks, losses = {}, {}
+networks = {}
+losses = {}
 for kind, block in BLOCKS.items():
     for depth in DEPTHS:
         for number in SEEDS:
@@ -295,7 +299,8 @@ axes.set(xlabel="layers", ylabel="training loss", xticks=DEPTHS, ylim=(0, None))
 plots.label_ends(axes, ends, [plots.COLOURS[1], plots.COLOURS[0]])
 
 # %% tags=["result"]
-rows, scores = [], {}
+rows = []
+scores = {}
 for kind in BLOCKS:
     for depth in DEPTHS:
         last = [losses[kind, depth, n] for n in SEEDS]
@@ -416,7 +421,10 @@ def accuracy_on_batches(network: nn.Module, part) -> float:
 
 
 # %% tags=["grown-result"]
-rows, held, kept, later = [], {}, {}, {}
+rows = []
+held = {}
+kept = {}
+later = {}
 for kind, words, _ in GROWN:
     case = [grown[kind, words, number] for number in SEEDS]
     held[kind] = [accuracy_on_batches(networks[kind, 14, n], validation) for n in SEEDS]
@@ -434,7 +442,8 @@ table(
 )
 
 # %% tags=["grown-claims"]
-usual, zero = "usual weights", "last scale zero"
+usual = "usual weights"
+zero = "last scale zero"
 claim(
     max(kept["plain", usual]) < 0.2, "usual plain blocks leave a network that guesses"
 )
@@ -674,8 +683,10 @@ def count(*builders) -> None:
     rows = []
     for build in builders:
         with torch.device("meta"):
-            network, x = build(), torch.empty(1, 3, 224, 224)
-        name, parameters = build.__name__, counting.parameters(network)
+            network = build()
+            x = torch.empty(1, 3, 224, 224)
+        name = build.__name__
+        parameters = counting.parameters(network)
         cost[name] = counting.macs(network, x)
         record(f"{name}.parameters", parameters)
         record(f"{name}.macs", cost[name])
@@ -704,7 +715,8 @@ record("weights.ratio", two / three)
 
 # %% tags=["drawn"] alt="ResNet-50 from top to bottom, with output shape and parameters at the right: an input of 3x224x224, the stem, then four stages with a loop past each and the number of its blocks, 3, 4, 6 and 3, whose maps shrink from 56 to 7 pixels a side while the channels grow to 2048, and the linear layer to 1000."
 with torch.device("meta"):
-    network, x = resnet50(), torch.empty(1, 3, 224, 224)
+    network = resnet50()
+    x = torch.empty(1, 3, 224, 224)
 drawing.draw(network, x)
 
 # %% [markdown]
@@ -720,10 +732,12 @@ REFERENCES = (
     (resnet50, torchvision.models.resnet50, "torchvision"),
     (resnet50d, timm_resnet50d, "timm"),
 )
-rows, deviations = [], []
+rows = []
+deviations = []
 for build, reference, library in REFERENCES:
     seed(0)
-    theirs, ours = checks.randomise_norms(reference()), build()
+    theirs = checks.randomise_norms(reference())
+    ours = build()
     checks.transplant(theirs, ours)
     deviations.append(checks.same_outputs(ours, theirs, torch.randn(2, 3, 40, 40)))
     rows.append((build.__name__, library, f"{deviations[-1]:.1e}"))

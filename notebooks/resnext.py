@@ -388,12 +388,14 @@ def floor(teacher: nn.Module, count: int, x: Tensor) -> float:
 
 # %% tags=["headline"]
 SEEDS = (0, 1, 2)
-left, floors = {}, {}
+left = {}
+floors = {}
 for taught in KINDS:
     for learning in KINDS:
         for number in SEEDS:
             seed(number)
-            teacher, student = branch_of(taught), branch_of(learning)
+            teacher = branch_of(taught)
+            student = branch_of(learning)
             imitate(teacher, student)
             x = noise(100)
             left[taught, learning, number] = unexplained(teacher, student, x)
@@ -551,7 +553,8 @@ def one_path_resnet50() -> ResNeXt:
 rows = []
 for build in (one_path_resnet50, resnext50, resnext101, resnext101_64x4d):
     with torch.device("meta"):
-        network, image = build(), torch.empty(1, 3, 224, 224)
+        network = build()
+        image = torch.empty(1, 3, 224, 224)
     parameters = counting.parameters(network)
     macs = counting.macs(network, image)
     record(f"{build.__name__}.parameters", parameters)
@@ -562,7 +565,8 @@ table(rows, ("network", "parameters", "G MACs"))
 
 # %% tags=["drawn"] alt="ResNeXt-50 from top to bottom, with output shape and parameters at the right: an input of 3x224x224, the stem, then four stages with a loop past each and the number of its blocks, 3, 4, 6 and 3, whose maps shrink from 56 to 7 pixels a side while the channels grow from 256 to 2048, and the linear layer to 1000."
 with torch.device("meta"):
-    network, image = resnext50(), torch.empty(1, 3, 224, 224)
+    network = resnext50()
+    image = torch.empty(1, 3, 224, 224)
 drawing.draw(network, image)
 
 # %% [markdown]
@@ -579,7 +583,8 @@ REFERENCES = (
 deviations = []
 for build, reference in REFERENCES:
     seed(0)
-    theirs, ours = checks.randomise_norms(reference()), build()
+    theirs = checks.randomise_norms(reference())
+    ours = build()
     checks.transplant(theirs, ours)
     deviations.append(checks.same_outputs(ours, theirs, torch.randn(2, 3, 40, 40)))
     names = (build.__name__, reference.__name__)
@@ -612,7 +617,8 @@ def group_first(network: nn.Module) -> nn.Module:
 
 # %% tags=["mistake-count"]
 with torch.device("meta"):
-    right, wrong = resnext50(), group_first(resnext50())
+    right = resnext50()
+    wrong = group_first(resnext50())
 record("mistake.parameters", counting.parameters(wrong))
 fewer = counting.parameters(wrong) < counting.parameters(right)
 claim(fewer, "with the mistake the network has fewer parameters")
@@ -685,7 +691,8 @@ for name, (cardinality, width) in DIGIT_SIZES.items():
         networks[name, number] = network
 
 # %% tags=["result"]
-rows, scores = [], {}
+rows = []
+scores = {}
 for name in DIGIT_SIZES:
     scores[name] = [training.evaluate(networks[name, n], test) for n in SEEDS]
     record_spread(f"digits.{name}", scores[name])
@@ -694,7 +701,8 @@ for name in DIGIT_SIZES:
 table(rows, ("network", "parameters", "test accuracy"))
 
 # %% tags=["result-claims"]
-one, four = scores["1x16d"], scores["4x6d"]
+one = scores["1x16d"]
+four = scores["4x6d"]
 touching = max(min(one), min(four)) <= min(max(one), max(four))
 claim(touching, "the accuracies of the two networks touch")
 record("epochs", EPOCHS)
@@ -722,7 +730,9 @@ def without_paths(network: DigitNetwork, name: str, paths) -> DigitNetwork:
 # %% tags=["left-out"]
 STAGES = ("stage1", "stage2")
 PATHS = range(4)
-cut, none, whole = {}, {}, {}
+cut = {}
+none = {}
+whole = {}
 for number in SEEDS:
     network = networks["4x6d", number]
     whole[number] = training.evaluate(network, validation)

@@ -81,7 +81,8 @@ def draw_stack(axes, middle: float, title: str, sizes) -> None:
     counts = found.diagonal().sqrt().round().int().tolist()  # rows times columns
     axes.text(middle, 0.15, title, ha="center", va="center", weight="bold", fontsize=11)
     rows = len(sizes)
-    reach, above = 0, None
+    reach = 0
+    above = None
     for row in range(rows + 1):
         y = 0.5 + 1.65 * row / rows
         units = [middle + 0.28 * place for place in range(-reach, reach + 1)]
@@ -253,7 +254,9 @@ for name, place, colour in zip(STACKS, places, plots.COLOURS):
     axes.text(*place, name, color=colour)
 
 # %% tags=["steps-result"]
-rows, least, most = [], [], []
+rows = []
+least = []
+most = []
 for name, sizes in STACKS.items():
     far = sum(size - 1 for size in sizes)  # the largest distance within the field
     within = [value for n in SEEDS for value in found[name, n][:far]]
@@ -289,7 +292,8 @@ def joint_effect(network: nn.Module, d: int) -> float:
 
 
 # %% tags=["joint-claims"]
-inside, outside = [], []
+inside = []
+outside = []
 for (name, _), network in networks.items():
     far = sum(size - 1 for size in STACKS[name])
     effects = [joint_effect(network, d) for d in DISTANCES]
@@ -442,7 +446,8 @@ class ConvNormRelu(nn.Module):
 
 # %% tags=["drawn"] alt="VGG-16 from top to bottom, with output shape and parameters at the right: an input of 3x224x224, five stages whose maps shrink from 112 to 7 pixels a side while the channels grow from 64 to 512, and a classifier with by far the most parameters."
 with torch.device("meta"):
-    network, image = vgg16(), torch.empty(1, 3, 224, 224)
+    network = vgg16()
+    image = torch.empty(1, 3, 224, 224)
 drawing.draw(network, image)
 
 
@@ -463,7 +468,8 @@ def values(part: nn.Module, x: Tensor) -> int:
 
 
 # %% tags=["stages"]
-shares, x = {}, image
+shares = {}
+x = image
 for name, part in network.named_children():
     if name != "pool":
         costs = (counting.parameters(part), values(part, x), counting.macs(part, x))
@@ -525,10 +531,12 @@ def one_channel(sizes) -> nn.Sequential:
 
 
 # %% tags=["count"]
-rows, last_field = [], {}
+rows = []
+last_field = {}
 for name, sizes in SIZES.items():
     with torch.device("meta"):
-        network, with_norm = VGG(sizes), VGG(sizes, layer=ConvNormRelu)
+        network = VGG(sizes)
+        with_norm = VGG(sizes, layer=ConvNormRelu)
     last_field[name] = fields(windows(sizes))[-1]
     depth = sum(len(stage) for stage in sizes) + 3
     parameters = counting.parameters(network)
@@ -571,10 +579,12 @@ CASES = (
     ("D", ConvRelu, torchvision.models.vgg16),
     ("D with batch norm", ConvNormRelu, torchvision.models.vgg16_bn),
 )
-rows, deviations = [], []
+rows = []
+deviations = []
 for name, layer, reference in CASES:
     seed(0)
-    theirs, ours = without_values(reference), without_values(vgg16, layer)
+    theirs = without_values(reference)
+    ours = without_values(vgg16, layer)
     he_init(theirs)
     checks.randomise_norms(theirs)
     for part in theirs.modules():
@@ -628,7 +638,8 @@ table(
 EPOCHS = 6
 BATCH = 50
 DIGIT_STAGES = {"two 3×3": (3, 3), "one 5×5": (5,)}
-readers, losses = {}, {}
+readers = {}
+losses = {}
 for name, sizes in DIGIT_STAGES.items():
     for number in SEEDS:
         seed(number)
@@ -639,7 +650,8 @@ for name, sizes in DIGIT_STAGES.items():
         readers[name, number] = network
 
 # %% tags=["digits-result"]
-rows, scores = [], {}
+rows = []
+scores = {}
 for name in DIGIT_STAGES:
     last = [losses[name, number][-1] for number in SEEDS]
     scores[name] = [training.evaluate(readers[name, n], test) for n in SEEDS]
@@ -699,7 +711,8 @@ for name, start in STARTS.items():
 
 # %% tags=["scales-figure"] alt="Size of the signal behind each of sixteen layers, on a logarithmic axis, for three ways to draw the first weights; the bands over three seeds are hardly wider than the lines. With variance 0.01 the line rises to above ten million, with a standard deviation of 0.01 it falls below 1e-8, with variance 2 / fan-out it stays between 0.04 and 0.3."
 _, axes = plt.subplots()
-ends, places = {}, range(1, 17)
+ends = {}
+places = range(1, 17)
 for name, colour in zip(STARTS, plots.COLOURS):
     runs = torch.stack([followed[name, "E", number] for number in SEEDS])
     ends[name] = plots.seed_band(axes, places, runs, colour)
@@ -715,7 +728,8 @@ for name, key in zip(STARTS, ("variance", "deviation", "he")):
         record(f"scale.{key}.{depth}", runs[:, -1].mean())
         words = f"{name}, {depth}: seeds differ by less than a factor of 2.5"
         claim((runs.amax(0) < 2.5 * runs.amin(0)).all(), words)
-        grows, falls = (runs.diff() > 0).all(), (runs.diff() < 0).all()
+        grows = (runs.diff() > 0).all()
+        falls = (runs.diff() < 0).all()
         claim(grows or key != "variance", "with variance 0.01 each layer gives more")
         claim(falls or key != "deviation", "with deviation 0.01 each layer gives less")
         within = runs.min() > 0.04 and runs.max() < 0.3
@@ -743,7 +757,8 @@ def core(found: Tensor) -> int:
 
 # %% tags=["photograph"] alt="Three times the portrait of a woman in uniform as one unit in the middle sees it: bright at her face in the middle, fading to the edge of the field, black outside. The lit part is larger for D than for A and C."
 grey = photograph[0].mean(0)
-lit, titles = [], []
+lit = []
+titles = []
 for name in ("A", "C", "D"):
     found = paths(one_channel(SIZES[name]), 224).float()
     field = last_field[name]

@@ -29,6 +29,7 @@ def faults(text: str, notebooks: set[str] = frozenset()) -> Iterator[tuple[int, 
     if (found := MATPLOTLIB.search(text)) and not STYLED.search(text):
         yield text.count("\n", 0, found.start()) + 1, "draws without its style: import plots"
     yield from claims(text)
+    yield from packed(text)
     cell = None
     for number, line in enumerate(text.splitlines(), 1):
         if marker := MARKER.match(line):
@@ -65,6 +66,23 @@ def claims(text: str) -> Iterator[tuple[int, str]]:
             yield node.lineno, "a claim knows the profile: leave it out of the condition"
         elif is_claim(node) and any(map(passes_nan, node.args[:1])):
             yield node.lineno, "`not a < b` is true of NaN: claim a >= b"
+
+
+def packed(text: str) -> Iterator[tuple[int, str]]:
+    """Values written side by side that do not need each other, as a swap does."""
+    try:
+        nodes = list(ast.walk(ast.parse(text)))
+    except SyntaxError:  # the engine names the line
+        return
+    for node in nodes:
+        if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Tuple):
+            continue
+        names, values = node.targets[0], node.value.elts
+        if not isinstance(names, ast.Tuple) or len(names.elts) != len(values):
+            continue
+        early = {ast.unparse(name) for name in names.elts[:-1]}
+        if not any(ast.unparse(part) in early for value in values for part in ast.walk(value)):
+            yield node.lineno, "several values in one line: a line for each"
 
 
 def is_claim(node: ast.AST) -> bool:

@@ -15,6 +15,8 @@ from sites import HEADER
         ("# %%\nimport torchtext\n", 10, "torchtext"),
         ("# %%\nfrom resnet import block\n", 10, "imports the notebook resnet"),
         (f"# %%\nx = 1  # {'long' * 21}\n", 10, "wider than the 88 columns"),
+        ("# %%\na, b = f(x), g(x)\n", 10, "a line for each"),
+        ("# %%\nif x:\n    rows, found = [], {}\n", 11, "a line for each"),
         ("x = 1\n# %%\n", 9, "before the first cell marker"),
         ("# %%\nimport os\nfrom matplotlib import pyplot\n", 11, "import plots"),
         ("# %%\nx = 1\nassert x == 1\n", 11, "a bare assert in a running cell"),
@@ -44,6 +46,7 @@ def test_sound_cells_have_no_fault():
         "# %%\ndef half(n):\n    assert n % 2 == 0, 'n must be even'\n    return n // 2\n\n\n"
         "n = 4 if PROFILE == 'sample' else 8\nclaim(half(n) < n, 'a half is less')\n"
         "if PROFILE == 'full':\n    print(n)\n"
+        "a, b = b, a + b\nleast, most = ends(n)\n"
     )
     assert list(faults(HEADER + cells)) == []
 
