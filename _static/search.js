@@ -114,10 +114,9 @@ export function inDialog(dialog) {
     event.preventDefault();
     dialog.close();
   });
-  // What stays from the last search is replaced by what is typed; what has just been typed is not.
-  let left = "";
-  dialog.addEventListener("close", () => (left = field.value));
-  dialog.addEventListener("toggle", () => dialog.open && field.value === left && field.select());
+  // What stays from the last search is selected before the dialog opens again, so that whatever is
+  // typed replaces it: the event of opening comes late, after the first letters of a fast reader.
+  dialog.addEventListener("close", () => field.select());
   asTyped(dialog, field, IN_DIALOG).catch(() => complain(dialog));
 }
 

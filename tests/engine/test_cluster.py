@@ -276,6 +276,6 @@ def test_kernels_on_the_workers_end_with_the_build(dask, tmp_path, number):
 
     wait_for(kernels)
     process.send_signal(number)
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)  # leaving a cluster that is silent takes up to 30 s
     assert process.returncode != 0
     wait_for(lambda: not kernels(), 45)
