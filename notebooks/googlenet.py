@@ -728,7 +728,7 @@ def digit_network_with_heads(*, conv) -> WithHeads:
 
 
 def gradient_norms(network: WithHeads, x: Tensor, y: Tensor) -> Tensor:
-    """From the heads and from the main loss, at seven first kernels, stem to 4d: (2, 7)."""
+    """From the heads and the main loss, at seven first kernels, stem to 4d: (2, 7)."""
     outputs = network.train()(x)
     main = F.cross_entropy(outputs[0], y)
     kernels = [network.stem[0].weight]
@@ -807,21 +807,28 @@ def two_directions(x: Tensor) -> Tensor:
     return centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:2].T
 
 
-# %% tags=["classes-figure"] alt="Three clouds of points for held-out digits 0 to 5, a colour for each digit and its number at the mean of its points: after the stem the colours lie over one another; after 4a they part in places; after 5b the colours are gathered in clouds, 3 and 5 beside each other."
+# %% tags=["classes-figure"] alt="Three clouds of points for held-out digits 0 to 5, a colour for each digit and its number at the mean of its points: after the stem only the 1 stands apart, and the numbers 2, 3 and 5 almost meet; after 4a 0, 1 and 4 stand apart as well; after 5b the colours are gathered in clouds, of which those of 3 and 5 lie over one another."
 _, grid = plt.subplots(1, 3, figsize=(5, 2.1))
 for axes, place in zip(grid, ("stem", "4a", "5b")):
     points = two_directions(features["trained", 0][place])
     for digit, colour in enumerate(plots.COLOURS):
         those = points[test[1] == digit]
         axes.plot(*those.T, ".", color=colour, markersize=2, alpha=0.5)
-        axes.text(*those.mean(0), str(digit), weight="bold", ha="center", va="center")
+        style = {"weight": "bold", "size": 7, "ha": "center", "va": "center"}
+        axes.text(*those.mean(0), str(digit), **style)
     axes.set(title=place, xticks=[], yticks=[])
+
+# %% tags=["shares"]
 shares = {}
 for place in ("stem", "4a", "5b"):
     shares[place] = [between(features["trained", n][place], test[1]) for n in SEEDS]
     record_spread(f"between.{place}", shares[place])
 claim(max(shares["stem"]) < min(shares["4a"]), "4a gathers them more than the stem")
 claim(max(shares["4a"]) < min(shares["5b"]), "5b gathers them more than 4a")
+points = two_directions(features["trained", 0]["5b"])
+means = torch.stack([points[test[1] == digit].mean(0) for digit in range(6)])
+apart = torch.cdist(means, means) + 1e9 * torch.eye(6).double()
+claim(set(divmod(apart.argmin().item(), 6)) == {3, 5}, "after 5b 3 and 5 are nearest")
 
 # %% [markdown]
 # ## What we saw
