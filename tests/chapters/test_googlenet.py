@@ -149,8 +149,22 @@ def test_the_network_has_the_channels_of_table_1_and_22_layers():
     for name, widths in TABLE_1.items():
         convs = convolutions(network.get_submodule(f"inception{name}"))
         assert (convs[0].in_channels, *(c.out_channels for c in convs)) == widths
+    assert [conv.kernel_size[0] for conv in convolutions(network.stem)] == [7, 1, 3]
     modules = sum(isinstance(m, net.Inception) for m in network.modules())
-    assert 3 + 2 * modules + 1 == 22  # three in the stem; a module is two layers deep
+    linears = sum(isinstance(m, nn.Linear) for m in network.modules())
+    assert 3 + 2 * modules + linears == 22  # three in the stem; a module is two layers deep
+
+
+def test_all_modules_but_5a_cost_what_the_column_ops_of_table_1_says():
+    """Millions of MACs; for 5a the paper says 54."""
+    ops = {"3a": 128, "3b": 304, "4a": 73, "4b": 88, "4c": 100, "4d": 119, "4e": 170, "5b": 71}
+    network = on_meta(net.googlenet)
+    for name, expected in ops.items():
+        side = SIDES[name[0]]
+        module = network.get_submodule(f"inception{name}")
+        found = macs_of(module, 1, TABLE_1[name][0], side, side)
+        assert found / 1e6 == pytest.approx(expected, abs=1), name
+    assert round(macs_of(network.inception5a, 1, 832, 7, 7) / 1e6, 1) == 51.1
 
 
 def test_the_published_form_costs_what_a_sum_over_the_columns_of_table_1_gives():
@@ -252,7 +266,7 @@ def test_a_published_head_pools_convolves_and_reads_with_two_linear_layers():
 
 
 def test_in_training_the_heads_read_the_maps_behind_4a_and_4d():
-    network, x = networks.without_dropout(small_network()), torch.randn(4, 1, 16, 16)
+    network, x = small_network(), torch.randn(4, 1, 16, 16)
     maps = {}
     for name in ("4a", "4d"):
         part = network.get_submodule(f"inception{name}")
@@ -313,7 +327,7 @@ def test_the_digit_network_has_the_modules_at_an_eighth_of_their_width():
         parameters += c_in * 16 + 2 * 16 + 256 * 128 + 128 + 128 * 10 + 10
     with_heads = on_meta(net.digit_network_with_heads, conv=net.conv_norm)
     assert parameters_of(with_heads) == parameters
-    assert with_heads.classifier[0].p == 0
+    assert [m.p for m in with_heads.modules() if isinstance(m, nn.Dropout)] == [0, 0, 0]
     shapes = []
     for part in (network.inception4a, with_heads.inception4a):
         part.register_forward_hook(lambda m, i, o: shapes.append(tuple(o.shape)))
@@ -321,6 +335,17 @@ def test_the_digit_network_has_the_modules_at_an_eighth_of_their_width():
     outputs = networks.runs_on_meta(with_heads, 3, 1, 20, 12)
     assert [y.shape for y in outputs] == [(3, 10)] * 3
     assert shapes == [(3, 64, 5, 3)] * 2
+
+
+def test_training_takes_the_settings_of_the_table(monkeypatch):
+    rates, settings = networks.steps_of(monkeypatch, net.training, batches=5)
+    net.train(nn.Linear(1, 1), (torch.zeros(230, 1), torch.zeros(230)))  # five batches
+    assert (settings["momentum"], settings["weight_decay"], settings["batch"]) == (0.9, 1e-4, 50)
+    assert len(rates) == 20
+    assert rates[0] == pytest.approx(0.004)
+    assert max(rates) == pytest.approx(0.1)
+    assert rates.index(max(rates)) == 3
+    assert rates[-1] < 1e-5
 
 
 def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss():
@@ -363,11 +388,11 @@ def test_a_probe_is_least_squares_with_a_bias():
 # ---- gradients -----------------------------------------------------------------------------------
 
 
-def test_ratios_are_those_of_the_gradients_of_both_losses():
-    network = networks.without_dropout(small_network("conv_relu")).double()
-    net.uniform_init(network)
+def test_norms_are_those_of_the_gradients_of_both_losses():
+    network = small_network("conv_relu").double()
+    net.caffe_init(network)
     x, y = torch.randn(6, 1, 16, 16).double(), torch.arange(6)
-    found = net.heads_over_main(network.eval(), x, y)
+    found = net.gradient_norms(network.eval(), x, y)
     kernels = [network.stem[0].weight]
     for name in ("3a", "3b", "4a", "4b", "4c", "4d"):
         kernels.append(convolutions(network.get_submodule(f"inception{name}"))[0].weight)
@@ -377,19 +402,31 @@ def test_ratios_are_those_of_the_gradients_of_both_losses():
         network.zero_grad()
         loss.backward(retain_graph=True)
         norms.append(torch.stack([kernel.grad.norm() for kernel in kernels]))
-    close(found, norms[0] / norms[1])
+    close(found, torch.stack(norms))
 
 
 @pytest.mark.parametrize("how", [{}, {"gain": 2.0}])
-def test_initial_weights_have_the_variance_of_gain_over_inputs_and_no_bias(how):
+def test_initial_weights_have_the_variance_of_gain_over_inputs_and_biases_are_a_fifth(how):
     torch.manual_seed(0)
     network = nn.Sequential(net.conv_relu(16, 64, 3), net.conv_norm(16, 64, 3), nn.Linear(64, 200))
-    net.uniform_init(network, **how)
+    net.caffe_init(network, **how)
     for layer in (network[0][0], network[1][0], network[2]):
         bound = (3 * how.get("gain", 1) / layer.weight[0].numel()) ** 0.5
         networks.starts_with(layer.weight, bound / 3**0.5, share=0.05)
         assert layer.weight.abs().max() <= bound
-    assert not network[0][0].bias.any() and not network[2].bias.any()
+    for layer in (network[0][0], network[2]):
+        close(layer.bias, torch.full_like(layer.bias, 0.2))
+
+
+def test_each_of_eight_seeds_has_a_network_of_its_own():
+    x, y = torch.randn(6, 1, 16, 16), torch.arange(6)
+    found = net.norms_of_seeds(x, y, conv=net.conv_relu, gain=2.0)
+    assert found.shape == (8, 2, 7)
+    for number in (0, 7):
+        torch.manual_seed(number)
+        network = net.digit_network_with_heads(conv=net.conv_relu)
+        net.caffe_init(network, gain=2.0)
+        close(found[number], net.gradient_norms(network, x, y))
 
 
 # ---- look inside ---------------------------------------------------------------------------------
