@@ -60,7 +60,7 @@ axes.set(xlim=(-0.05, 7.3), ylim=(5, -0.1), aspect="equal")
 axes.axis("off")
 draw_weights(axes, 0.0, "sum:\none weight", torch.full((3, 1, 1), 1.0))
 draw_weights(axes, 1.3, "SE: one per channel", levels)
-draw_weights(axes, 2.6, "ASFF, gate:\none per pixel", blob.repeat(3, 1, 1))
+draw_weights(axes, 2.6, "ASFF, attention gate:\none per pixel", blob.repeat(3, 1, 1))
 draw_weights(axes, 3.9, "CBAM: one per channel\ntimes one per pixel", levels * blob)
 
 # %% [markdown]
