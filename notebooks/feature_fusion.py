@@ -797,8 +797,9 @@ for kind, winners in AHEAD.items():
             if name not in winners:
                 ahead = min(scores[kind, winner]) > max(scores[kind, name])
                 claim(ahead, f"{kind} damaged: {winner} ahead of {name}, seeds apart")
-behind = max(scores["block", "SE"]) < min(scores["block", "sum"])
-claim(behind, "with a block damaged SE is behind the sum, seeds apart")
+for name in ("sum", "concatenation"):
+    ahead = min(scores["block", "SE"]) > max(scores["block", name])
+    claim(not ahead, f"with a block damaged SE is not ahead of {name}")
 
 # %% [markdown]
 # ## Early against late
