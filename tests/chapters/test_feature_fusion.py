@@ -14,11 +14,22 @@ from networks import close, macs_of, on_meta, parameters_of
 
 net = definitions("feature_fusion")
 C = 64
+
+
+def se_sum(channels, **how):
+    return net.GatedSum(net.SqueezeExcitation(channels, **how))
+
+
+def cbam_sum(channels, **how):
+    return net.GatedSum(net.CBAM(channels, **how))
+
+
 BUILDERS = {
     "sum": lambda channels: net.Sum(),
     "concat": lambda channels: net.Concat(channels),
-    "SE": lambda channels: net.se_sum(channels),
-    "CBAM": lambda channels: net.cbam_sum(channels),
+    "SE": lambda channels: se_sum(channels),
+    "spatial": lambda channels: net.GatedSum(net.SpatialAttention()),
+    "CBAM": lambda channels: cbam_sum(channels),
     "ASFF": lambda channels: net.ASFF(channels),
     "gate": lambda channels: net.GatedSkip(channels),
     "bilinear": lambda channels: net.Bilinear(),
@@ -29,6 +40,7 @@ COST = {
     "concat": (2 * C * C, 2 * C * C * 784),
     "SE": (2 * C * 4 + 4 + C, 2 * C * 4),
     "CBAM": (2 * C * 4 + 98 + 2, 2 * 2 * C * 4 + 98 * 784),
+    "spatial": (98 + 2, 98 * 784),
     "ASFF": (2 * (C + 1), 2 * C * 784),
     "gate": (C * 32 + C * 32 + 32 + 32 + 1, (2 * C * 32 + 32) * 784),
     "bilinear": (0, C * C * 784),
@@ -91,8 +103,7 @@ def test_cbam_does_what_timm_s_does(channels, how):
 
 def test_channel_attention_narrows_by_sixteen_unless_told_otherwise():
     assert net.ChannelAttention(64).narrow.out_channels == 4
-    assert net.cbam_sum(64, reduction=4).gate.channels.narrow.out_channels == 16
-    assert net.se_sum(64, reduction=4).gate.narrow.out_channels == 16
+    assert net.CBAM(64, reduction=4).channels.narrow.out_channels == 16
 
 
 def test_concatenation_and_1x1_are_one_matrix_for_each_map():
@@ -215,13 +226,13 @@ def test_the_fusion_gets_the_first_map_first():
 # ---- limit ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["SE", "CBAM", "gate", "ASFF"])
-def test_gates_at_one_leave_the_sum_and_equal_scores_the_mean(name):
+@pytest.mark.parametrize("name", ["SE", "spatial", "CBAM", "gate", "ASFF"])
+def test_scores_of_zero_halve_what_is_gated_and_weigh_levels_alike(name):
     a, b = two_maps()
     fusion = BUILDERS[name](C).eval()
     for p in fusion.parameters():
         nn.init.zeros_(p)
-    expected = {"SE": a + b / 2, "CBAM": a + b / 4, "gate": a / 2 + b}
+    expected = {"SE": a + b / 2, "spatial": a + b / 2, "CBAM": a + b / 4, "gate": a / 2 + b}
     close(fusion(a, b), expected.get(name, (a + b) / 2))
 
 
@@ -359,7 +370,7 @@ def test_the_weights_of_the_second_map_are_those_that_the_gates_use():
     torch.manual_seed(0)
     maps = torch.randn(3, 2, 16, 8, 8)
     a, b = maps.unbind(1)
-    se = net.FusedNetwork(net.se_sum(16))
+    se = net.FusedNetwork(se_sum(16))
     weights = net.weights_of_second(se, "SE", maps)
     close(se.fusion(a, b), a + weights * b)
     asff = net.FusedNetwork(net.ASFF(16))
