@@ -77,33 +77,40 @@ def stack(sizes, *, width: int = 1) -> nn.Sequential:
 # %% tags=["drawing"]
 def draw_stack(axes, middle: float, title: str, sizes) -> None:
     """Draw the units that one output depends on, layer by layer, in one dimension."""
-    found = paths(stack(sizes), 7)
-    counts = found.diagonal().sqrt().round().int().tolist()  # rows times columns
-    axes.text(middle, 0.15, title, ha="center", va="center", weight="bold", fontsize=11)
     rows = len(sizes)
-    reach = 0
-    above = None
+    axes.text(middle, 0.15, title, ha="center", va="center", weight="bold", fontsize=11)
+    above = []
     for row in range(rows + 1):
-        y = 0.5 + 1.65 * row / rows
-        units = [middle + 0.28 * place for place in range(-reach, reach + 1)]
-        for x in above or ():
+        y = 0.55 + 1.75 * row / rows
+        found = paths(stack(sizes[rows - row :]), 7)
+        counts = found.diagonal().sqrt().round().int()  # rows times columns
+        counts = counts[counts > 0].tolist()
+        units = [middle + 0.3 * (k - len(counts) // 2) for k in range(len(counts))]
+        for x in above:
             for below in units:
-                if abs(below - x) < 0.28 * (sizes[-row] // 2 + 0.5):
-                    axes.plot((x, below), (y - 1.65 / rows, y), color=plots.QUIET, lw=1)
-        axes.plot(units, [y] * len(units), "o", color=plots.COLOURS[0], ms=9, zorder=3)
-        reach += sizes[-row - 1] // 2 if row < rows else 0
+                if abs(below - x) < 0.3 * (sizes[-row] // 2 + 0.5):
+                    axes.plot((x, below), (y - 1.75 / rows, y), color=plots.QUIET, lw=1)
+        disc = {"ms": 16, "mec": plots.COLOURS[0], "mfc": plots.GRID, "zorder": 3}
+        axes.plot(units, [y] * len(units), "o", **disc)
+        for x, count in zip(units, counts):
+            axes.text(x, y, str(count), ha="center", va="center", zorder=4)
         above = units
-    for x, count in zip(above, counts):
-        axes.text(x, 2.45, str(count), ha="center", va="center", fontsize=11)
 
 
-# %% tags=["paths-figure"] alt="Two drawings in one dimension. Left, three layers of size 3: one unit at the top is joined to three below it, these to five, these to the seven pixels at the bottom, under which stand the numbers of paths 1, 3, 6, 7, 6, 3, 1. Right, one layer of size 7: one unit is joined to seven pixels, one path each."
-axes = diagrams.sheet(2.65)
-draw_stack(axes, 1.2, "three of 3", (3, 3, 3))
-draw_stack(axes, 3.8, "one of 7", (7,))
+# %% tags=["paths-figure"] alt="Two drawings in one dimension, each circle with its number of paths. Left, three layers of size 3: one unit at the top with a 1 is joined to three with 1, 1, 1, these to five with 1, 2, 3, 2, 1, these to the seven pixels at the bottom with 1, 3, 6, 7, 6, 3, 1. Right, one layer of size 7: one unit is joined to seven pixels with a 1 each."
+axes = diagrams.sheet(2.6)
+draw_stack(axes, 1.25, "three of 3", (3, 3, 3))
+draw_stack(axes, 3.75, "one of 7", (7,))
 
 # %% tags=["paths-claims"]
-for sizes, counts in (((3, 3, 3), (1, 3, 6, 7, 6, 3, 1)), ((7,), (1,) * 7)):
+DRAWN = {
+    (): (0, 0, 0, 1, 0, 0, 0),
+    (3,): (0, 0, 1, 1, 1, 0, 0),
+    (3, 3): (0, 1, 2, 3, 2, 1, 0),
+    (3, 3, 3): (1, 3, 6, 7, 6, 3, 1),
+    (7,): (1, 1, 1, 1, 1, 1, 1),
+}
+for sizes, counts in DRAWN.items():
     expected = torch.tensor(counts, dtype=torch.double)
     words = f"{sizes}: the paths of the drawing, along rows and columns"
     claim(torch.equal(paths(stack(sizes), 7), torch.outer(expected, expected)), words)
@@ -121,6 +128,20 @@ for n in (1, 2, 3):
     rows.append((n, f"{side}×{side}", stacked, single, f"{single / stacked:.2f}"))
 heads = ("3×3 layers", "field", "their weights", "weights of one kernel", "ratio")
 table(rows, heads)
+
+# %% tags=["composed-claims"]
+seed(0)
+layers = [nn.Conv2d(1, 1, 3, padding=1, bias=False) for _ in range(3)]
+three = nn.Sequential(*layers)
+one = nn.Conv2d(1, 1, 7, padding=3, bias=False)
+point = torch.zeros(1, 1, 7, 7)
+point[..., 3, 3] = 1
+x = torch.randn(1, 1, 15, 15)
+with torch.no_grad():
+    one.weight.copy_(three(point).flip(2, 3))  # what one pixel gives, turned about
+    off = (one(x) - three(x)).abs() / three(x).abs().max()
+claim(off[..., 2:-2, 2:-2].max() < 1e-5, "without ReLUs three 3x3 are one 7x7 inside")
+claim(off.max() > 1e-3, "at the border, with zeros around each map, they are not")
 
 # %% [markdown]
 # ## Two dots
@@ -144,7 +165,7 @@ def dots(n: int, *, farthest: int = 8) -> tuple[Tensor, Tensor, Tensor]:
     second = torch.randint(0, 2, (n,)) * 2.0 - 1
     x = torch.zeros(n, 1, 5, 16)
     number = torch.arange(n)
-    x[number, 0, row, left] = first
+    x[number, 0, row, left] = first  # one pixel in each map
     x[number, 0, row, left + distance] = second
     return x, (first == second).long(), distance
 
@@ -165,12 +186,12 @@ for cell, side, middle in zip(figure.axes, (3, 5), (4, 6)):
 
 # %% tags=["start"]
 def he_init(network: nn.Module) -> None:
-    """Normal weights that keep the scale behind ReLUs (He et al. 2015), biases zero."""
+    """Normal weights of variance 2 / fan (He et al. 2015), biases zero."""
     for layer in network.modules():
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv2d):  # for gradients of one scale, as torchvision
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(layer.bias)
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, nn.Linear):  # for outputs of one scale
             nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
             nn.init.zeros_(layer.bias)
 
@@ -231,17 +252,35 @@ for name, sizes in STACKS.items():
 DISTANCES = range(1, 9)
 
 
+def every_dots() -> tuple[Tensor, Tensor, Tensor]:
+    """All that `dots` can give, 1 to 8 columns apart: at each place ++, --, +-, -+."""
+    first = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    second = torch.tensor([1.0, -1.0, -1.0, 1.0])
+    maps = []
+    distances = []
+    for distance in DISTANCES:
+        for row in range(5):
+            for left in range(16 - distance):
+                x = torch.zeros(4, 1, 5, 16)
+                x[:, 0, row, left] = first
+                x[:, 0, row, left + distance] = second
+                maps.append(x)
+                distances += [distance] * 4
+    same = (first == second).long().repeat(len(maps))
+    return torch.cat(maps), same, torch.tensor(distances)
+
+
 def by_distance(network: nn.Module, maps: Tensor, same: Tensor, distance: Tensor):
     """Fraction of right answers for each distance of the dots."""
     right = training.predict(network, maps).argmax(1) == same
     return [right[distance == d].double().mean().item() for d in DISTANCES]
 
 
-seed(100)
-test_dots = dots(3_000)
+test_dots = every_dots()
+record("dot.tests", len(test_dots[0]))
 found = {case: by_distance(network, *test_dots) for case, network in networks.items()}
 
-# %% tags=["steps-figure"] alt="Share of right answers against the distance of the dots, 1 to 8 columns, in bands over three seeds. Each line runs along the top, above 0.85, and falls below 0.8 in one step: one 3x3 behind 2, two 3x3 behind 4, three 3x3 and one 7x7 behind 6."
+# %% tags=["steps-figure"] alt="Share of right answers against the distance of the dots, 1 to 8 columns, in bands over three seeds. Each line runs along the top, above 0.85, and falls in one step to between 0.25 and 0.75: one 3x3 behind 2, two 3x3 behind 4, three 3x3 and one 7x7 behind 6."
 _, axes = plt.subplots()
 dashed = {"one 7×7": "--"}
 for colour, name in zip(plots.COLOURS, STACKS):
@@ -255,22 +294,24 @@ for name, place, colour in zip(STACKS, places, plots.COLOURS):
 
 # %% tags=["steps-result"]
 rows = []
-least = []
-most = []
+within_all = []
+beyond_all = []
 for name, sizes in STACKS.items():
     far = sum(size - 1 for size in sizes)  # the largest distance within the field
     within = [value for n in SEEDS for value in found[name, n][:far]]
     beyond = [value for n in SEEDS for value in found[name, n][far:]]
     claim(min(within) > 0.85, f"{name}: the dots are told up to {far} columns apart")
-    claim(max(beyond) < 0.8, f"{name}: at most about three quarters from {far + 1} on")
+    claim(min(beyond) >= 0.25, f"{name}: at least a quarter from {far + 1} on")
+    claim(max(beyond) <= 0.75, f"{name}: at most three quarters from {far + 1} on")
     weights = sum(p.numel() for p in networks[name, 0].stack.parameters() if p.ndim > 1)
     shown = (spread(within, ".1%"), spread(beyond, ".1%"))
     rows.append((name, weights, f"1 to {far}", *shown))
-    least.append(min(within))
-    most.append(max(beyond))
+    within_all += within
+    beyond_all += beyond
     record(f"weights.{name.split()[0]}.{name[-1]}", weights)
-record("within.least", min(least))
-record("beyond.most", max(most))
+record("within.least", min(within_all))
+record("beyond.least", min(beyond_all))
+record("beyond.most", max(beyond_all))
 record("dot.steps", 8_000 // 32)
 heads = ("stack", "weights", "distances in the field", "right there", "right beyond")
 table(rows, heads)
@@ -328,8 +369,11 @@ layers = [(3, 1), (3, 1), (2, 2), (3, 1), (3, 1), (2, 2)]
 names = ["3×3", "3×3", "pool", "3×3", "3×3", "pool"]
 steps = [1, 1, 1, 2, 2, 2]  # of the layer's input
 rows = []
+before = 1
 for name, (kernel, _), step, field in zip(names, layers, steps, fields(layers)):
     rows.append((name, f"({kernel} − 1) · {step}", field))
+    claim(field == before + (kernel - 1) * step, "a layer adds what the table says")
+    before = field
 claim(fields(layers) == [3, 5, 6, 10, 14, 16], "the fields of the first two stages")
 table(rows, ("layer", "adds", "field"))
 
@@ -478,6 +522,8 @@ for name, part in network.named_children():
 total = sum(shares.values())
 shares = {name: costs / total for name, costs in shares.items()}
 early = shares["stage1"] + shares["stage2"]
+middle = shares["stage3"] + shares["stage4"]
+record("middle.macs", middle[2])
 record("values.mebibytes", total[1] * 4 / 2**20)
 for k, kind in enumerate(("parameters", "values", "macs")):
     record(f"classifier.{kind}", shares["classifier"][k])
@@ -487,11 +533,11 @@ for k, kind in enumerate(("parameters", "values", "macs")):
 parameters, numbers, macs = torch.stack(list(shares.values())).T
 claim((numbers[:-1] > numbers[1:]).all(), "each part gives fewer values than the last")
 claim(0.4 < numbers[0] < 0.5, "nearly half of the values are in stage 1")
-claim(macs[1:4].sum() > 0.75, "three quarters of the work are in stages 2 to 4")
+claim(0.55 < macs[2:4].sum() < 0.65, "about 60% of the work are in stages 3 and 4")
 claim(0.85 < parameters[5] < 0.9, "the classifier has nearly nine tenths")
 claim(numbers[5] < 0.01 and macs[5] < 0.01, "it has few values and little work")
 
-# %% tags=["shares-figure"] alt="Six groups of three horizontal bars, the five stages and the classifier of VGG-16. The output values shrink from group to group, and nearly half of them are in stage 1. Three quarters of the MACs are in stages 2 to 4. The classifier has nearly nine tenths of the parameters, close to no values and almost no MACs."
+# %% tags=["shares-figure"] alt="Six groups of three horizontal bars, the five stages and the classifier of VGG-16. The output values shrink from group to group, and nearly half of them are in stage 1. About 60% of the MACs are in stages 3 and 4. The classifier has nearly nine tenths of the parameters, close to no values and almost no MACs."
 _, axes = plt.subplots(figsize=(5, 4))
 rows = torch.arange(6)
 for k in range(3):
@@ -533,26 +579,29 @@ def one_channel(sizes) -> nn.Sequential:
 # %% tags=["count"]
 rows = []
 last_field = {}
+found_parameters = {}
 for name, sizes in SIZES.items():
     with torch.device("meta"):
         network = VGG(sizes)
-        with_norm = VGG(sizes, layer=ConvNormRelu)
     last_field[name] = fields(windows(sizes))[-1]
     depth = sum(len(stage) for stage in sizes) + 3
     parameters = counting.parameters(network)
+    found_parameters[name] = parameters
     giga = counting.macs(network, image) / 1e9
     record(f"{name}.parameters", parameters)
     record(f"{name}.gmacs", giga)
     record(f"{name}.field", last_field[name])
-    more = counting.parameters(with_norm) - parameters
-    rows.append((name, depth, parameters, more, f"{giga:.3f}", last_field[name]))
-heads = ("configuration", "layers", "parameters", "batch norm adds", "G MACs", "field")
+    rows.append((name, depth, parameters, f"{giga:.3f}", last_field[name]))
+heads = ("configuration", "layers", "parameters", "G MACs", "field")
 table(rows, heads)
 
 # %% tags=["count-claims"]
 network = vgg16().to("meta")
 record("vgg16.parameters", counting.parameters(network))
 record("vgg16.macs", counting.macs(network, image))
+claim(found_parameters["D"] > found_parameters["C"], "D has more parameters than C")
+claim(last_field["C"] == last_field["B"], "C sees as far as B")
+claim(last_field["D"] > last_field["C"], "D sees further than C")
 for name, sizes in SIZES.items():
     seen = (paths(one_channel(sizes), 301) != 0).any(0).sum().item()
     words = f"{name}: as many pixels a side have a gradient as the formula gives"
@@ -660,6 +709,11 @@ for name in DIGIT_STAGES:
     rows.append((name, parameters, spread(last, ".2f"), spread(scores[name], ".1%")))
 pair, single = scores.values()
 claim(max(min(pair), min(single)) <= min(max(pair), max(single)), "the ranges touch")
+claim(rows[0][1] > rows[1][1], "here the pairs have more parameters")
+ends = [loss[-1] for loss in losses.values()]
+claim(min(ends) > 0.5, "the training losses have not come down yet")
+record("digits.loss.least", min(ends))
+record("digits.loss.most", max(ends))
 record("digit.steps", EPOCHS * math.ceil(IMAGES / BATCH))
 table(rows, ("each stage", "parameters", "training loss", "test accuracy"))
 
@@ -700,6 +754,8 @@ STARTS = {
 }
 photograph = images.photograph()
 x = (photograph - photograph.mean()) / photograph.std()
+x = x[..., ::4, ::4]
+record("scale.side", x.shape[-1])
 followed = {}
 for name, start in STARTS.items():
     for depth in ("A", "E"):
@@ -707,7 +763,7 @@ for name, start in STARTS.items():
             seed(number)
             network = without_values(VGG, SIZES[depth], hidden=8)
             start(network)
-            followed[name, depth, number] = scales(network, x[..., ::4, ::4])
+            followed[name, depth, number] = scales(network, x)
 
 # %% tags=["scales-figure"] alt="Size of the signal behind each of sixteen layers, on a logarithmic axis, for three ways to draw the first weights; the bands over three seeds are hardly wider than the lines. With variance 0.01 the line rises to above ten million, with a standard deviation of 0.01 it falls below 1e-8, with variance 2 / fan-out it stays between 0.04 and 0.3."
 _, axes = plt.subplots()
@@ -827,8 +883,8 @@ dense_scores.shape
 #   three 3x3 layers see as far as one 7x7 and have fewer weights.
 # - The parameters of VGG-16 are in its first linear layer, the numbers to keep in its
 #   first stages, the work in between.
-# - Weights of one variance in all layers do not keep the scale of the signal through
-#   sixteen layers; with variance 2 / fan-out it stays.
+# - With weights of one variance in all layers the signal grows or dies out through
+#   sixteen layers; with variance 2 / fan-out it stays within a factor of ten.
 
 # %% [markdown]
 # ## Solutions
@@ -852,7 +908,7 @@ pointwise = by_distance(train_on_dots((3, 1, 1), 0), *test_dots)
 claim(
     min(pointwise[:2]) > 0.85, "3x3, 1x1, 1x1: the dots are told up to 2 columns apart"
 )
-claim(max(pointwise[2:]) < 0.8, "3x3, 1x1, 1x1: no more than three quarters beyond")
+claim(max(pointwise[2:]) <= 0.75, "3x3, 1x1, 1x1: no more than three quarters beyond")
 table([[f"{value:.0%}" for value in pointwise]], [str(d) for d in DISTANCES])
 
 

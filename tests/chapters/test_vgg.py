@@ -232,6 +232,22 @@ def test_maps_hold_two_dots_of_one_in_a_row_with_their_distance_and_whether_they
     assert vgg.dots(500, farthest=2)[2].unique().tolist() == [1, 2]
 
 
+def test_the_test_maps_hold_every_place_with_every_pair_of_signs_once():
+    x, same, distance = vgg.every_dots()
+    assert x.shape == (5 * 4 * sum(16 - d for d in range(1, 9)), 1, 5, 16)
+    found = []
+    for map_, label, d in zip(x[:, 0].tolist(), same.tolist(), distance.tolist()):
+        dots = [(i, j, s) for i, row in enumerate(map_) for j, s in enumerate(row) if s]
+        (row, left, first), (other, right, second) = dots
+        assert (row, left + d) == (other, right)
+        assert {abs(first), abs(second)} == {1}
+        assert label == (first == second)
+        found.append((d, row, left, first, second))
+    assert len(set(found)) == len(found)
+    assert {d for d, *_ in found} == set(range(1, 9))
+    assert [signs for _, _, _, *signs in found[:4]] == [[1, 1], [-1, -1], [1, -1], [-1, 1]]
+
+
 @pytest.mark.parametrize("name", STACKS)
 def test_beyond_the_field_two_dots_add_up_and_within_they_do_not(name):
     torch.manual_seed(0)
