@@ -4,8 +4,9 @@ In conf.py::
 
     bibtex_default_style = bibtex_reference_style = "book"
 
-A paper of three authors or more is "He et al., 2016"; papers that would be cited alike get letters, in
-the order of the bibliography: "He et al., 2016a", "He et al., 2016b".
+A paper of three authors or more is "He et al., 2015"; papers that would be cited alike get letters, in
+the order of the bibliography: "He et al., 2015a", "He et al., 2015b". The year is that of the first
+public version (see ``entries.published``), as on the cards; the entry names where and when it appeared.
 """
 
 import unicodedata
@@ -24,6 +25,8 @@ from sphinxcontrib.bibtex.style.referencing.basic_author_year import (
     BasicAuthorYearTextualReferenceStyle,
 )
 from sphinxcontrib.bibtex.style.template import join, join2, node, post_text, pre_text, reference
+
+from entries import published
 
 
 @node
@@ -83,14 +86,19 @@ def in_order(entries: list[Entry]) -> list[Entry]:
 
     def key(entry: Entry) -> tuple[str, str, str]:
         letters = unicodedata.normalize("NFKD", authors(entry)).encode("ascii", "ignore")
-        return letters.lower().decode(), entry.fields.get("year", ""), entry.fields["title"]
+        return letters.lower().decode(), first_public(entry), entry.fields["title"]
 
     return sorted(entries, key=key)
 
 
+def first_public(entry: Entry) -> str:
+    """The year in which the paper was public, in four digits; "n.d." for an entry without a year."""
+    return str(published(entry)[0]) if "year" in entry.fields else "n.d."
+
+
 def labels(entries: list[Entry]) -> list[str]:
     """Authors and year of each entry, with a letter where that names more than one."""
-    plain = [f"{authors(entry)}, {entry.fields.get('year', 'n.d.')}" for entry in entries]
+    plain = [f"{authors(entry)}, {first_public(entry)}" for entry in entries]
     total, seen, found = Counter(plain), Counter(), []
     for label in plain:
         found.append(label + chr(ord("a") + seen[label]) if total[label] > 1 else label)

@@ -68,7 +68,7 @@ def written(date: Date) -> str:
 
 def published(entry: Entry) -> Date:
     """When arXiv had the paper, where the address tells, else the year of the entry."""
-    if found := ARXIV.search(entry.fields["url"]):
+    if found := ARXIV.search(entry.fields.get("url", "")):
         return 2000 + int(found[1]), int(found[2])
     return int(entry.fields["year"]), None
 

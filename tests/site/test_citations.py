@@ -23,7 +23,8 @@ BIB = r"""
   title = {Deep Nets}, year = 2016, url = {https://a.org/deep}}
 @misc{maps, author = {Doll{\'a}r, Piotr and Other, Olga and Third, Tom},
   title = {Identity Maps}, year = 2016, url = {https://a.org/maps}}
-@misc{pair, author = {Zisserman, Andrew and {\'E}toile, Ada}, title = {Two}, year = 2014, url = {https://a.org/two}}
+@misc{pair, author = {Zisserman, Andrew and {\'E}toile, Ada}, title = {Two}, year = 2015,
+  url = {https://arxiv.org/abs/1409.1556}}
 @misc{alone, author = {{\'E}toile, Ada}, title = {One}, year = 2015, url = {https://a.org/one}}
 @misc{never, author = {Fox, F.}, title = {Not cited}, year = 1999, url = {https://a.org/fox}}
 """
@@ -79,6 +80,12 @@ def test_labels_are_those_of_the_text_in_the_order_of_the_alphabet(folder):
     assert link["href"] == "../literature.html#deep"
     assert link["aria-description"] == "Piotr Dollár, Kaiming He, and Jian Sun. Deep nets. 2016."
     assert not link.has_attr("title")
+
+
+def test_a_paper_bears_the_year_in_which_it_was_public_and_its_entry_that_of_the_venue(folder):
+    entry = page(folder, "literature").select_one("#pair")
+    assert entry.select_one(".label").text == "[Zisserman and Étoile, 2014]"
+    assert "2015" in entry.select_one("p").text
 
 
 def test_an_entry_leads_to_its_chapter_and_to_where_it_is_cited(folder):
