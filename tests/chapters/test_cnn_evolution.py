@@ -27,6 +27,17 @@ WEIGHTS = {
     "depthwise": 9 * 16,
 }
 KINDS = list(WEIGHTS)
+NINE = [
+    "alexnet",
+    "vgg16",
+    "googlenet",
+    "inception_v3",
+    "resnet50",
+    "densenet121",
+    "resnext50_32x4d",
+    "mobilenet_v2",
+    "shufflenet_v2_x1_0",
+]
 
 
 def randomised(name):
@@ -141,6 +152,45 @@ def test_what_is_left_is_a_share_of_the_variance_of_the_teacher_and_trains_the_s
     assert net.left_over(teacher, teacher, 4) == 0
 
 
+@pytest.mark.parametrize("name", ["standard", "spatially separable", "grouped"])
+def test_a_student_of_the_teacher_s_kind_learns_it_and_the_teacher_stays(name):
+    torch.manual_seed(0)
+    teacher, student = net.KINDS[name](8, 8), net.KINDS[name](8, 8)
+    before = [weight.clone() for weight in teacher.parameters()]
+    assert net.learn_from(teacher, student) < 0.005
+    assert all(torch.equal(a, b) for a, b in zip(teacher.parameters(), before))
+    assert net.left_over(teacher, student, 8) < 0.005
+
+
+def test_a_student_of_groups_keeps_what_lies_outside_of_them():
+    torch.manual_seed(0)
+    teacher, student = net.conv(8, 8), net.grouped(8, 8)
+    least = net.least_left(net.dense_kernel(teacher, 8))["grouped"]
+    assert net.learn_from(teacher, student) == pytest.approx(least, abs=0.05)
+
+
+def test_the_least_left_is_that_of_kernels_summed_by_hand():
+    kernel = torch.zeros(2, 2, 3, 3)
+    kernel[0, 0, 0, 0] = 2
+    kernel[1, 0, 1, 1] = 1  # another pattern of the first input
+    kernel[0, 1, 2, 1] = 1  # of the second input, which has no other
+    found = net.least_left(kernel, groups=2)
+    assert found == {
+        "standard": 0,
+        "spatially separable": pytest.approx(1 / 6),  # two of three outer products stay
+        "grouped": pytest.approx(2 / 6),  # both ones join the two groups
+        "depthwise separable": pytest.approx(1 / 6),
+    }
+
+
+@pytest.mark.parametrize("name", ["spatially separable", "grouped", "depthwise separable"])
+def test_a_kernel_of_a_form_leaves_nothing_in_it_and_something_in_the_others(name):
+    torch.manual_seed(0)
+    found = net.least_left(net.dense_kernel(net.KINDS[name](8, 12), 8))
+    forms = [form for form, share in found.items() if share < 1e-5]
+    assert forms == ["standard", name]
+
+
 # ---- shuffle, who hears whom ---------------------------------------------------------------------
 
 
@@ -213,6 +263,19 @@ def test_a_factorised_network_of_nine_terms_has_the_outputs_of_the_whole_and_lea
     assert len([m for m in split.modules() if isinstance(m, nn.Conv2d)]) == 1 + 2 * 4
     assert len([m for m in network.modules() if isinstance(m, nn.Conv2d)]) == 1 + 4
     close(split(x), network(x), 1e-4)
+
+
+def test_norms_measured_again_have_the_statistics_of_the_new_pictures_in_a_copy():
+    torch.manual_seed(0)
+    network = nn.Sequential(net.conv(3, 4), nn.BatchNorm2d(4))
+    x = 3 + 2 * torch.randn(5, 3, 6, 4)
+    before = network[1].running_mean.clone()
+    renewed = net.measured_again(network, x)
+    y = network[0](x).detach()
+    close(renewed[1].running_mean, y.mean((0, 2, 3)))
+    close(renewed[1].running_var, y.var((0, 2, 3)))
+    assert torch.equal(network[1].running_mean, before)
+    assert not renewed.training and network.training
 
 
 # ---- the small network ---------------------------------------------------------------------------
@@ -323,7 +386,7 @@ def test_costs_are_counted_for_each_kind_and_image_in_evaluation_mode():
     assert not any(layer._forward_hooks for layer in layers)
 
 
-@pytest.mark.parametrize("builder", ["inception_v3", "resnext50_32x4d", "mobilenet_v2"])
+@pytest.mark.parametrize("builder", NINE)
 def test_the_nine_cost_what_torchvision_publishes(builder):
     network, x = net.built(builder)
     meta = torchvision.models.get_model_weights(builder).DEFAULT.meta
@@ -331,6 +394,10 @@ def test_the_nine_cost_what_torchvision_publishes(builder):
     assert round(macs / 1e9, 3) == meta["_ops"]
     heads = 3_326_696 if builder == "inception_v3" else 0  # its published count has the extra head
     assert parameters_of(network) + heads == meta["num_params"]
+
+
+def test_these_nine_are_the_networks_of_the_page():
+    assert list(net.NINE) == NINE
 
 
 def test_layers_are_sorted_into_kinds():
