@@ -840,12 +840,6 @@ for words, size in (
 table(rows, ("input", "conv1", "pool1", "pool2", "pool5", "parameters", "units"))
 record("short.parameters", rows[0][5])
 
-# %% tags=["figure-2"]
-drawn = 96 * 55 * 48
-claim(drawn == 253_440, "figure 2 counts 55 x 48 places in conv1")
-record("figure.conv1", drawn)
-record("figure.units", rows[1][6] - 96 * 55 * 55 + drawn)
-
 # %% [markdown]
 # ## What we saw
 #
