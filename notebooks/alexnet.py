@@ -660,8 +660,8 @@ inputs = torch.linspace(-4, 4, 161)
 ends = {}
 for name, unit in (("ReLU", torch.relu), ("tanh", torch.tanh)):
     axes.plot(inputs, unit(inputs))
-    ends[name] = (4, min(2.6, unit(inputs)[-1].item()))
-axes.set(xlabel="input", ylabel="output", ylim=(-1.2, 2.6))
+    ends[name] = (4, unit(inputs)[-1].item())
+axes.set(xlabel="input", ylabel="output", ylim=(-1.2, 4.2))
 plots.label_ends(axes, ends)
 
 # %% tags=["slopes"]
@@ -714,7 +714,7 @@ for name, unit in UNITS.items():
         seed(number)
         errors[name, number] = learn(FourLayers(unit), pixels, rate=RATES[name])
 
-# %% tags=["speed-figure"] alt="Training error against epochs 1 to 5, mean of three seeds in a band from the smallest to the largest. The line of ReLU ends at about one quarter; that of tanh lies above it from the second epoch on and ends between 0.4 and one half."
+# %% tags=["speed-figure"] alt="Training error against epochs 1 to 5, mean of three seeds in a band from the smallest to the largest. The line of ReLU ends at about one quarter; that of tanh lies above it from the second epoch on and ends more than 0.1 higher."
 _, axes = plt.subplots()
 ends = {}
 for name, colour in zip(UNITS, plots.COLOURS):
@@ -732,11 +732,11 @@ words = (
     "the mean error of ReLU over the epochs is smaller than that of tanh, seeds apart"
 )
 claim(runs["ReLU"].mean(1).max() < runs["tanh"].mean(1).min(), words)
-words = "after three epochs ReLU is below what tanh reaches after five, seeds apart"
-claim(runs["ReLU"][:, 2].max() < runs["tanh"][:, 4].min(), words)
+words = "after four epochs ReLU is below what tanh reaches after five, seeds apart"
+claim(runs["ReLU"][:, 3].max() < runs["tanh"][:, 4].min(), words)
 last = {name: runs[name][:, -1].mean() for name in UNITS}
 claim(0.2 < last["ReLU"] < 0.3, "the mean of ReLU ends at about one quarter")
-claim(0.4 < last["tanh"] < 0.5, "the mean of tanh ends between 0.4 and one half")
+claim(last["tanh"] > last["ReLU"] + 0.1, "the mean of tanh ends more than 0.1 higher")
 for epoch in range(1, 5):
     words = f"after epoch {epoch + 1} the error of ReLU is smaller, seeds apart"
     claim(runs["ReLU"][:, epoch].max() < runs["tanh"][:, epoch].min(), words)
