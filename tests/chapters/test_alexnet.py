@@ -75,6 +75,25 @@ def test_the_network_of_2012_does_what_two_towers_with_its_weights_do():
     assert parameters_of(on_meta(net.TwoTowers)) == TWO[0]
 
 
+def test_conv1_and_conv2_are_followed_by_relu_then_normalisation_then_pooling():
+    torch.manual_seed(0)
+    network = narrow_dense(on_meta(net.AlexNet))
+    networks.share_weights(network, network)
+    read = []
+    for layer in (network.conv2, network.conv3):
+        layer.register_forward_pre_hook(lambda layer, inputs: read.append(inputs[0]))
+    x = 300 * torch.randn(1, 3, 227, 227)
+    with torch.no_grad():
+        network(x)
+        for conv, source, found in zip((network.conv1, network.conv2), (x, read[0]), read[:2]):
+            halves = conv(source).clamp(min=0).chunk(2, 1)
+            normed = torch.cat([net.response_norm(half) for half in halves], 1)
+            close(found, F.max_pool2d(normed, 3, 2))
+            swapped = F.max_pool2d(torch.cat(halves, 1), 3, 2).chunk(2, 1)
+            other = torch.cat([net.response_norm(half) for half in swapped], 1)
+            assert (found - other).abs().max() > 0.01 * found.abs().max()  # the order shows
+
+
 def test_half_of_the_outputs_of_fc6_and_fc7_are_dropped():
     kinds = {"kinds": (nn.Linear, nn.Dropout)}
     one = networks.layers_of(on_meta(net.AlexNet), 1, 3, 227, 227, **kinds)
@@ -166,6 +185,13 @@ def test_the_colour_shift_has_the_covariance_of_the_pixels_squared():
     close(net.shift_colour(ones, *net.colour_axes(x), sigma=0.0), ones)
 
 
+def test_two_grey_pixels_vary_along_grey_only():
+    two = torch.tensor([[1.0, -1.0]] * 3).view(1, 3, 1, 2)
+    values, vectors = net.colour_axes(two)
+    close(values, torch.tensor([0.0, 0.0, 6.0]), 1e-5)
+    close(vectors[:, 2].abs(), torch.full((3,), 3**-0.5), 1e-5)
+
+
 # ---- the small networks and their training -------------------------------------------------------
 
 
@@ -188,6 +214,32 @@ def test_four_layers_do_what_their_layers_do_one_after_the_other(unit):
     parts += [nn.Conv2d(16, 32, 3, 1, 1), act(), nn.MaxPool2d(3, 2)]
     parts += [nn.Conv2d(32, 32, 3, 1, 1), act(), nn.Flatten(), nn.Linear(288, 10)]
     networks.same_function(net.FourLayers(unit), nn.Sequential(*parts), torch.randn(3, 3, 32, 32))
+
+
+def test_weights_for_relu_have_the_variance_two_over_inputs_and_no_biases():
+    torch.manual_seed(0)
+    network = net.FourLayers(torch.relu)
+    assert net.weights_for_relu(network) is network
+    for layer in (network.conv1, network.conv2, network.conv3, network.classifier):
+        inputs = layer.weight[0].numel()
+        assert layer.weight.var().item() == pytest.approx(2 / inputs, rel=0.12)
+        assert not layer.bias.any()
+
+
+def test_learn_gives_the_error_after_each_epoch(monkeypatch):
+    network, x = net.FourLayers(torch.relu), torch.zeros(4, 3, 32, 32)
+    labels = torch.zeros(4, dtype=torch.long)
+
+    def fit(given, part, epochs, optimizer, validation):
+        settings = optimizer.param_groups[0]
+        assert given is network and part[0] is validation[0] is x and part[1] is labels
+        assert (epochs, settings["lr"], settings["momentum"]) == (2, 0.25, 0.9)
+        return {"validation": [0.5, 1.0]}
+
+    monkeypatch.setattr(net.training, "fit", fit)
+    monkeypatch.setattr(net, "classes", labels, raising=False)
+    monkeypatch.setitem(net.learn.__globals__, "classes", labels)
+    assert net.learn(network, x, rate=0.25, epochs=2) == [0.5, 0.0]
 
 
 def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss():
