@@ -409,12 +409,13 @@ for group, taught in enumerate(KINDS):
         values = [left[taught, learning, number] for number in SEEDS]
         x = group + 0.35 * side - 0.3
         axes.plot([x] * len(values), values, "o", color=colour, alpha=0.7)
-        axes.text(x + 0.05, values[1], learning, color=colour, va="center")
+        middle = sum(values) / len(values)
+        axes.text(x + 0.05, middle, learning, color=colour, va="center")
 lowest = min(floors["11 paths", "one path", number] for number in SEEDS)
 axes.plot([0.6, 1.35], [lowest, lowest], ":", color=plots.COLOURS[0])
-axes.text(0.6, lowest + 0.02, "least for one path", color=plots.COLOURS[0])
+axes.text(0.6, lowest - 0.02, "least for one path", color=plots.COLOURS[0], va="top")
 axes.set(xticks=(0, 1), xticklabels=[f"teacher:\n{kind}" for kind in KINDS])
-axes.set(xlim=(-0.5, 1.5), ylim=(0, 0.8), ylabel="left unexplained")
+axes.set(xlim=(-0.5, 1.5), ylim=(0, 0.6), ylabel="left unexplained")
 plt.show()
 
 # %% tags=["headline-claims"]
