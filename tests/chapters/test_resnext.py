@@ -251,6 +251,12 @@ def test_the_kinds_of_the_comparison_have_nearly_the_same_weights():
     assert one(x).shape == many(x).shape == x.shape
 
 
+def test_noise_and_branches_are_made_on_the_device_of_the_run(monkeypatch):
+    monkeypatch.setitem(net.noise.__globals__, "device", torch.device("meta"))
+    assert net.noise(2).is_meta
+    assert all(p.is_meta for p in net.branch_of("11 paths").parameters())
+
+
 def test_teacher_and_student_are_compared_with_the_statistics_of_the_batch(monkeypatch):
     torch.manual_seed(0)
     x = 3 * net.noise(40) + 2  # unlike the running statistics
@@ -259,7 +265,7 @@ def test_teacher_and_student_are_compared_with_the_statistics_of_the_batch(monke
     nn.init.zeros_(constant.expand[1].weight)
     assert net.unexplained(teacher, constant, x) == pytest.approx(1, abs=1e-3)
     student = net.branch_of("one path")
-    monkeypatch.setattr(net, "STEPS", 20)
+    monkeypatch.setitem(net.imitate.__globals__, "STEPS", 20)
     net.imitate(teacher, student)
     assert all(module.training for module in [*teacher.modules(), *student.modules()])
     least = net.floor(teacher, 12, x)
