@@ -321,6 +321,7 @@ def test_the_small_networks_have_a_relu_behind_their_stem_and_take_the_mean_over
         stem = children.pop("stem")
         maps = nn.Sequential(stem, nn.ReLU(), *children.values())(x)
         close(network(x), last(maps.mean((2, 3))))
+        assert (last.out_features, last.bias.shape) == (10, (10,))
 
 
 def test_the_digit_networks_have_the_widths_and_blocks_that_the_count_says():
