@@ -98,7 +98,7 @@ def test_convolutions_start_with_variance_two_over_fan_out(build):
         "resnext": lambda: net.ResNeXt((1, 1, 1, 1), cardinality=1, width=16).stage3[0].branch,
         "digits": lambda: digits(1, 48).stage2[0].branch,
         "cifar": lambda: net.ResNeXt29(cardinality=1, width=24).stage3[0].branch,
-        "teacher": lambda: net.branch_of("24 paths"),
+        "teacher": lambda: net.branch_of("one path"),
     }[build]()
     weight = network.expand[0].weight
     networks.starts_with(weight, (2 / len(weight)) ** 0.5)
@@ -231,10 +231,10 @@ def test_the_floor_is_what_the_best_student_of_few_directions_leaves():
 
 def test_a_student_learns_what_its_teacher_does_and_the_teacher_stays():
     torch.manual_seed(0)
-    teacher, student = nn.Conv2d(96, 96, 1), nn.Conv2d(96, 96, 1)
+    teacher, student = nn.Conv2d(48, 48, 1), nn.Conv2d(48, 48, 1)
     kept = teacher.weight.detach().clone()
     x = net.noise(30)
-    assert x.shape == (30, 96, 4, 4)
+    assert x.shape == (30, 48, 4, 4)
     before = net.unexplained(teacher, student, x)
     net.imitate(teacher, student)
     assert net.unexplained(teacher, student, x) < before / 100
@@ -243,12 +243,45 @@ def test_a_student_learns_what_its_teacher_does_and_the_teacher_stays():
 
 
 def test_the_kinds_of_the_comparison_have_nearly_the_same_weights():
-    one, many = (net.branch_of(kind) for kind in ("one path", "24 paths"))
+    one, many = (net.branch_of(kind) for kind in ("one path", "11 paths"))
     sizes = [sum(p.numel() for p in b.parameters() if p.ndim == 4) for b in (one, many)]
-    assert sizes == [9_792, 10_080]
-    assert [b.path.conv[0].groups for b in (one, many)] == [1, 24]
-    x = torch.randn(2, 96, 4, 4)
+    assert sizes == [2_448, 2_508]
+    assert [b.path.conv[0].groups for b in (one, many)] == [1, 11]
+    x = torch.randn(2, 48, 4, 4)
     assert one(x).shape == many(x).shape == x.shape
+
+
+def test_noise_and_branches_are_made_on_the_device_of_the_run(monkeypatch):
+    monkeypatch.setitem(net.noise.__globals__, "device", torch.device("meta"))
+    assert net.noise(2).is_meta
+    assert all(p.is_meta for p in net.branch_of("11 paths").parameters())
+
+
+def test_teacher_and_student_are_compared_with_the_statistics_of_the_batch(monkeypatch):
+    torch.manual_seed(0)
+    x = 3 * net.noise(40) + 2  # unlike the running statistics
+    teacher = net.branch_of("11 paths")
+    constant = net.branch_of("one path")
+    nn.init.zeros_(constant.expand[1].weight)
+    assert net.unexplained(teacher, constant, x) == pytest.approx(1, abs=1e-3)
+    student = net.branch_of("one path")
+    monkeypatch.setitem(net.imitate.__globals__, "STEPS", 20)
+    net.imitate(teacher, student)
+    assert all(module.training for module in [*teacher.modules(), *student.modules()])
+    least = net.floor(teacher, 12, x)
+    assert 0.1 < least < net.unexplained(teacher, student, x) < 1
+
+
+def test_one_path_with_zeros_between_the_groups_gives_what_many_paths_give():
+    torch.manual_seed(0)
+    many = net.branch_of("11 paths")
+    networks.share_weights(many, net.branch_of("11 paths"))
+    one = net.without_groups(many)
+    assert one.path.conv[0].groups == 1
+    x = torch.randn(3, 48, 5, 4)
+    close(one(x), many(x))
+    close(one.eval()(x), many.eval()(x))
+    assert net.without_groups(many.to("meta")).expand[0].weight.is_meta
 
 
 # ---- shape, limit, learn -------------------------------------------------------------------------
@@ -288,6 +321,7 @@ def test_the_small_networks_have_a_relu_behind_their_stem_and_take_the_mean_over
         stem = children.pop("stem")
         maps = nn.Sequential(stem, nn.ReLU(), *children.values())(x)
         close(network(x), last(maps.mean((2, 3))))
+        assert (last.out_features, last.bias.shape) == (10, (10,))
 
 
 def test_the_digit_networks_have_the_widths_and_blocks_that_the_count_says():
