@@ -712,7 +712,7 @@ for name, build in steps(shrink=4).items():
         gradients[name, number] = gradient
         fields[name, number] = side_of_field(gradient)
 
-# %% tags=["fields-figure"] alt="Side of the effective receptive field in pixels for the network after each of thirteen steps, from top to bottom, three dots a step. ResNet-50 lies below 80. The next six steps lie at about 85. At 7x7 kernels the dots leap to above 190. GELU is a little below, the last four steps lie between 135 and 160."
+# %% tags=["fields-figure"] alt="Side of the effective receptive field in pixels for the network after each of thirteen steps, from top to bottom, three dots a step. ResNet-50 lies below 80. The next six steps lie at about 85. At 7x7 kernels the dots leap to about 175. GELU is a little below, the last four steps lie between 135 and 150."
 _, axes = plt.subplots(figsize=(5, 4.2))
 names = list(steps())
 for place, name in enumerate(names):
