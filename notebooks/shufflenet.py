@@ -778,7 +778,7 @@ class Moved(TorchDispatchMode):
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         output = operator(*args, **(kwargs or {}))
-        if not operator.is_view:
+        if not (operator.is_view or "view" in operator.name()):
             tensors = [t for t in tree_leaves((args, output)) if torch.is_tensor(t)]
             self.values += sum(t.numel() for t in tensors)
         return output
