@@ -167,7 +167,7 @@ HalvingUnit(240, 480, groups=(3, 3))(torch.randn(2, 240, 28, 28)).shape
 
 
 # %% tags=["drawing"]
-def chain(name: str, x: float, top: float, words: tuple[str, ...]) -> dict:
+def drawn_chain(name: str, x: float, top: float, words: tuple[str, ...]) -> dict:
     """Nodes below each other, named name0, name1 ...; a layer, "1×1 ...", has a box."""
     nodes = {}
     for k, word in enumerate(words):
@@ -178,7 +178,7 @@ def chain(name: str, x: float, top: float, words: tuple[str, ...]) -> dict:
     return nodes
 
 
-def arrows_of(*chains: dict) -> list[tuple[str, str]]:
+def drawn_arrows(*chains: dict) -> list[tuple[str, str]]:
     """From each node of a chain to the next."""
     return [pair for nodes in chains for pair in zip(list(nodes), list(nodes)[1:])]
 
@@ -186,15 +186,15 @@ def arrows_of(*chains: dict) -> list[tuple[str, str]]:
 # %% tags=["units-figure"] alt="Two columns. Stride 1: x, a 1x1 convolution in groups, ReLU, shuffle, a depthwise 3x3 convolution, a 1x1 convolution in groups, a plus sign and ReLU; an arrow, named identity, leads from x past all of it to the plus sign. Stride 2: the same, with stride 2 in the depthwise convolution; beside it a mean over 3x3 with stride 2; both end in a concatenation and ReLU."
 axes = diagrams.sheet(4.6)
 layers = ("$x$", "1×1, groups", "ReLU", "shuffle", "3×3 depthwise", "1×1, groups")
-left = chain("a", 0.85, 0.55, (*layers, "+", "ReLU", ""))
-right = chain("b", 2.85, 0.55, (*layers, "concatenate", "ReLU", ""))
+left = drawn_chain("a", 0.85, 0.55, (*layers, "+", "ReLU", ""))
+right = drawn_chain("b", 2.85, 0.55, (*layers, "concatenate", "ReLU", ""))
 side = {"pool": diagrams.Node(4.3, 2.0, "3×3 mean\nstride 2", 1.1)}
 side["one"] = diagrams.Node(0.85, 0.2, "stride 1", weight="bold")
 side["two"] = diagrams.Node(2.85, 0.2, "stride 2", weight="bold")
 side["identity"] = diagrams.Node(1.7, 0.6, "identity", colour=plots.COLOURS[1])
 past = [((0.85, 0.75), (1.68, 0.75), (1.68, 3.43), "a6")]
 past += [((2.85, 0.75), (4.3, 0.75), "pool"), ("pool", (4.3, 3.43), "b6")]
-diagrams.draw(axes, left | right | side, arrows_of(left, right), past)
+diagrams.draw(axes, left | right | side, drawn_arrows(left, right), past)
 
 # %% [markdown]
 # ## Who reaches whom
@@ -560,16 +560,16 @@ HalvingSplitUnit(116, 232)(torch.randn(2, 116, 28, 28)).shape
 # %% tags=["v2-figure"] alt="Two diagrams. Stride 1: x is split; the left half goes past the layers along an arrow named kept; the right half goes through a 1x1 convolution, ReLU, a depthwise 3x3, a 1x1 convolution and ReLU; both meet in a concatenation, followed by the shuffle. Stride 2: x goes into two branches, at the left a depthwise 3x3, a 1x1 convolution and ReLU, at the right 1x1, ReLU, depthwise 3x3, 1x1 and ReLU; both meet in a concatenation, followed by the shuffle."
 axes = diagrams.sheet(4.6)
 layers = ("1×1", "ReLU", "3×3 depthwise", "1×1", "ReLU")
-a = chain("a", 1.45, 1.05, layers)
-b = chain("b", 4.25, 1.05, layers)
-c = chain("c", 2.85, 1.53, ("3×3 depthwise", "1×1", "ReLU"))
+a = drawn_chain("a", 1.45, 1.05, layers)
+b = drawn_chain("b", 4.25, 1.05, layers)
+c = drawn_chain("c", 2.85, 1.53, ("3×3 depthwise", "1×1", "ReLU"))
 ends = {}
 for name, x, start in (("1", 0.95, "split"), ("2", 3.55, "$x$")):
     ends[f"title{name}"] = diagrams.Node(x, 0.2, f"stride {name}", weight="bold")
     ends[f"top{name}"] = diagrams.Node(x, 0.58, start)
-    ends |= chain(f"end{name}", x, 3.5, ("concatenate", "shuffle", ""))
+    ends |= drawn_chain(f"end{name}", x, 3.5, ("concatenate", "shuffle", ""))
 ends["kept"] = diagrams.Node(0.45, 1.9, "kept", colour=plots.COLOURS[1])
-arrows = arrows_of(a, b, c) + [("top2", "b0"), ("b4", "end20"), ("top2", "c0")]
+arrows = drawn_arrows(a, b, c) + [("top2", "b0"), ("b4", "end20"), ("top2", "c0")]
 arrows += [("c2", "end20"), ("top1", "a0"), ("a4", "end10")]
 for name in ("1", "2"):
     arrows += [(f"end{name}0", f"end{name}1"), (f"end{name}1", f"end{name}2")]
