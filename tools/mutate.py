@@ -83,7 +83,7 @@ class Check:
     def __init__(self, stem: str, source: bytes, chosen: list[Mutant], least: float, out: TextIO):
         self.stem, self.source, self.chosen = stem, source, chosen
         self.least, self.out = least, out
-        self.survivors: list[Mutant] = []
+        self.killed: list[Mutant] = []
         self.faults: list[str] = []
         self.items: list[pytest.Item] = []
         self.failed, self.seconds = "", {}  # of the tests in a child
@@ -117,11 +117,12 @@ class Check:
             return
         killer = in_child(lambda: self.run(text)[0], limit)
         if killer == "":
-            self.survivors.append(mutant)
             before, after = mutant.lines(self.source)
             where = f"notebooks/{self.stem}.py:{mutant.line} {mutant.definition}"
             kind = " (experiment)" if mutant.experiment else ""
             print(f"{where}{kind}\n  - {before}\n  + {after}", file=self.out, flush=True)
+        else:
+            self.killed.append(mutant)
         self.items.sort(key=lambda item: item.nodeid != killer)
 
     def run(self, text: bytes) -> tuple[str, dict[str, float]]:
@@ -210,7 +211,7 @@ def check(stem: str, options: argparse.Namespace) -> Result:
     counts = []
     for apart in (False, True):
         tried = [m for m in chosen if m.experiment is apart]
-        counts.append((sum(m not in tests.survivors for m in tried), len(tried)))
+        counts.append((sum(m in tests.killed for m in tried), len(tried)))
     return Result(stem, len(found), *counts, faults, time.monotonic() - start)
 
 

@@ -165,6 +165,7 @@ def test_tests_that_cannot_judge_are_a_fault(project, text, message):
     test.write_text(TESTS + text)
     result = run(project, "-n", "1")
     assert message in result.stdout + result.stderr
+    assert "1 of 1" not in result.stdout
     assert result.returncode == 1
 
 
