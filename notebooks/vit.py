@@ -177,17 +177,22 @@ Block(32, 4)(torch.randn(5, 17, 32)).shape
 
 
 # %% tags=["drawing"]
-def block_nodes(x: float) -> dict:
+def draw_block(axes, x: float) -> None:
     """The encoder block, from top to bottom around x."""
     names = ("$z$", "layer norm", "attention", "+", "layer norm", "MLP", "+", "")
     nodes = {"title": diagrams.Node(x, 0.15, "block", weight="bold")}
     for number, name in enumerate(names):
         width = 1.25 if len(name) > 3 or name == "MLP" else 0
         nodes[f"b{number}"] = diagrams.Node(x, 0.5 + 0.52 * number, name, width=width)
-    return nodes
+    shortcuts = []
+    for start, end in ((0.73, "b3"), (2.3, "b6")):
+        right = (x + 0.85, start)
+        shortcuts.append(((x, start), right, (x + 0.85, nodes[end].y), end))
+    arrows = [(f"b{k}", f"b{k + 1}") for k in range(7)]
+    diagrams.draw(axes, nodes, arrows, shortcuts)
 
 
-def head_nodes(x: float) -> dict:
+def draw_head(axes, x: float) -> None:
     """One head of attention: three columns that join, around x."""
     nodes = {
         "head": diagrams.Node(x, 0.15, "one head", weight="bold"),
@@ -199,25 +204,15 @@ def head_nodes(x: float) -> dict:
     }
     for place, name in ((-0.8, "q"), (0.0, "k"), (0.8, "v")):
         nodes[name] = diagrams.Node(x + place, 1.3, f"${name}$", width=0.5)
-    return nodes
+    arrows = [("x", "q"), ("x", "k"), ("x", "v"), ("q", "product"), ("k", "product")]
+    arrows += [("product", "softmax"), ("softmax", "times"), ("v", "times")]
+    diagrams.draw(axes, nodes, [*arrows, ("times", "out")])
 
 
 # %% tags=["block-figure"] alt="Left, the block from top to bottom: z, a box layer norm, a box attention, a plus sign, layer norm, MLP, a plus sign. One arrow runs from above the first norm past attention into the first plus, a second from there past the MLP into the second plus. Right, one head: from the normed tokens arrows lead to three boxes q, k and v; q and k meet in a box, q times k over the root of d, followed by softmax; its weights and v meet in a box, weights times values; from there an arrow leads to to_out."
 axes = diagrams.sheet(4.35)
-nodes = block_nodes(0.95) | head_nodes(3.45)
-arrows = [(f"b{k}", f"b{k + 1}") for k in range(7)]
-arrows += [("x", "q"), ("x", "k"), ("x", "v"), ("q", "product"), ("k", "product")]
-arrows += [
-    ("product", "softmax"),
-    ("softmax", "times"),
-    ("v", "times"),
-    ("times", "out"),
-]
-shortcuts = []
-for start, end in ((0.73, "b3"), (2.3, "b6")):
-    y = nodes[end].y
-    shortcuts.append(((0.95, start), (1.8, start), (1.8, y), end))
-diagrams.draw(axes, nodes, arrows, shortcuts)
+draw_block(axes, 0.95)
+draw_head(axes, 3.45)
 
 
 # %% tags=["network"]

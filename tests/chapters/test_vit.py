@@ -348,3 +348,25 @@ def test_without_patches_the_network_reads_the_others_alone():
     networks.close(found[1], network.classify(tokens[1:, [0, 1, 4, 5, 6]])[0])
     networks.close(vit.without(network, x, scores), vit.without(network, x, scores, n=4), 0)
     assert not found.requires_grad
+
+
+# ---- the small numbers in the norms --------------------------------------------------------------
+
+
+def test_layer_norms_have_the_epsilon_of_torchvision_where_tokens_hardly_vary():
+    torch.manual_seed(0)
+    block, x = vit.Block(8, 2), 1e-3 * torch.randn(2, 5, 8)
+    theirs = on_meta(library.EncoderBlock, 2, 8, 32, 0.0, 0.0)
+    networks.share_weights(block, theirs)
+    networks.same_outputs(block, theirs, x)
+    network = small(depth=0)
+    tokens = 1e-3 * torch.randn(2, 7, 16)
+    normed = F.layer_norm(tokens[:, 0], (16,), network.norm.weight, network.norm.bias, 1e-6)
+    networks.close(network.classify(tokens), network.classifier(normed))
+
+
+def test_batch_norms_are_those_of_torch_where_maps_hardly_vary():
+    torch.manual_seed(0)
+    ours, x = vit.conv_norm(2, 3, stride=1), 1e-2 * torch.randn(4, 2, 6, 6)
+    theirs = nn.Sequential(nn.Conv2d(2, 3, 3, 1, 1, bias=False), nn.BatchNorm2d(3), nn.ReLU())
+    networks.same_function(ours, theirs, x)
