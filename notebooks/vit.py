@@ -786,7 +786,7 @@ def attention_maps(network: ViT, x: Tensor) -> list[Tensor]:
 def rollout(maps: list[Tensor]) -> Tensor:
     """How much of each patch reaches the class token: (B, T)."""
     own = torch.eye(maps[0].shape[-1], device=maps[0].device)
-    reach = own
+    reach = own.expand(len(maps[0]), -1, -1)  # one for each image
     for weights in maps:
         mixed = (weights.mean(1) + own) / 2  # heads averaged, half is the shortcut
         reach = mixed @ reach

@@ -359,6 +359,10 @@ def test_layer_norms_have_the_epsilon_of_torchvision_where_tokens_hardly_vary():
     theirs = on_meta(library.EncoderBlock, 2, 8, 32, 0.0, 0.0)
     networks.share_weights(block, theirs)
     networks.same_outputs(block, theirs, x)
+    for layer in (block.attention.to_out, theirs.self_attention.out_proj):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)  # so that little reaches the second norm, too
+    networks.same_outputs(block, theirs, x)
     network = small(depth=0)
     tokens = 1e-3 * torch.randn(2, 7, 16)
     normed = F.layer_norm(tokens[:, 0], (16,), network.norm.weight, network.norm.bias, 1e-6)
@@ -370,3 +374,11 @@ def test_batch_norms_are_those_of_torch_where_maps_hardly_vary():
     ours, x = vit.conv_norm(2, 3, stride=1), 1e-2 * torch.randn(4, 2, 6, 6)
     theirs = nn.Sequential(nn.Conv2d(2, 3, 3, 1, 1, bias=False), nn.BatchNorm2d(3), nn.ReLU())
     networks.same_function(ours, theirs, x)
+
+
+def test_two_networks_of_the_first_blocks_have_the_widths_and_as_many_blocks():
+    size = {"depth": 5, "d_model": 12, "n_heads": 3}
+    theirs, ours = vit.shallow(size, 4, 8, 2)
+    assert len(theirs.encoder.layers) == len(ours.blocks) == 2
+    assert theirs.encoder.layers[0].num_heads == ours.blocks[0].attention.n_heads == 3
+    networks.same_function(ours, theirs, torch.randn(2, 3, 8, 8))
