@@ -195,7 +195,7 @@ row = Row(expansion=6, size=3, stride=2, c_out=24, blocks=2)
 MBConv(16, row, stride=2)(torch.randn(2, 16, 112, 112)).shape
 
 # %% tags=["block-figure"] alt="Two columns of boxes joined by arrows; a wider box has more channels. Left, bottleneck of ResNet: 256 channels, 1x1 to 64, 3x3 at 64, 1x1 to 256, plus. Right, MBConv: 40 channels, 1x1 to 240, depthwise 5x5 at 240, squeeze-and-excitation, 1x1 to 40, plus. In each an arrow named identity runs past the boxes from the input to the plus: it joins the wide ends at the left, the narrow ends at the right."
-axes = diagrams.sheet(3.7)
+axes = diagrams.sheet(3.9)
 columns = (
     (0.95, "bottleneck", ((1.5, "256"), (0.7, "1×1, 64"), (0.7, "3×3, 64"))),
     (3.35, "MBConv", ((0.6, "40"), (1.8, "1×1, 240"), (1.8, "depthwise 5×5"))),
@@ -209,9 +209,8 @@ for x, title, boxes in columns:
         nodes[f"box{number}"] = diagrams.Node(x, y, text, width=max(width, 0.85))
     nodes["sum"] = diagrams.Node(x, 0.6 + 0.57 * (number + 1), "+")
     right = x + 1.1
-    nodes["name"] = diagrams.Node(
-        right + 0.42, 1.7, "identity", colour=plots.COLOURS[1]
-    )
+    words = {"text": "identity", "colour": plots.COLOURS[1]}
+    nodes["name"] = diagrams.Node(x + 0.6, nodes["sum"].y + 0.2, **words)
     names = list(nodes)[1:-1]
     start = nodes["box0"].y
     across = ((x + nodes["box0"].width / 2, start), (right, start))
@@ -524,7 +523,7 @@ ticks = [2**k for k in range(8)]
 axes.set(yticks=ticks, yticklabels=ticks, ylim=(0.8, 190), xlim=(-0.2, 7.9))
 axes.set(xlabel="$\\phi$", ylabel="MACs, B0 = 1")
 axes.text(5.4, 75, "$2^{\\phi}$", color=plots.QUIET)
-axes.text(6.1, 33, "$1.92^{\\phi}$", color=plots.COLOURS[0])
+axes.text(2.5, 2.5, "$1.92^{\\phi}$", color=plots.COLOURS[0])
 plt.show()
 
 # %% [markdown]
@@ -547,6 +546,7 @@ for name, (size, accuracy) in SCALED.items():
     rows.append((name, *factors, parameters, giga, accuracy))
 within = max(found.values()) / min(found.values())
 claim(within < 1.25, "the four networks of table 7 cost the same up to a quarter")
+claim(found["all three"] == max(found.values()), "all three axes cost most")
 columns = ("scaled", "width", "depth", "side", "parameters", "G MACs", "top-1 (paper)")
 table(rows, columns)
 
@@ -784,7 +784,7 @@ for number in SEEDS:
     for size in SIDES:
         shares[size, number] = right_at(network, pictures, squares, size=size)
 
-# %% tags=["by-side-figure"] alt="Share of squares named rightly against the side of the image, 96 to 224 pixels, mean of three seeds in a band. Top five lies above top one. Top one rises from about 0.4 at 96 pixels to about 0.75 at 224."
+# %% tags=["by-side-figure"] alt="Share of squares named rightly against the side of the image, 96 to 224 pixels, mean of three seeds in a band. The mean of top five lies above that of top one. Top one rises from about 0.4 at 96 pixels to about 0.75 at 224."
 _, axes = plt.subplots()
 ends = {}
 for index, name in ((1, "top five"), (0, "top one")):
@@ -861,7 +861,6 @@ COUNTS = (1, 2, 5)
 patches = images.patches()
 pool_x, pool_y = (t[:400] for t in patches.train)
 test_x, test_y = (t[:200] for t in patches.test)
-test_y = test_y.to(device)
 by_trained = read(network, test_x)
 record("test.patches", len(test_y))
 
@@ -881,7 +880,7 @@ for number in SEEDS:
     for count in COUNTS:
         few = first_of_each(y, count)
         for name, (train, test) in inputs.items():
-            score = linear_accuracy((train[few], y[few]), (test, test_y))
+            score = linear_accuracy((train[few], y[few]), (test, test_y.to(device)))
             reached[name, count, number] = score
 
 # %% tags=["transfer-figure"] alt="Test accuracy against the number of training patches of each photograph, 1, 2 and 5, mean of three seeds in a band. The line of the trained weights rises from about 0.3 to about 0.6; those of the pixels and of the random weights stay below 0.45, and far above the dotted line of guessing at 0.1."
@@ -1057,7 +1056,7 @@ def small() -> EfficientNet:
     return EfficientNet(SMALL, stem=16, head=128, num_classes=10)
 
 
-def train_small(part, *, steps: int = 40) -> EfficientNet:
+def train_small(part, *, steps: int = 60) -> EfficientNet:
     """The small network from scratch; each step sees all examples."""
     scratch = small().to(device)
     optimizer = torch.optim.Adam(scratch.parameters(), lr=5e-3)
@@ -1076,10 +1075,11 @@ scratch = train_small(part)
 # %% tags=["solution-4-result"]
 fitted = training.evaluate(scratch, part)
 held_out = training.evaluate(scratch, (2 * test_x - 1, test_y))
-least = min(reached["trained", max(COUNTS), n] for n in SEEDS)
-claim(
-    held_out < least, "from scratch it stays below the linear layer on trained weights"
-)
-claim(fitted > 0.9, "the small network fits its training patches")
-rows = [(f"{fitted:.2f}", f"{held_out:.2f}", f"{least:.2f}")]
-table(rows, ("training patches", "test patches", "linear layer, least of three seeds"))
+linear = [reached["trained", max(COUNTS), n] for n in SEEDS]
+claim(fitted > 0.95, "the small network fits its training patches")
+most = max(reached["pixels", max(COUNTS), n] for n in SEEDS)
+claim(held_out > most, "from scratch it is ahead of the linear layer on pixels")
+claim(held_out < sum(linear) / 3, "and not ahead of the mean on trained weights")
+record("scratch", held_out)
+rows = [(f"{fitted:.2f}", f"{held_out:.2f}", spread(linear, ".2f"))]
+table(rows, ("its training patches", "test patches", "linear layer, trained weights"))

@@ -34,78 +34,6 @@ def tiny(**how):
     return eff.EfficientNet(rows, stem=8, head=32, num_classes=10, **how)
 
 
-# ---- the published sizes -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("name", "weights"), WEIGHTS.items())
-def test_published_sizes_have_the_parameters_and_macs_torchvision_gives(name, weights):
-    network = on_meta(eff.published, name)
-    side = eff.PUBLISHED[name].side
-    assert parameters_of(network) == weights.meta["num_params"]
-    assert side == SIDES[name]
-    if name in (
-        "B0",
-        "B4",
-    ):  # of the others torchvision has images of other sides, or it takes long
-        assert macs_of(network, 1, 3, side, side) / 1e9 == pytest.approx(
-            weights.meta["_ops"], abs=6e-4
-        )
-
-
-@pytest.mark.parametrize("name", ["B1", "B4", "B5"])  # both norms; ends of each row
-def test_each_size_calls_the_layers_of_the_library_in_their_order(name):
-    shape = (1, 3, 64, 64)
-    networks.same_layers(on_meta(eff.published, name), on_meta(library, name), *shape)
-
-
-def test_with_the_same_weights_b0_does_what_that_of_the_library_does_in_both_modes():
-    torch.manual_seed(0)
-    ours, theirs = eff.published("B0"), library("B0")
-    networks.share_weights(ours, theirs)
-    x = torch.randn(3, 3, 75, 50)
-    networks.same_outputs(ours, theirs, x)
-    steps = []
-    for network in (ours, theirs):
-        torch.manual_seed(1)  # the same blocks are left out
-        y = network.train()(x)
-        y.square().sum().backward()
-        gradients = [p.grad.flatten() for p in network.parameters()]
-        kept = [b.double().flatten() for b in network.buffers()]
-        steps.append((y, torch.cat(gradients), torch.cat(kept)))
-    for found, expected in zip(*steps, strict=True):
-        networks.close(found, expected, 1e-4)
-
-
-def test_lite0_does_what_timm_does_at_odd_and_even_sides():
-    torch.manual_seed(0)
-    ours, theirs = eff.lite0(), timm.create_model("tf_efficientnet_lite0")
-    networks.share_weights(ours, theirs)
-    for sides in ((75, 50), (64, 96)):
-        networks.same_outputs(ours, theirs, torch.randn(2, 3, *sides))
-    norm = ours.stem[0][1]
-    assert (norm.eps, norm.momentum) == (1e-3, 0.01)
-
-
-def test_lite0_has_no_gates_and_its_activations_end_at_six():
-    layers = list(on_meta(eff.lite0).modules())
-    assert not any(isinstance(layer, eff.SqueezeExcitation | nn.SiLU) for layer in layers)
-    assert sum(isinstance(layer, nn.ReLU6) for layer in layers) == 33
-
-
-@pytest.mark.parametrize("build", ["lite0", "small", "B0"])
-def test_every_network_runs_forward_and_backward_on_the_meta_device(build):
-    made = (eff.published, build) if build[0] == "B" else (getattr(eff, build),)
-    K = 10 if build == "small" else 1000
-    assert networks.runs_on_meta(on_meta(*made), 3, 3, 64, 96).shape == (3, K)
-
-
-def test_convolutions_start_with_variance_two_over_fan_out():
-    torch.manual_seed(0)
-    network = eff.small()
-    networks.starts_with(network.head[0][0].weight, (2 / 128) ** 0.5)
-    networks.starts_with(network.stages[2][1].expand[0][0].weight, (2 / 160) ** 0.5)
-
-
 # ---- blocks --------------------------------------------------------------------------------------
 
 
@@ -135,6 +63,7 @@ def test_a_block_has_a_shortcut_where_neither_stride_nor_channels_change():
     network = tiny()
     kinds = [[type(block) is eff.ResidualMBConv for block in part] for part in network.stages]
     assert kinds == [[True, True], [False, True, True]]
+    assert [name for name, _ in network.stages.named_children()] == ["stage1", "stage2"]
 
 
 def test_a_residual_block_adds_its_input_to_what_the_plain_block_gives():
@@ -355,7 +284,7 @@ def test_the_small_network_is_trained_on_all_examples_in_each_step(monkeypatch):
     rates, settings = networks.steps_of(monkeypatch, eff.training, batches=1)
     part = torch.zeros(30, 3, 32, 32), torch.zeros(30)
     network = eff.train_small(part)
-    assert (settings["batch"], len(rates), max(rates)) == (30, 40, pytest.approx(5e-3))
+    assert (settings["batch"], len(rates), max(rates)) == (30, 60, pytest.approx(5e-3))
     assert rates[-1] < 1e-4
     assert isinstance(network, eff.EfficientNet)
 
@@ -394,3 +323,75 @@ def test_tensorflow_pads_the_odd_zero_at_the_end(side, size, stride):
             window = x[0, 0, max(top, 0) : top + size, max(left, 0) : left + size]
             expected[0, 0, i, j] = window.sum()
     networks.close(conv(x), expected)
+
+
+# ---- the published sizes -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "weights"), WEIGHTS.items())
+def test_published_sizes_have_the_parameters_and_macs_torchvision_gives(name, weights):
+    network = on_meta(eff.published, name)
+    side = eff.PUBLISHED[name].side
+    assert parameters_of(network) == weights.meta["num_params"]
+    assert side == SIDES[name]
+    if name in (
+        "B0",
+        "B4",
+    ):  # of the others torchvision has images of other sides, or it takes long
+        assert macs_of(network, 1, 3, side, side) / 1e9 == pytest.approx(
+            weights.meta["_ops"], abs=6e-4
+        )
+
+
+@pytest.mark.parametrize("name", ["B1", "B4", "B5"])  # both norms; ends of each row
+def test_each_size_calls_the_layers_of_the_library_in_their_order(name):
+    shape = (1, 3, 64, 64)
+    networks.same_layers(on_meta(eff.published, name), on_meta(library, name), *shape)
+
+
+def test_with_the_same_weights_b0_does_what_that_of_the_library_does_in_both_modes():
+    torch.manual_seed(0)
+    ours, theirs = eff.published("B0"), library("B0")
+    networks.share_weights(ours, theirs)
+    x = torch.randn(3, 3, 75, 50)
+    networks.same_outputs(ours, theirs, x)
+    steps = []
+    for network in (ours, theirs):
+        torch.manual_seed(1)  # the same blocks are left out
+        y = network.train()(x)
+        y.square().sum().backward()
+        gradients = [p.grad.flatten() for p in network.parameters()]
+        kept = [b.double().flatten() for b in network.buffers()]
+        steps.append((y, torch.cat(gradients), torch.cat(kept)))
+    for found, expected in zip(*steps, strict=True):
+        networks.close(found, expected, 1e-4)
+
+
+def test_lite0_does_what_timm_does_at_odd_and_even_sides():
+    torch.manual_seed(0)
+    ours, theirs = eff.lite0(), timm.create_model("tf_efficientnet_lite0")
+    networks.share_weights(ours, theirs)
+    for sides in ((75, 50), (64, 96)):
+        networks.same_outputs(ours, theirs, torch.randn(2, 3, *sides))
+    norm = ours.stem[0][1]
+    assert (norm.eps, norm.momentum) == (1e-3, 0.01)
+
+
+def test_lite0_has_no_gates_and_its_activations_end_at_six():
+    layers = list(on_meta(eff.lite0).modules())
+    assert not any(isinstance(layer, eff.SqueezeExcitation | nn.SiLU) for layer in layers)
+    assert sum(isinstance(layer, nn.ReLU6) for layer in layers) == 33
+
+
+@pytest.mark.parametrize("build", ["lite0", "small", "B0"])
+def test_every_network_runs_forward_and_backward_on_the_meta_device(build):
+    made = (eff.published, build) if build[0] == "B" else (getattr(eff, build),)
+    K = 10 if build == "small" else 1000
+    assert networks.runs_on_meta(on_meta(*made), 3, 3, 64, 96).shape == (3, K)
+
+
+def test_convolutions_start_with_variance_two_over_fan_out():
+    torch.manual_seed(0)
+    network = eff.small()
+    networks.starts_with(network.head[0][0].weight, (2 / 128) ** 0.5)
+    networks.starts_with(network.stages[2][1].expand[0][0].weight, (2 / 160) ** 0.5)
