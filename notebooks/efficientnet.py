@@ -194,28 +194,30 @@ class ResidualMBConv(MBConv):
 row = Row(expansion=6, size=3, stride=2, c_out=24, blocks=2)
 MBConv(16, row, stride=2)(torch.randn(2, 16, 112, 112)).shape
 
-# %% tags=["block-figure"] alt="Two columns of boxes joined by arrows; a wider box has more channels. Left, bottleneck of ResNet: 256 channels, 1x1 to 64, 3x3 at 64, 1x1 to 256, plus. Right, MBConv: 40 channels, 1x1 to 240, depthwise 5x5 at 240, squeeze-and-excitation, 1x1 to 40, plus. In each an arrow named identity runs past the boxes from the input to the plus: it joins the wide ends at the left, the narrow ends at the right."
-axes = diagrams.sheet(3.9)
-columns = (
-    (0.95, "bottleneck", ((1.5, "256"), (0.7, "1×1, 64"), (0.7, "3×3, 64"))),
-    (3.35, "MBConv", ((0.6, "40"), (1.8, "1×1, 240"), (1.8, "depthwise 5×5"))),
-)
-for x, title, boxes in columns:
-    last = [(1.5, "1×1, 256")] if title == "bottleneck" else [(1.8, "SE")]
-    last += [(0.8, "1×1, 40")] if title == "MBConv" else []
+
+# %% tags=["drawing"]
+def draw_block(axes, x: float, title: str, boxes) -> None:
+    """Draw (width, text) as boxes below each other, the sum, and the identity."""
     nodes = {"title": diagrams.Node(x, 0.15, title, weight="bold")}
-    for number, (width, text) in enumerate((*boxes, *last)):
+    for number, (width, text) in enumerate(boxes):
         y = 0.55 + 0.57 * number
-        nodes[f"box{number}"] = diagrams.Node(x, y, text, width=max(width, 0.85))
-    nodes["sum"] = diagrams.Node(x, 0.6 + 0.57 * (number + 1), "+")
-    right = x + 1.1
+        nodes[f"box{number}"] = diagrams.Node(x, y, text, width=width)
+    nodes["sum"] = diagrams.Node(x, 0.6 + 0.57 * len(boxes), "+")
+    names = list(nodes)[1:]
     words = {"text": "identity", "colour": plots.COLOURS[1]}
     nodes["name"] = diagrams.Node(x + 0.6, nodes["sum"].y + 0.2, **words)
-    names = list(nodes)[1:-1]
-    start = nodes["box0"].y
-    across = ((x + nodes["box0"].width / 2, start), (right, start))
-    path = (*across, (right, nodes["sum"].y), "sum")
-    diagrams.draw(axes, nodes, list(zip(names, names[1:])), [path])
+    edge = x + nodes["box0"].width / 2
+    corners = ((x + 1.1, nodes["box0"].y), (x + 1.1, nodes["sum"].y))
+    shortcut = ((edge, nodes["box0"].y), *corners, "sum")
+    diagrams.draw(axes, nodes, list(zip(names, names[1:])), [shortcut])
+
+
+# %% tags=["block-figure"] alt="Two columns of boxes joined by arrows; a wider box has more channels. Left, bottleneck of ResNet: 256 channels, 1x1 to 64, 3x3 at 64, 1x1 to 256, plus. Right, MBConv: 40 channels, 1x1 to 240, depthwise 5x5 at 240, squeeze-and-excitation, 1x1 to 40, plus. In each an arrow named identity runs past the boxes from the input to the plus: it joins the wide ends at the left, the narrow ends at the right."
+axes = diagrams.sheet(3.9)
+bottleneck = ((1.5, "256"), (0.85, "1×1, 64"), (0.85, "3×3, 64"), (1.5, "1×1, 256"))
+wide = ((1.8, "1×1, 240"), (1.8, "depthwise 5×5"), (1.8, "SE"))
+draw_block(axes, 0.95, "bottleneck", bottleneck)
+draw_block(axes, 3.35, "MBConv", ((0.85, "40"), *wide, (0.85, "1×1, 40")))
 
 # %% [markdown]
 # ## The network
@@ -561,6 +563,9 @@ probabilities = []
 for layer in network.modules():
     if isinstance(layer, StochasticDepth):
         probabilities.append(layer.p)
+for name in ("B0", "B7"):
+    depth = PUBLISHED[name].depth
+    record(f"{name}.blocks", sum(math.ceil(depth * row.blocks) for row in BASELINE))
 record("drop.blocks", len(probabilities))
 record("drop.expected", sum(probabilities))
 
@@ -910,6 +915,9 @@ for count in COUNTS[1:]:
         claim(
             least > most, f"trained weights are ahead of {name} at {count}, seeds apart"
         )
+one = {name: [reached[name, 1, n] for n in SEEDS] for name in ("trained", "pixels")}
+touch = min(one["trained"]) <= max(one["pixels"])
+claim(touch and min(one["pixels"]) <= max(one["trained"]), "at one patch they touch")
 words = (f"{count} of each" for count in COUNTS)
 table(rows, ("linear layer on", *words))
 
@@ -1077,8 +1085,9 @@ fitted = training.evaluate(scratch, part)
 held_out = training.evaluate(scratch, (2 * test_x - 1, test_y))
 linear = [reached["trained", max(COUNTS), n] for n in SEEDS]
 claim(fitted > 0.95, "the small network fits its training patches")
-most = max(reached["pixels", max(COUNTS), n] for n in SEEDS)
-claim(held_out > most, "from scratch it is ahead of the linear layer on pixels")
+for name in ("pixels", "random"):
+    most = max(reached[name, max(COUNTS), n] for n in SEEDS)
+    claim(held_out > most, f"from scratch it is ahead of the linear layer on {name}")
 claim(held_out < sum(linear) / 3, "and not ahead of the mean on trained weights")
 record("scratch", held_out)
 rows = [(f"{fitted:.2f}", f"{held_out:.2f}", spread(linear, ".2f"))]

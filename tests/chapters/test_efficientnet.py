@@ -90,6 +90,12 @@ def test_the_probability_of_leaving_a_block_out_grows_evenly_from_zero():
     assert tiny().dropout.p == 0.2
 
 
+def test_the_small_network_has_its_size_and_a_head_of_128_channels():
+    network = on_meta(eff.small)
+    assert parameters_of(network) == 45_976
+    assert network.classifier.in_features == 128
+
+
 def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss():
     torch.manual_seed(0)
     networks.learns(eff.small(), torch.randn(20, 3, 32, 32), rate=5e-3, steps=30)
@@ -169,6 +175,7 @@ def test_the_photographs_are_those_that_have_accepted_classes():
     for names in eff.ACCEPTED.values():
         assert set(names) <= set(eff.CLASSES)
     assert found["chelsea"].shape == (3, 300, 451)
+    assert "photographs from the packages scikit-image and scikit-learn" in eff.sources
 
 
 def test_a_square_is_cut_scaled_and_in_the_range_of_the_weights():
