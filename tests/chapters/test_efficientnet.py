@@ -104,6 +104,11 @@ def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss():
 # ---- scaling -------------------------------------------------------------------------------------
 
 
+def test_the_rows_of_b0_have_the_channels_and_blocks_of_table_1():
+    assert [row.c_out for row in eff.BASELINE] == [16, 24, 40, 80, 112, 192, 320]
+    assert [row.blocks for row in eff.BASELINE] == [1, 2, 2, 3, 3, 4, 1]
+
+
 def test_one_phi_multiplies_all_three_axes():
     size = eff.compound(2)
     assert (size.width, size.depth, size.side) == pytest.approx((1.21, 1.44, 296))
