@@ -280,6 +280,9 @@ def test_the_linear_layer_is_ridge_regression_on_standardised_inputs():
     wrong = (answers + 1) % 10
     labels = torch.cat((answers[:150], wrong[150:]))
     assert eff.linear_accuracy((x, y), (z, labels)) == pytest.approx(0.75)
+    strong = torch.linalg.solve(a.T @ a + 20 * 4 * torch.eye(4), a.T @ targets)
+    answers = (b @ strong).argmax(1)
+    assert eff.linear_accuracy((x, y), (z, answers), decay=20) == 1
 
 
 def test_a_few_of_each_class_are_drawn_by_chance():
