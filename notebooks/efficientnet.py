@@ -19,7 +19,6 @@
 # [Tan and Le 2019](https://arxiv.org/abs/1905.11946).
 
 # %%
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -954,7 +953,7 @@ claim(difference < 1e-5, "here Grad-CAM weighs the channels as the linear layer 
 
 # %% tags=["pairs"]
 sides = {}
-for names in itertools.combinations(right, 2):
+for names in zip(right, [*right[1:], right[0]]):  # each beside the next
     pair = torch.cat([centre(pictures[name]) for name in names], dim=3)
     pair = pair.to(device)  # (1, 3, 224, 448)
     for number, name in enumerate(names):

@@ -104,6 +104,11 @@ def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss():
 # ---- scaling -------------------------------------------------------------------------------------
 
 
+def test_the_rows_of_b0_have_the_channels_and_blocks_of_table_1():
+    assert [row.c_out for row in eff.BASELINE] == [16, 24, 40, 80, 112, 192, 320]
+    assert [row.blocks for row in eff.BASELINE] == [1, 2, 2, 3, 3, 4, 1]
+
+
 def test_one_phi_multiplies_all_three_axes():
     size = eff.compound(2)
     assert (size.width, size.depth, size.side) == pytest.approx((1.21, 1.44, 296))
@@ -275,6 +280,9 @@ def test_the_linear_layer_is_ridge_regression_on_standardised_inputs():
     wrong = (answers + 1) % 10
     labels = torch.cat((answers[:150], wrong[150:]))
     assert eff.linear_accuracy((x, y), (z, labels)) == pytest.approx(0.75)
+    strong = torch.linalg.solve(a.T @ a + 20 * 4 * torch.eye(4), a.T @ targets)
+    answers = (b @ strong).argmax(1)
+    assert eff.linear_accuracy((x, y), (z, answers), decay=20) == 1
 
 
 def test_a_few_of_each_class_are_drawn_by_chance():
