@@ -354,8 +354,6 @@ first, second = test_labels
 cases = torch.bincount(2 * first + second, minlength=4)  # 0 0, 0 1, 1 0 and 1 1
 bound = 1 - (cases.min() / cases.sum()).item()  # three of the four cases right
 record("pairs.bound", bound)
-record("pairs.rarest", cases.min())
-record("pairs.commonest", cases.max())
 claim(0.75 < bound < 0.8, "a sum gets little more than 75% of the test pairs")
 
 # %% tags=["pairs-figure"] alt="Test accuracy, a dot for each of three seeds. On the question which the first digit is, networks without and with the shuffle are both above 0.95. On the question same or different, networks without it lie near 0.5, below a dotted line a little above 0.75, the most a sum can do, and networks with it above 0.95."
