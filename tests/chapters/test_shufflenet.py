@@ -23,7 +23,8 @@ TABLE1 = [
     (4, (272, 544, 1088), 133),
     (8, (384, 768, 1536), 137),
 ]
-V1 = {1: 1_531_936, 2: 1_733_848, 3: 1_865_728, 4: 1_968_344, 8: 2_434_768}
+# Ma et al. 2018, table 5: complexity in millions.
+TABLE5 = {"x0_5": 41, "x1_0": 146, "x1_5": 299, "x2_0": 591}
 V2 = {
     "x0_5": torchvision.models.ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1,
     "x1_0": torchvision.models.ShuffleNet_V2_X1_0_Weights.IMAGENET1K_V1,
@@ -95,11 +96,11 @@ def test_a_unit_is_relu_of_the_input_plus_what_a_branch_by_hand_gives(groups):
     close(unit(x), torch.relu(x + branch_by_hand(unit.branch, x, groups, groups, 1)))
 
 
-@pytest.mark.parametrize("groups", [(3, 3), (1, 3)])
-def test_a_halving_unit_puts_the_mean_beside_the_branch(groups):
-    unit = randomised(net.HalvingUnit(12, 36, groups=groups))
+@pytest.mark.parametrize("first", [3, 1])
+def test_a_halving_unit_puts_the_mean_beside_the_branch(first):
+    unit = randomised(net.HalvingUnit(12, 36, first=first, second=3))
     x = torch.randn(2, 12, 7, 6)
-    y = branch_by_hand(unit.branch, x, *groups, 2)
+    y = branch_by_hand(unit.branch, x, first, 3, 2)
     close(unit(x), torch.relu(torch.cat((F.avg_pool2d(x, 3, 2, 1), y), 1)))
     assert y.shape == (2, 24, 4, 3)
 
@@ -112,12 +113,25 @@ def test_a_zero_branch_leaves_relu_of_the_input():
     close(unit(x), torch.relu(x), 0)
 
 
-@pytest.mark.parametrize(("groups", "widths", "millions"), TABLE1)
-def test_version_1_has_the_channels_and_the_cost_of_table_1(groups, widths, millions):
+def v1_parameters(groups, channels):
+    """Weights of a unit: c_in m / first + 9 m + m c_new / g, m = c / 4, and two for each norm."""
+    total = 27 * 24 + 2 * 24 + 1000 * channels[-1] + 1000
+    c_in = 24
+    for c, n in zip(channels, (4, 8, 4), strict=True):
+        m = c // 4
+        units = [(c_in, c - c_in, 1 if c_in == 24 else groups)] + (n - 1) * [(c, c, groups)]
+        for before, new, first in units:
+            total += before * m // first + 9 * m + m * new // groups + 2 * (m + m + new)
+        c_in = c
+    return total
+
+
+@pytest.mark.parametrize(("groups", "channels", "millions"), TABLE1)
+def test_version_1_has_the_channels_and_the_cost_of_table_1(groups, channels, millions):
     network = on_meta(net.shufflenet_v1, groups)
-    assert net.WIDTHS[groups] == widths
-    assert parameters_of(network) == V1[groups]
-    convolutions = macs_of(network) - 1000 * widths[-1]
+    assert net.CHANNELS[groups] == channels
+    assert parameters_of(network) == v1_parameters(groups, channels)
+    convolutions = macs_of(network) - 1000 * channels[-1]
     assert round(convolutions / 1e6) == millions
     first = network.stage2[0].branch
     assert first[0][0].groups == 1
@@ -171,6 +185,27 @@ def test_version_2_has_the_parameters_and_macs_torchvision_gives(size):
 
 
 @pytest.mark.parametrize("size", V2)
+def test_with_the_authors_units_of_stride_2_version_2_costs_what_table_5_prints(size):
+    network = on_meta(lambda: net.as_authors(net.shufflenet_v2(size)))
+    assert abs(macs_of(network) / 1e6 - TABLE5[size]) < 0.6
+
+
+def test_the_authors_unit_of_stride_2_keeps_the_channels_at_its_side():
+    torch.manual_seed(0)
+    network = net.as_authors(net.shufflenet_v2("x0_5"))
+    c_in = 24
+    for stage, c in zip(
+        (network.stage2, network.stage3, network.stage4), (48, 96, 192), strict=True
+    ):
+        x = torch.randn(2, c_in, 8, 6)
+        assert stage[0].side(x).shape == (2, c_in, 4, 3)
+        assert stage[0].branch(x).shape == (2, c - c_in, 4, 3)
+        c_in = c
+    assert network.stage2[0].branch[2][0].out_channels == 24
+    assert network(torch.randn(2, 3, 64, 64)).shape == (2, 1000)
+
+
+@pytest.mark.parametrize("size", V2)
 def test_version_2_calls_the_layers_of_torchvision_in_their_order(size):
     networks.same_layers(on_meta(net.shufflenet_v2, size), on_meta(library, size))
 
@@ -200,7 +235,9 @@ def test_a_split_unit_keeps_its_first_half_in_every_second_channel():
 def test_connections_are_where_the_derivative_is_not_zero(mixed):
     torch.manual_seed(0)
     mix = net.Shuffle if mixed else nn.Identity
-    layers = nn.Sequential(net.Unit(24, groups=3, mix=mix), net.HalvingUnit(24, 48, groups=(3, 3)))
+    layers = nn.Sequential(
+        net.Unit(24, groups=3, mix=mix), net.HalvingUnit(24, 48, first=3, second=3)
+    )
     positive = copy.deepcopy(layers).eval()
     for p in positive.parameters():
         p.data.abs_()
@@ -283,7 +320,7 @@ def test_the_two_questions():
 def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss():
     torch.manual_seed(0)
     x = torch.randn(20, 2, 16, 16)
-    networks.learns(net.PairNetwork(net.Shuffle, width=32), x, rate=0.02, steps=60, K=2)
+    networks.learns(net.PairNetwork(net.Shuffle, channels=32), x, rate=0.02, steps=60, K=2)
     small = net.ShuffleNet((36, 72, 144), 3, stem=12)
     networks.learns(small, torch.randn(10, 3, 32, 32), rate=0.005, steps=12)
 
@@ -310,7 +347,7 @@ def test_layers_of_one_guideline_have_equal_macs():
         found.setdefault(guideline, []).append(macs_of(layers.to("meta"), 1, c, 28, 28))
     assert [len(set(macs)) for macs in found.values()] == [1, 1, 1, 1]
     assert [macs[0] / 784 for macs in found.values()] == [2 * 128**2, 64**2, 128**2, 10_140]
-    assert [len(macs) for macs in found.values()] == [3, 3, 3, 3]
+    assert [len(macs) for macs in found.values()] == [3, 3, 3, 4]
 
 
 def test_the_cases_are_what_their_names_say():
@@ -319,14 +356,15 @@ def test_the_cases_are_what_their_names_say():
         assert cases["groups (G2)", str(n)][0].groups == n
         assert len(cases["pieces (G3)", str(n)][0].pieces) == n
     for ratio, narrow in ((1, 128), (16, 32), (64, 16)):
-        there, back = cases["widths (G1)", f"1:{ratio}"][0]
+        there, back = cases["channels (G1)", f"1:{ratio}"][0]
         assert (there.in_channels, there.out_channels) == (narrow, ratio * narrow)
         assert (back.in_channels, back.out_channels) == (ratio * narrow, narrow)
     unit = cases["unit (G4)", "+ batch norm"][0]
     kinds = (nn.BatchNorm2d, nn.Conv2d, nn.ReLU, net.Shuffle)
     for name, counts in (
         ("convolutions", (0, 3, 0, 0)),
-        ("+ ReLU, shuffle, sum", (0, 3, 1, 1)),
+        ("+ ReLU, sum", (0, 3, 1, 0)),
+        ("+ shuffle", (0, 3, 1, 1)),
         ("+ batch norm", (3, 3, 1, 1)),
     ):
         found = list(cases["unit (G4)", name][0].modules())
