@@ -100,6 +100,14 @@ def test_with_the_same_weights_a_network_does_what_that_of_torchvision_does(
         networks.same_training(ours, theirs, x)
 
 
+@pytest.mark.parametrize(("name", "heads"), [("vit_b_16", 12), ("vit_l_16", 16), ("vit_h_14", 16)])
+def test_published_sizes_have_as_many_heads_as_those_of_torchvision(name, heads):
+    theirs = on_meta(getattr(torchvision.models, name)).encoder.layers
+    ours = on_meta(getattr(vit, name)).blocks
+    assert {layer.num_heads for layer in theirs} == {heads}
+    assert [block.attention.n_heads for block in ours] == [heads] * len(theirs)
+
+
 def test_an_image_that_the_patches_do_not_fill_is_refused():
     with pytest.raises(AssertionError, match="patch must divide image"):
         vit.vit_b_16(230)
