@@ -177,6 +177,15 @@ def test_variances_are_those_of_each_channel_over_images_and_pixels():
     assert nfnet.variances(nn.Sequential(Double(), Double()), h) == pytest.approx([1.0, 4.0])
 
 
+def test_the_squared_mean_is_that_of_each_channel_behind_the_last_block():
+    h = torch.tensor([[1.0, 3.0], [2.0, -3.0]]).view(2, 2, 1, 1).expand(2, 2, 1, 3)
+    shifted = nn.Sequential(nn.Identity(), nn.Flatten(2), nn.Unflatten(2, (3, 1)))
+    assert nfnet.squared_mean(shifted, h) == pytest.approx(1.5**2 / 2)
+    assert nfnet.squared_mean(nn.LeakyReLU(negative_slope=-1.0), h) == pytest.approx(
+        (1.5**2 + 9) / 2
+    )
+
+
 def test_with_scaled_weights_the_variance_follows_the_sum_block_by_block():
     torch.manual_seed(0)
     recipe = replace(nfnet.SCALED, conv=nfnet.CircularConv2d)
@@ -269,8 +278,9 @@ def test_the_largest_ratio_is_that_of_the_kernel_most_in_need():
     assert nfnet.largest_ratio([two, one]) == pytest.approx(1.0)
     two.grad *= 4
     assert nfnet.largest_ratio([two, one]) == pytest.approx(4.0)
-    two.grad[0, 0] = math.nan
-    assert nfnet.largest_ratio([two]) == math.inf
+    for lost in (math.nan, math.inf):
+        two.grad[0, 0] = lost
+        assert nfnet.largest_ratio([two, one]) == math.inf
 
 
 # ---- the digit networks --------------------------------------------------------------------------
