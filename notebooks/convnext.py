@@ -68,7 +68,7 @@ for name, maps in (("input", x), ("layer norm", by_layer), ("batch norm", by_bat
     for place, words in enumerate(("dim pixel", "bright pixel")):
         values = maps[0, :, 0, place].tolist()
         rows.append((name, words, *(f"{value:.3f}" for value in values)))
-table(rows, ("", "pixel", "channel 1", "2", "3", "4"))
+table(rows, ("values", "pixel", "channel 1", "2", "3", "4"))
 
 # %% tags=["norm-checked"]
 library = nn.LayerNorm(4, eps=1e-6)(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

@@ -29,6 +29,11 @@ FIRST = {  # the page that must come first
     "googl": "chapters/googlenet",
     "alex": "chapters/alexnet",
     "feature fusion": "chapters/feature_fusion",
+    "EfficientNet": "chapters/efficientnet",
+    "nfnet": "chapters/nfnet",
+    "convnext": "chapters/convnext",
+    "shuffle net": "chapters/shufflenet",
+    "vision transformer": "chapters/vit",
     "evolution of cnns": "chapters/cnn_evolution",
     # a term, where it is explained
     "residual": "chapters/resnet",
@@ -45,6 +50,11 @@ FIRST = {  # the page that must come first
     "subsampling": "chapters/lenet",
     "squeeze and excitation": "chapters/feature_fusion",
     "depthwise": "chapters/cnn_evolution",
+    "compound scaling": "chapters/efficientnet",
+    "adaptive gradient clipping": "chapters/nfnet",
+    "layer scale": "chapters/convnext",
+    "channel shuffle": "chapters/shufflenet",
+    "class token": "chapters/vit",
     '"identity shortcut"': "chapters/resnet",
     # numbers and sizes
     "1×1": "chapters/nin",
