@@ -860,7 +860,7 @@ taken = [dict(zip(cases, shortest(passes, rounds=40))) for _ in range(REPEATS)]
 macs = {case: counting.macs(*one) for case, one in zip(cases, passes)}
 values = {case: moved(*one) for case, one in zip(cases, passes)}
 
-# %% tags=["guidelines-table"]
+# %% tags=["guidelines-table", "times"]
 rows = []
 ratios = {}  # of values and of times to those of the first row of a guideline
 first = {}
@@ -899,7 +899,7 @@ rivals["v2x1_0"] = shufflenet_v2("x1_0").eval()
 passes = [(network, x) for network in rivals.values()]
 taken = [dict(zip(rivals, shortest(passes, rounds=12))) for _ in range(REPEATS)]
 
-# %% tags=["network-times-table"]
+# %% tags=["network-times-table", "times"]
 rows = []
 for name, network in rivals.items():
     times = [one[name] / one["v1g1"] for one in taken]

@@ -727,10 +727,13 @@ def test_an_export_alone_in_an_empty_folder_leaves_what_the_book_shows(session, 
     inside, files = json.loads(last.outputs[0].text)
     assert inside
     assert set(files) == set(record.files)
-    assert rounded(done.metadata["book"]["results"]) == rounded(
-        stored(stem).metadata["book"]["results"]
-    )
+    ours, theirs = (nb.metadata["book"]["results"] for nb in (stored(stem), done))
+    assert ours.keys() == theirs.keys()
+    equal = [name for name in ours if not name.startswith("time.")]  # no two runs take as long
+    assert rounded([ours[name] for name in equal]) == rounded([theirs[name] for name in equal])
     assert len(cells) == len(code_cells(stored(stem)))
     for cell, other in zip(code_cells(stored(stem)), cells):
         assert cell.source == other.source
+        if "times" in cell.metadata.get("tags", []):
+            continue
         assert shown(cell) == shown(other), f"differs: {cell.source}"
