@@ -215,3 +215,11 @@ def steps_of(monkeypatch, training, batches: int) -> tuple[list[float], dict]:
 
     monkeypatch.setattr(training, "fit", fit)
     return rates, settings
+
+
+def rises_and_falls(rates: list[float], peak: float, at: int) -> None:
+    """The rates of `training.one_cycle`: `peak` is that of step `at`, counted from 0."""
+    assert abs(rates[0] - peak / 25) < 1e-6 * peak
+    assert abs(max(rates) - peak) < 1e-6 * peak
+    assert rates.index(max(rates)) == at
+    assert rates[-1] < 1e-5 * peak
