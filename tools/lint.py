@@ -28,8 +28,12 @@ def faults(text: str, notebooks: set[str] = frozenset()) -> Iterator[tuple[int, 
         yield 1, "the header with the kernelspec is missing: copy it from another notebook"
     if (found := MATPLOTLIB.search(text)) and not STYLED.search(text):
         yield text.count("\n", 0, found.start()) + 1, "draws without its style: import plots"
-    yield from claims(text)
-    yield from packed(text)
+    try:
+        module = ast.parse(text)
+    except SyntaxError:  # the engine names the line
+        module = ast.Module([], [])
+    yield from claims(module)
+    yield from packed(module)
     cell = None
     for number, line in enumerate(text.splitlines(), 1):
         if marker := MARKER.match(line):
@@ -45,12 +49,9 @@ def faults(text: str, notebooks: set[str] = frozenset()) -> Iterator[tuple[int, 
             yield number, "code before the first cell marker"
 
 
-def claims(text: str) -> Iterator[tuple[int, str]]:
+def claims(module: ast.Module) -> Iterator[tuple[int, str]]:
     """What running cells take for shown other than by a `claim`; definitions keep their guards."""
-    try:
-        waiting = ast.parse(text).body
-    except SyntaxError:  # the engine names the line
-        return
+    waiting = [*module.body]
     while waiting:
         node = waiting.pop()
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
@@ -68,13 +69,9 @@ def claims(text: str) -> Iterator[tuple[int, str]]:
             yield node.lineno, "`not a < b` is true of NaN: claim a >= b"
 
 
-def packed(text: str) -> Iterator[tuple[int, str]]:
+def packed(module: ast.Module) -> Iterator[tuple[int, str]]:
     """Values written side by side that do not need each other, as a swap does."""
-    try:
-        nodes = list(ast.walk(ast.parse(text)))
-    except SyntaxError:  # the engine names the line
-        return
-    for node in nodes:
+    for node in ast.walk(module):
         if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Tuple):
             continue
         names, values = node.targets[0], node.value.elts
