@@ -42,6 +42,7 @@ FIRST = {  # the page that must come first
     "inception": "chapters/googlenet",
     "auxiliary heads": "chapters/googlenet",
     "global average pooling": "chapters/nin",
+    "receptive field": "chapters/vgg",
     "effective receptive field": "chapters/convnext",
     "growth rate": "chapters/densenet",
     "cardinality": "chapters/resnext",
