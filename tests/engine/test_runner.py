@@ -92,7 +92,7 @@ def test_a_fault_of_the_engine_costs_the_notebook_and_not_the_build(monkeypatch)
     def broken(*_):
         raise KeyError("of our own")
 
-    monkeypatch.setattr(runner, "collect", broken)
+    monkeypatch.setattr(runner, "recorded", broken)
     outcome = run(job("1"))
     assert outcome.error == "KeyError: 'of our own'"
     assert any("broken" in frame for frame in outcome.frames)
