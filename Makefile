@@ -81,7 +81,7 @@ constraints: $(STAMPS)/book ## write constraints.txt anew: the newest versions t
 	rm constraints.tmp
 
 bench: $(STAMPS)/bench ## time this engine against MyST-NB's cache and nbsphinx (WHAT=grow, WHAT=book: sizes)
-	PYTHONPATH=tests $(PY) tools/bench.py $(WHAT)
+	PYTHONPATH=tests:_ext $(PY) tools/bench.py $(WHAT)
 
 lighthouse: $(STAMPS)/test $(STAMPS)/lighthouse ## Lighthouse's scores of the built site (needs npm and Chromium)
 	PYTHONPATH=tests $(PY) tools/lighthouse.py _build/lighthouse

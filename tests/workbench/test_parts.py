@@ -13,6 +13,9 @@ from sites import HEADER
 PARTS = {path.stem: path for path in (NOTEBOOKS / "workbench").glob("*.py")}
 RESTS_ON = {
     "images": {"archives"},
+    "boxes": {"plots"},
+    "annotated": {"boxes"},
+    "scenes": {"annotated", "archives", "boxes", "images"},
     "tracing": {"counting"},
     "drawing": {"plots", "tracing"},
     "diagrams": {"plots"},
