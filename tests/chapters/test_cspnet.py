@@ -324,3 +324,17 @@ def test_the_split_of_the_paper_has_no_weights_and_needs_whole_halves():
         on_meta(net.cspdarknet53, split=net.cut)
     )
     assert saved == sum(c * c + 2 * c for c in (128, 256, 512, 1024))
+
+
+def test_the_mean_over_the_stages_is_taken_for_each_seed():
+    values = {("a", stage, n): 10.0 * n + stage**2 for stage in (1, 2, 3) for n in net.SEEDS}
+    found = net.over_stages(values, "a")
+    assert found == pytest.approx([10 * n + 14 / 3 for n in net.SEEDS])
+
+
+def test_a_calibrated_network_keeps_mean_and_variance_of_what_it_has_seen():
+    torch.manual_seed(0)
+    norm, x = nn.BatchNorm2d(2).eval(), 3 + 2 * torch.randn(50, 2, 4, 4)
+    assert net.calibrated(norm, x) is norm
+    close(norm.running_mean, x.mean((0, 2, 3)))
+    close(norm.running_var, x.transpose(0, 1).flatten(1).var(1))
