@@ -414,8 +414,8 @@ def base_gradients(network: Network, x: Tensor, y: Tensor) -> list[Tensor]:
 # %% tags=["shared"]
 def explained(a: Tensor, b: Tensor) -> float:
     """Share of the variance of b, (N, n), that a linear map of a, (N, m), gives."""
-    a = (a - a.mean(0)).double().cpu()
-    b = (b - b.mean(0)).double().cpu()
+    a = (a - a.mean(0)).cpu().double()
+    b = (b - b.mean(0)).cpu().double()
     rest = b - a @ torch.linalg.lstsq(a, b).solution
     return 1 - (rest.square().sum() / b.square().sum()).item()
 
@@ -576,7 +576,7 @@ class Bottleneck(nn.Module):
 
 # %% tags=["stage"]
 class CrossStage(nn.Module):
-    """Half of what `split` gives goes past the blocks; T and U as in CrossDenseStage."""
+    """Half of what `split` gives goes past the blocks; T and U as above."""
 
     def __init__(self, down, split, blocks, *, half: int, c_out: int):
         super().__init__()
