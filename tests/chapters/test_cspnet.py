@@ -111,6 +111,7 @@ def test_a_channel_is_read_by_the_layers_that_have_a_weight_for_it():
         assert [net.reads(stage, 4, source=number) for number in range(3)] == [3, 2, 1]
         assert [net.reads(stage, 4, source=number, channel=1) for number in range(3)] == [3, 2, 1]
     assert net.reads(cross, 4, source=3) == 1  # T is read by U
+    assert net.reads(net.CrossDenseStage(2, 2, depth=3), 2) == 1  # of two channels the first
     assert net.reads(net.FusionLast(4, 2, depth=3), 4) == 0
     assert net.reads(net.TwoConvs(4, 2), 4) == 2
     assert net.reads(net.one_conv(4, 2), 4) == 1
