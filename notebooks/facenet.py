@@ -269,7 +269,7 @@ plots.image_grid(shown, columns=8, scale=0.62)
 
 # %% tags=["embedding"]
 class Embedding(nn.Module):
-    """Trunk, linear layer, unit length: (B, C, H, W) -> (B, d), points on the sphere."""
+    """Trunk, linear layer, length 1: (B, C, H, W) -> (B, d), points on the sphere."""
 
     def __init__(self, trunk: nn.Module, c: int, *, d: int):
         super().__init__()
@@ -484,7 +484,7 @@ record("batch.triplets", len(anchor) * 44)
 
 # %% tags=["verification"]
 def by_pair(d: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances of the pairs of one person and of those of two people, each pair once."""
+    """Distances of the pairs of one person and of those of two, each pair once."""
     first, second = torch.triu_indices(len(y), len(y), 1)
     same = y[first] == y[second]
     found = d[first, second]
@@ -492,7 +492,7 @@ def by_pair(d: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def true_acceptance(same: Tensor, different: Tensor, far: float) -> float:
-    """Share of `same` below the limit that at most a share `far` of the others is below."""
+    """Share of `same` below the limit that a share `far` of the others is below."""
     limit = different.sort().values[int(far * len(different))]
     return (same < limit).double().mean().item()
 
