@@ -87,55 +87,36 @@ claim(losses[0] > MARGIN, "a hard negative costs more than the margin")
 claim(0 < losses[1].item() < MARGIN, "a semi-hard one costs less than the margin")
 claim(losses[2] == 0, "an easy one costs nothing")
 
-# %% tags=["triplet-figure"] alt="Left, a quarter of a circle with five points: the anchor at 0 degrees, a hard negative at 30, the positive at 40, a semi-hard negative at 46 and an easy one at 90. Right, a bar from the distance 0 to 2 in three parts: hard up to the distance of the positive, semi-hard for the margin of 0.2 beyond it, easy above; each negative lies in the part of its name."
-axes = diagrams.sheet(2.5)
-radius = 1.75
+# %% tags=["triplet-figure"] alt="Left, a quarter of a circle with five points: the anchor at 0 degrees, a hard negative at 30, the positive at 40, a semi-hard negative at 46 and an easy one at 90. Right, a bar from the squared distance 0 to 2 in three parts: hard up to the distance of the positive, semi-hard for the margin of 0.2 beyond it, easy above; each negative lies in the part of its name."
+axes = diagrams.sheet(2.4)
 arc = torch.linspace(0, math.pi / 2, 60)
-axes.plot(0.3 + radius * arc.cos(), 2.2 - radius * arc.sin(), color=plots.QUIET)
-shades = (plots.INK, plots.COLOURS[0], *[plots.COLOURS[1]] * 3)
-for name, (x, y), shade in zip(DEGREES, points.tolist(), shades):
-    place = 0.3 + radius * x, 2.2 - radius * y
+axes.plot(0.2 + 1.8 * arc.cos(), 2.2 - 1.8 * arc.sin(), color=plots.QUIET)
+blue, red, green = plots.COLOURS[:3]
+shades = (plots.INK, blue, red, green, plots.QUIET)
+sides = ("right", "right", "left", "left", "left")
+for name, (x, y), shade, side in zip(DEGREES, points.tolist(), shades, sides):
+    place = 0.2 + 1.8 * x, 2.2 - 1.8 * y
     axes.plot(*place, "o", color=shade, markersize=7)
-    below = -0.06 if name != "easy" else -0.14
-    words = {"color": shade, "fontsize": 11, "va": "center"}
-    axes.text(place[0] + 0.12, place[1] + below, name, **words)
-left = 3.0  # the bar: squared distance 0 to 2 over 1.9 inches
-scale = 1.9 / 2
-ends = (0, from_anchor[1].item(), from_anchor[1].item() + MARGIN, 2)
-for k, (start, end) in enumerate(zip(ends, ends[1:])):
-    box = (left + scale * start, 1.0), scale * (end - start), 0.35
-    fill = (plots.COLOURS[1], plots.COLOURS[2], plots.GRID)[k]
-    axes.add_patch(plt.Rectangle(*box, color=fill, alpha=0.55, linewidth=0))
-middle = {"va": "center", "fontsize": 11}
-for d in from_anchor[2:].tolist():
-    axes.plot(left + scale * d, 1.175, "o", color=plots.COLOURS[1], markersize=7)
-axes.plot([left + scale * ends[1]] * 2, [0.75, 1.35], color=plots.COLOURS[0])
-axes.text(
-    left + scale * ends[1],
-    0.6,
-    "positive",
-    color=plots.COLOURS[0],
-    ha="center",
-    **middle,
+    words = {"color": shade, "fontsize": 11, "va": "center", "ha": side}
+    axes.text(place[0] + (0.13 if side == "left" else -0.13), place[1], name, **words)
+limit = from_anchor[1].item()
+parts = (
+    (0, limit, red),
+    (limit, limit + MARGIN, green),
+    (limit + MARGIN, 2, plots.GRID),
 )
-axes.text(left, 1.55, "hard", color=plots.COLOURS[1], **middle)
-axes.text(
-    left + scale * ends[1],
-    1.85,
-    "semi-hard: a margin of 0.2",
-    color=plots.COLOURS[2],
-    ha="center",
-    **middle,
-)
-axes.text(left + 1.9, 1.55, "easy", color=plots.QUIET, ha="right", **middle)
-axes.text(
-    left + 0.95,
-    2.2,
-    "squared distance to the anchor",
-    color=plots.QUIET,
-    ha="center",
-    **middle,
-)
+for start, end, fill in parts:
+    box = (2.8 + start, 1.0), end - start, 0.35  # an inch for a distance of 1
+    axes.add_patch(plt.Rectangle(*box, color=fill, alpha=0.5, linewidth=0))
+for d, shade in zip(from_anchor[2:].tolist(), shades[2:]):
+    axes.plot(2.8 + d, 1.175, "o", color=shade, markersize=7)
+axes.plot([2.8 + limit] * 2, [0.8, 1.35], color=blue)
+middle = {"va": "center", "ha": "center", "fontsize": 11}
+axes.text(2.8 + limit, 0.65, "positive", color=blue, **middle)
+axes.text(2.95, 1.52, "hard", color=red, **middle)
+axes.text(3.6, 1.52, "semi-hard", color=green, **middle)
+axes.text(4.5, 1.52, "easy", color=plots.QUIET, **middle)
+axes.text(3.8, 2.0, "squared distance", color=plots.QUIET, **middle)
 plt.show()
 
 # %% [markdown]
@@ -257,11 +238,11 @@ def distort(x: Tensor, *, turn=20, move=0.1, zoom=0.15, light=0.3) -> Tensor:
     return gain * x + light * lift.view(-1, 1, 1, 1)
 
 
-# %% tags=["distorted-figure"] alt="Eight grey ovals with dark spots for the eyes and a shade below, the mean of 300 pictures, in which no one can be recognised. The first is upright, the others are turned, moved, larger or smaller, darker or lighter."
+# %% tags=["distorted-figure"] alt="Six grey ovals with dark spots for the eyes and a shade below, the mean of 300 pictures, in which no one can be recognised. The first is upright, the others are turned, moved, larger or smaller, darker or lighter."
 seed(1)
 mean_face = people[0][0].flatten(0, 1).mean(0, keepdim=True)
-shown = torch.cat((mean_face, distort(mean_face.repeat(7, 1, 1, 1))))
-plots.image_grid(shown, columns=8, scale=0.62)
+shown = torch.cat((mean_face, distort(mean_face.repeat(5, 1, 1, 1))))
+plots.image_grid(shown, columns=6, scale=0.82)
 
 # %% [markdown]
 # ## An embedding
@@ -380,6 +361,12 @@ for name, (candidates, _) in RULES.items():
         with torch.no_grad():
             d = squared_distances(network(x.to(device)))
         positive, negative = mine(d, y.to(device), candidates)
+        closer = (negative < positive).double().mean().item()
+        least = 0.9 if name == "hardest" else 0
+        claim(
+            closer >= least,
+            "most of the hardest negatives are closer than the positive",
+        )
         for s in FACTORS:
             loss = triplet_loss(s * positive, s * negative).mean().item()
             first_losses[name, number, s] = loss
@@ -403,19 +390,18 @@ heads = [f"distances × {s}" for s in FACTORS]
 table(rows, ("negatives", *heads))
 
 # %% tags=["collapse-figure"] alt="Two plots over training steps, each with a line for semi-hard and one for hardest negatives, three seeds in bands. Above, the loss: that of the hardest negatives starts above the dashed line at the margin of 0.2 and lies on it from then on, that of the semi-hard ones falls below 0.1. Below, the mean squared distance in a batch: with the hardest negatives it falls to zero within a few steps and stays, with semi-hard ones it rises to nearly 2."
-figure, (upper, lower) = plt.subplots(2, 1, figsize=(5, 4.4), sharex=True)
-for axes, place in ((upper, 0), (lower, 1)):
-    ends = {}
-    for name, colour in (("semi-hard", 0), ("hardest", 1)):
-        runs = torch.stack([histories[name, number][place] for number in SEEDS])
-        steps = list(range(1, runs.shape[1] + 1))
-        ends[name] = plots.seed_band(axes, steps, runs, plots.COLOURS[colour])
-    axes.set_xlim(0, 245)
-    plots.label_ends(axes, ends)
+_, (upper, lower) = plt.subplots(2, 1, figsize=(5, 4.4), sharex=True)
 upper.axhline(MARGIN, color=plots.QUIET, linestyle="--", linewidth=1)
-upper.text(244, MARGIN + 0.01, "margin", color=plots.QUIET, ha="right", va="bottom")
-upper.set(ylabel="loss", ylim=(0, None))
+upper.text(245, MARGIN + 0.02, "margin", color=plots.QUIET, ha="right", va="bottom")
+upper.set(ylabel="loss", ylim=(0, 0.75), xlim=(0, 245))
 lower.set(xlabel="steps", ylabel="mean distance", ylim=(0, 2.1))
+places = {"semi-hard": ((90, 0.11), (90, 1.5)), "hardest": ((12, 0.4), (12, 0.3))}
+for place, axes in enumerate((upper, lower)):
+    for name, colour in zip(places, plots.COLOURS):
+        runs = torch.stack([histories[name, number][place] for number in SEEDS])
+        plots.seed_band(axes, range(1, runs.shape[1] + 1), runs, colour)
+        axes.text(*places[name][place], name, color=colour)
+plt.show()
 
 # %% tags=["collapse-claims"]
 early = {}
@@ -550,8 +536,6 @@ for kind in KINDS:
         cells.append(spread(values, ".2f"))
     rows.append((kind, *cells))
 table(rows, ("points", *MEASURES))
-
-# %% tags=["measure-records"]
 record("pairs.same", len(measured["pixels", 0, "distorted"][0]))
 record("pairs.different", len(measured["pixels", 0, "distorted"][1]))
 for kind in KINDS:
@@ -589,7 +573,7 @@ claim(min(found["pixels", easy]) > 0.85, "and pixels farther still")
 # %% tags=["roc-figure"] alt="True acceptance against false acceptance from 0.001 to 1, on a logarithmic axis, for distorted pictures of people never seen; three lines with bands of three seeds. From a false acceptance of 0.1 to 0.3 that of the semi-hard network is above those of the pixels and of the untrained network; all meet at 1."
 _, axes = plt.subplots()
 rates = torch.logspace(-3, -0.001, 40).tolist()
-places = {"semi-hard": (0.02, 0.55), "pixels": (0.17, 0.33), "untrained": (0.3, 0.2)}
+places = {"semi-hard": (0.015, 0.5), "pixels": (0.32, 0.34), "untrained": (0.32, 0.22)}
 curves = {}
 for (kind, place), colour in zip(places.items(), (0, 2, 3)):
     runs = []
@@ -601,8 +585,7 @@ for (kind, place), colour in zip(places.items(), (0, 2, 3)):
     axes.text(*place, kind, color=plots.COLOURS[colour])
 axes.set(xscale="log", xlabel="false acceptance", ylabel="true acceptance")
 axes.set_ylim(0, 1)
-
-# %% tags=["roc-claims"]
+plt.show()
 for k, rate in enumerate(rates):
     for kind in ("pixels", "untrained"):
         if 0.1 <= rate <= 0.3:
@@ -636,8 +619,6 @@ for way, others in WAYS.items():
         cells.append(spread(values, ".2f"))
     rows.append((way, *cells))
 table(rows, ("pictures", "pixels", "untrained", "semi-hard"))
-
-# %% tags=["one-way-claims"]
 for way in ("turned", "moved", "zoomed"):
     for kind in ("pixels", "untrained"):
         words = f"{way}: the trained network is above {kind}, seeds apart"
@@ -662,7 +643,7 @@ class L2Pool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         sums = F.avg_pool2d(x.square(), 3, stride=1, padding=1, divisor_override=1)
-        return (sums + 1e-12).sqrt()  # the root of 0 has no finite derivative
+        return sums.clamp(min=1e-12).sqrt()  # the root of 0 has no finite derivative
 
 
 # %% tags=["l2-pool-run"]
@@ -855,11 +836,11 @@ def facenet() -> Embedding:
     return Embedding(NN2(), 1024, d=128)
 
 
-# %% tags=["drawn"] alt="NN2 from top to bottom, with output shape and parameters at the right: the input of 3x224x224, the stem to 192 maps of 28 pixels a side, inception3a and 3b, 3c to 640 maps of 14 pixels, 4a to 4d, 4e to 1024 maps of 7 pixels, 5a and 5b, and a linear layer to 128. Lines cut the boxes of the modules into four branches, those of 3c and 4e into three."
+# %% tags=["drawn"] alt="NN2 from top to bottom, with output shape and parameters at the right: the input of 3x224x224, the stem to 192 maps of 28 pixels a side, inception3a and 3b, 3c to 640 maps of 14 pixels, 4a to 4d, 4e to 1024 maps of 7 pixels, 5a and 5b. Lines cut the boxes of the modules into four branches, those of 3c and 4e into three."
 with torch.device("meta"):
     network = facenet()
     x = torch.empty(1, 3, 224, 224)
-drawing.draw(network, x)
+drawing.draw(network.trunk, x)
 
 # %% [markdown]
 # ## Counted, beside table 2
@@ -896,8 +877,6 @@ for name, (thousands, millions) in PAPER.items():
     rows.append((name, ours[0], f"{thousands:,} K", ours[1], f"{millions} M"))
 heads = ("parameters", "table 2", "M MACs", "table 2")
 table(rows, ("module", *heads))
-
-# %% tags=["count-whole"]
 x = torch.empty(1, 3, 224, 224, device="meta")
 record("parameters", counting.parameters(network))
 record("macs", counting.macs(network, x))
@@ -965,7 +944,7 @@ table(rows, ("part", "compared with", "largest difference"))
 # %% tags=["zero"]
 x = torch.zeros(1, 1, 3, 3, requires_grad=True)
 F.avg_pool2d(x.square(), 3, divisor_override=1).sqrt().sum().backward()
-claim(x.grad.isnan().all(), "a root without 1e-12 has no gradient where all is zero")
+claim(x.grad.isnan().all(), "a root of zero has no gradient")
 x.grad = None
 L2Pool()(x).sum().backward()
 claim((x.grad == 0).all(), "ours is zero there")
