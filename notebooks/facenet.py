@@ -681,12 +681,12 @@ class Row(NamedTuple):
     """Channels into a module and out of its convolutions (table 2)."""
 
     c_in: int
-    one: int  # 1x1; 0 in a module that halves the map
+    one: int  # 1x1
     reduce3: int
     three: int
     reduce5: int
     five: int
-    pool: int  # 1x1 behind the pooling; 0 in a module that halves the map
+    pool: int  # 1x1 behind the pooling
 
 
 def max_pool() -> nn.Module:
@@ -711,10 +711,20 @@ class Inception(nn.Module):
 
 
 # %% tags=["halving"]
+class HalvingRow(NamedTuple):
+    """The same for a module that halves the map (table 2)."""
+
+    c_in: int
+    reduce3: int
+    three: int
+    reduce5: int
+    five: int
+
+
 class Halving(nn.Module):
     """Three branches of stride 2; the maximum keeps all channels of the input."""
 
-    def __init__(self, row: Row, *, conv=conv_relu):
+    def __init__(self, row: HalvingRow, *, conv=conv_relu):
         super().__init__()
         to3 = conv(row.c_in, row.reduce3, 1)
         to5 = conv(row.c_in, row.reduce5, 1)
@@ -729,7 +739,7 @@ class Halving(nn.Module):
 
 
 # %% tags=["halving-shape"]
-Halving(Row(320, 0, 128, 256, 32, 64, 0))(torch.randn(2, 320, 28, 28)).shape
+Halving(HalvingRow(320, 128, 256, 32, 64))(torch.randn(2, 320, 28, 28)).shape
 
 
 # %% tags=["drawing"]
@@ -795,12 +805,12 @@ class Stem(nn.Module):
 ROWS = {  # table 2
     "3a": Row(192, 64, 96, 128, 16, 32, 32),
     "3b": Row(256, 64, 96, 128, 32, 64, 64),
-    "3c": Row(320, 0, 128, 256, 32, 64, 0),
+    "3c": HalvingRow(320, 128, 256, 32, 64),
     "4a": Row(640, 256, 96, 192, 32, 64, 128),
     "4b": Row(640, 224, 112, 224, 32, 64, 128),
     "4c": Row(640, 192, 128, 256, 32, 64, 128),
     "4d": Row(640, 160, 144, 288, 32, 64, 128),
-    "4e": Row(640, 0, 160, 256, 64, 128, 0),
+    "4e": HalvingRow(640, 160, 256, 64, 128),
     "5a": Row(1024, 384, 192, 384, 48, 128, 128),
     "5b": Row(1024, 384, 192, 384, 48, 128, 128),
 }

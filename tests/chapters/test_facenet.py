@@ -213,7 +213,7 @@ def test_a_module_has_four_branches_side_by_side():
 
 def test_a_halving_module_keeps_the_largest_of_its_input_and_fits_odd_maps():
     torch.manual_seed(0)
-    module = face.Halving(face.Row(4, 0, 3, 5, 2, 6, 0))
+    module = face.Halving(face.HalvingRow(4, 3, 5, 2, 6))
     x = torch.randn(2, 4, 7, 10)
     y = module(x)
     assert y.shape == (2, 15, 4, 5)
