@@ -35,6 +35,7 @@ FIRST = {  # the page that must come first
     "shuffle net": "chapters/shufflenet",
     "vision transformer": "chapters/vit",
     "cspnet": "chapters/cspnet",
+    "facenet": "chapters/facenet",
     "evolution of cnns": "chapters/cnn_evolution",
     # a term, where it is explained
     "residual": "chapters/resnet",
@@ -58,6 +59,7 @@ FIRST = {  # the page that must come first
     "channel shuffle": "chapters/shufflenet",
     "class token": "chapters/vit",
     "cross stage": "chapters/cspnet",
+    "triplet loss": "chapters/facenet",
     '"identity shortcut"': "chapters/resnet",
     # numbers and sizes
     "1×1": "chapters/nin",
