@@ -668,9 +668,7 @@ rows.append(("sum", *(f"{value / 1e9:.3f}" for value in sums)))
 table(rows, ("part of ViT-B/16", "G MACs", "hooks, torchvision", "hooks, here"))
 
 # %% tags=["hooks-claims"]
-claim(
-    sums[0] == counting.macs(networks_16[1], x), "the parts add up to the count"
-)
+claim(sums[0] == counting.macs(networks_16[1], x), "the parts add up to the count")
 claim(sums[1:] == hooked, "the hooks see these parts and no other")
 record("hooks.library", hooked[0] / 1e9)
 record("hooks.here", hooked[1] / 1e9)

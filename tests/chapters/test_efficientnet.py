@@ -77,6 +77,9 @@ def test_a_residual_block_adds_its_input_to_what_the_plain_block_gives():
     nn.init.zeros_(residual.project[1].weight)
     nn.init.zeros_(residual.project[1].bias)
     networks.close(residual(x), x, 0)
+    for expansion, widens in ((1, False), (2, True)):
+        row = eff.Row(expansion=expansion, size=3, stride=1, c_out=8, blocks=1)
+        assert isinstance(eff.MBConv(8, row).expand, nn.Sequential) is widens
 
 
 def test_the_probability_of_leaving_a_block_out_grows_evenly_from_zero():
