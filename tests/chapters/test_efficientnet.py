@@ -125,6 +125,7 @@ def test_the_numbers_of_blocks_and_channels_are_scaled_and_rounded():
     assert widths == [16, 24, 48, 88, 120, 208, 352]
     assert (network.stem[0][0].out_channels, network.dropout.p) == (32, 0.3)
     assert network.head[0][0].out_channels == 1408
+    assert on_meta(eff.efficientnet, eff.Size(width=4.0)).head[0][0].out_channels == 4 * 1280
     rounded = on_meta(eff.efficientnet, eff.Size(depth=1.2), blocks=round)
     assert [len(part) for part in rounded.stages] == [1, 2, 2, 4, 4, 5, 1]
 
