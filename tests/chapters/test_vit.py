@@ -269,7 +269,7 @@ def test_the_rate_rises_from_a_twenty_fifth_for_a_fifth_of_the_steps_and_falls_t
     rates, settings = networks.steps_of(monkeypatch, vit.training, batches=4)
     part = torch.zeros(180, 1, 28, 28), torch.zeros(180)  # four batches of 50 at most
     vit.train(nn.Linear(1, 1), part, epochs=5)
-    assert (settings["weight_decay"], settings["batch"]) == (0.05, 50)
+    assert (settings["weight_decay"], settings["batch"], settings["fused"]) == (0.05, 50, True)
     networks.rises_and_falls(rates, peak=0.005, at=3)
 
 
