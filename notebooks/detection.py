@@ -172,12 +172,13 @@ plt.show()
 # goes: three places of a box, and the part of the derivative that would help there.
 
 
-# %% tags=["slopes"]
+# %% tags=["corners"]
 def corners(p: Tensor) -> Tensor:
     """Boxes (..., 4) given as centre, width and height, as x1, y1, x2, y2."""
     return torch.cat((p[..., :2] - p[..., 2:] / 2, p[..., :2] + p[..., 2:] / 2), -1)
 
 
+# %% tags=["slopes"]
 def slopes(measure, p: Tensor, target: Tensor) -> tuple[float, float]:
     """How fast the loss changes as the centre moves, and as width is traded for height.
 
@@ -616,7 +617,7 @@ def gaussian(overlap: Tensor, sigma: float = 0.5) -> Tensor:
 
 
 # %% tags=["nms-run"]
-four = torch.tensor([[0.0, 0, 8, 8], [1, 1, 9, 9], [2, 2, 10, 10], [15, 2, 21, 8]])
+four = torch.tensor([[0.0, 0, 8, 8], [1, 1, 9, 9], [2, 2, 10, 10], [11, 11, 17, 17]])
 scores = torch.tensor([0.9, 0.8, 0.7, 0.6])
 nms(four, scores, threshold=0.5)
 
@@ -635,18 +636,18 @@ two_steps = 0.8 * math.exp(-2 * (49 / 79) ** 2 / 0.5)
 claim(abs(faded[3] - two_steps) < 1e-6, "B fades twice: by A and by C")
 claim(abs(faded[2] - 0.7 * math.exp(-((36 / 92) ** 2) / 0.5)) < 1e-6, "C fades once")
 
-# %% tags=["nms-figure"] alt="Three drawings of the same boxes: A, B and C, each moved a little to the right and down of the one before, and D apart at the right. Before: scores 0.90, 0.80, 0.70 and 0.60. NMS: B is gone, A, C and D keep their scores. Soft-NMS: all four stay, C with 0.52 and B with 0.17, drawn pale."
+# %% tags=["nms-figure"] alt="Three drawings of the same boxes: A, B and C, each moved a little to the right and down of the one before, and D apart below. Before: scores 0.90, 0.80, 0.70 and 0.60. NMS: B is gone, A, C and D keep their scores. Soft-NMS: all four stay, C with 0.52 and B with 0.17, drawn pale."
 left = {"before": dict(enumerate(scores.tolist()))}
 left["NMS"] = {i: scores[i].item() for i in nms(four, scores, 0.5).tolist()}
 left["soft-NMS"] = dict(zip(order.tolist(), faded.tolist()))
-_, row = plt.subplots(1, 3, figsize=(5, 2))
+_, row = plt.subplots(1, 3, figsize=(5, 2.2))
 for axes, (name, values) in zip(row, left.items()):
-    spots = ((1.8, -1), (12.2, 4.5), (6, 11.4), (18, 9.4))
+    spots = ((1.8, -1.2), (12.8, 5), (4.5, 11.6), (14, 18.5))
     for i, value in values.items():
         draw_box(axes, four[i], plots.COLOURS[i], alpha=min(1, 1.2 * value))
         letter = {"color": plots.COLOURS[i], "fontsize": 10, **middle}
         axes.text(*spots[i], f"{'ABCD'[i]} {value:.2f}".replace("0.", "."), **letter)
-    draw_area(axes, (-1, 22), (-2, 12.5), title=name)
+    draw_area(axes, (-1.5, 18.5), (-2.2, 19.5), title=name)
 plt.show()
 
 # %% [markdown]
@@ -719,7 +720,7 @@ record("anchors.most", most)
 record("anchors.faster", 9 * 37 * 62)
 claim(found.total() == len(anchors), "each anchor has a label")
 claim(most < 0.7, "no anchor reaches 0.7")
-claim(found[0] == 1, "so the object gets the one it overlaps most")
+claim(found[0] == 1, "so the object gets only the one it overlaps most")
 
 # %% tags=["anchors-figure"] alt="A map of 4 by 7 places as dots on an image. At the place nearest to an orange object six anchors are drawn in grey: two sizes, each wide, square and tall. The one that overlaps the object most is blue, tall and small; it covers the object in large part."
 _, axes = plt.subplots(figsize=(5, 3))
@@ -1220,7 +1221,7 @@ places = torch.linspace(-2.5, 2.5, 13)
 y, x = torch.meshgrid(places, places, indexing="ij")
 spots = torch.stack((x, y), -1).view(-1, 2)
 probes = torch.cat((spots, torch.full((len(spots), 2), 0.8)), 1)
-aim = corners(torch.tensor([0.0, 0, 2, 1.4]))
+aim = corners(torch.tensor([0.0, 0, 2.6, 2]))
 pushes = {}
 for name, measure in MEASURES.items():
     p = probes.clone().requires_grad_()
