@@ -56,6 +56,9 @@ FIRST = {  # the page that must come first
     "layer scale": "chapters/convnext",
     "channel shuffle": "chapters/shufflenet",
     "class token": "chapters/vit",
+    "non-maximum suppression": "chapters/detection",
+    "average precision": "chapters/detection",
+    "RoIAlign": "chapters/detection",
     '"identity shortcut"': "chapters/resnet",
     # numbers and sizes
     "1×1": "chapters/nin",
