@@ -167,14 +167,15 @@ def test_random_starts_do_not_touch_and_have_the_stated_sizes():
     gap = distance - touch
     assert 0.0999 < gap.min() < 0.12 and 1.98 < gap.max() < 2.0001
     assert abs(gap.mean() - 1.05) < 0.05
+    assert abs(gap.std() - 1.9 / 12**0.5) < 0.02
     assert (way.mean(0).abs() < 0.05).all()
     assert (abs((way**2).mean(0) - 0.5) < 0.05).all()
     assert abs((way[:, 0] * way[:, 1]).mean()) < 0.05
 
 
 def test_steps_are_counted_until_the_first_that_is_enough():
-    overlaps = torch.tensor([[0.0, 0.95, 0.1], [0.9, 0.2, 0.3], [0.1, 1.0, 0.89]])
-    assert detection.steps_until(overlaps, 0.9).tolist() == [1, 0, math.inf]
+    overlaps = torch.tensor([[0.0, 0.95, 0.1, 0.0], [0.9, 0.2, 0.3, 0.0], [0.1, 1.0, 0.89, 0.9]])
+    assert detection.steps_until(overlaps, 0.9).tolist() == [1, 0, math.inf, 2]
 
 
 # ---- suppression ---------------------------------------------------------------------------------
