@@ -596,15 +596,15 @@ def soft_nms(boxes: Tensor, scores: Tensor, fade, least: float = 0.001):
     Bodla et al. 2017, figure 2. fade: what IoU (N,) leaves of a score.
     """
     scores = scores.clone()
-    waiting = torch.arange(len(boxes), device=boxes.device)
+    waiting = scores.argsort(descending=True, stable=True)
     kept = [waiting[:0]]
     while len(waiting):
-        waiting = waiting[scores[waiting].argsort(descending=True, stable=True)]
         best = waiting[:1]
         kept.append(best)
         waiting = waiting[1:]
         scores[waiting] *= fade(iou(boxes[best], boxes[waiting]))
         waiting = waiting[scores[waiting] > least]
+        waiting = waiting[scores[waiting].argsort(descending=True, stable=True)]
     kept = torch.cat(kept)
     return kept, scores[kept]
 

@@ -178,6 +178,11 @@ def test_steps_are_counted_until_the_first_that_is_enough():
     assert detection.steps_until(overlaps, 0.9).tolist() == [1, 0, math.inf, 2]
 
 
+def test_steps_that_never_come_are_said_so():
+    assert detection.steps_text([math.inf, math.inf]) == "never"
+    assert detection.steps_text([1.0, 3.0]) == "2 (1 to 3)"
+
+
 # ---- suppression ---------------------------------------------------------------------------------
 
 
@@ -203,6 +208,13 @@ def test_classes_side_by_side_stay_apart_at_negative_places_too():
     boxes = torch.tensor([[-9.0, -9, -4, -4], [-9, -9, -4, -4]])
     kept = detection.batched_nms(boxes, torch.tensor([0.5, 0.6]), torch.tensor([0, 1]), 0.1)
     assert kept.tolist() == [1, 0]
+
+
+def test_classes_keep_apart_at_opposite_ends_and_around_zero():
+    ends = torch.tensor([[0.0, 0, 2, 2], [8, 8, 10, 10]])
+    assert len(detection.batched_nms(ends, torch.rand(2), torch.tensor([1, 0]), 0.1)) == 2
+    twice = torch.tensor([[-5.0, -5, 5, 5], [-5, -5, 5, 5]])
+    assert len(detection.batched_nms(twice, torch.rand(2), torch.tensor([1, 0]), 0.1)) == 2
 
 
 def test_of_no_boxes_none_is_kept():
@@ -357,6 +369,17 @@ def test_places_outside_the_map_by_more_than_a_cell_have_no_weight():
         [[0, 0, 0], [1, 0, 0], [1, 0, 0], [0.75, 0.25, 0], [0, 0, 1], [0, 0, 1], [0, 0, 0]]
     )
     networks.close(weights, expected)
+
+
+def test_grids_and_regions_stay_on_the_device_of_their_inputs():
+    grid = detection.anchor_grid(3, 5, stride=8, shapes=torch.empty(6, 4, device="meta"))
+    assert grid.is_meta and grid.shape == (90, 4)
+    weights = detection.between_cells(torch.empty(7, device="meta"), 5)
+    assert weights.is_meta and weights.shape == (7, 5)
+    maps = torch.empty(2, 8, 9, device="meta")
+    box = torch.empty(4, device="meta")
+    found = detection.roi_align(maps, box, side=3, scale=1.0)
+    assert found.is_meta and found.shape == (2, 3, 3)
 
 
 # ---- the two-stage detector ----------------------------------------------------------------------
