@@ -310,6 +310,12 @@ def test_an_anchor_at_a_bound_belongs_to_the_upper_kind():
     assert label.tolist() == [0, 0, -2, -1]
 
 
+def test_an_anchor_need_not_be_the_best_from_an_overlap_of_seven_tenths_on():
+    objects = torch.tensor([[0.0, 0, 10, 10]])
+    anchors = torch.tensor([[0.0, 0, 10, 9], [0, 0, 10, 7.1], [0, 0, 10, 6.9]])
+    assert detection.assign_anchors(anchors, objects).tolist() == [0, 0, -2]
+
+
 def test_offsets_are_those_of_torchvision_and_come_back():
     boxes = some_boxes(20, 0)
     anchors = some_boxes(20, 1)
@@ -318,6 +324,8 @@ def test_offsets_are_those_of_torchvision_and_come_back():
     networks.close(t, coder.encode([boxes], [anchors])[0])
     networks.close(detection.decode(t, anchors), coder.decode(t, [anchors])[:, 0])
     networks.close(detection.decode(t, anchors), boxes)
+    networks.close(detection.encode(boxes[0], anchors[0]), t[0])
+    networks.close(detection.decode(t[0], anchors[0]), boxes[0])
 
 
 # ---- regions -------------------------------------------------------------------------------------
