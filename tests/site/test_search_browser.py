@@ -60,6 +60,9 @@ FIRST = {  # the page that must come first
     "class token": "chapters/vit",
     "cross stage": "chapters/cspnet",
     "triplet loss": "chapters/facenet",
+    "non-maximum suppression": "chapters/detection",
+    "average precision": "chapters/detection",
+    "RoIAlign": "chapters/detection",
     '"identity shortcut"': "chapters/resnet",
     # numbers and sizes
     "1×1": "chapters/nin",
