@@ -443,6 +443,7 @@ path = fields["with path"]
 claim(alone[3] == path[3], "P5 depends on as many columns with the path as without")
 claim(alone == sorted(alone), "alone, a finer level depends on fewer columns")
 claim(min(path) > 400, "with the path every level depends on more than 400")
+claim(path[0] > 0.8 * path[3], "P2 depends on nearly as many as P5")
 claim(alone[0] < 50 and 450 < alone[3] < 500, "the ends that the caption names")
 
 # %% [markdown]
@@ -714,7 +715,7 @@ plots.label_ends(axes, lines, [plots.COLOURS[1], plots.COLOURS[0]])
 
 
 # %% tags=["sure"]
-def sure(detections: boxes.Detections, least: float = 0.3) -> boxes.Detections:
+def sure(detections: boxes.Detections, least: float = 0.4) -> boxes.Detections:
     """Those with a score of at least this."""
     kept = detections.scores >= least
     return boxes.Detections(*(part[kept] for part in detections))

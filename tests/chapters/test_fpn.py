@@ -431,7 +431,7 @@ def test_a_linear_layer_reads_what_it_was_fitted_to():
 
 def test_only_sure_detections_are_shown():
     three = boxes.Detections(
-        torch.arange(12.0).view(3, 4), torch.tensor([0.9, 0.3, 0.29]), torch.tensor([1, 2, 3])
+        torch.arange(12.0).view(3, 4), torch.tensor([0.9, 0.4, 0.39]), torch.tensor([1, 2, 3])
     )
     kept = fpn.sure(three)
     assert kept.labels.tolist() == [1, 2]
