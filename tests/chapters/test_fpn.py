@@ -24,17 +24,6 @@ KINDS = ("FeaturePyramid", "SeparateLevels")
 CHANNELS = (24, 40, 112)
 
 
-class Ordered(nn.Module):
-    """A network of torchvision that takes and gives its levels in a list."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, maps):
-        return list(self.network({str(k): m for k, m in enumerate(maps)}).values())
-
-
 def backbone():
     return resnet_fpn_backbone(
         backbone_name="resnet50", weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5
@@ -48,62 +37,15 @@ def pyramid_maps(*channels, height=24, width=40):
 # ---- the pyramid ---------------------------------------------------------------------------------
 
 
-def test_the_backbone_has_the_parameters_and_layers_of_torchvision():
-    ours, theirs = on_meta(fpn.resnet50_fpn), on_meta(backbone)
-    assert parameters_of(ours) == parameters_of(theirs) == 26_852_416
-    kinds = (nn.BatchNorm2d,)
-    shapes = [[t.shape for t in network.state_dict().values()] for network in (ours, theirs)]
-    assert shapes[0] == shapes[1]
-    assert networks.layers_of(ours, kinds=kinds) == networks.layers_of(theirs, kinds=kinds)
-    assert macs_of(ours) == macs_of(theirs)
-
-
-def test_the_pyramid_costs_its_sum_by_hand_and_the_path_nothing():
-    expected = 0
-    for c, side in ((256, 200), (512, 100), (1024, 50), (2048, 25)):
-        expected += side * side * (c * 256 + 9 * 256 * 256)
-    whole = macs_of(on_meta(fpn.resnet50_fpn), 1, 3, 800, 800)
-    trunk = on_meta(torchvision.models.resnet50)
-    trunk.avgpool, trunk.fc = nn.Identity(), nn.Identity()
-    assert whole - macs_of(trunk, 1, 3, 800, 800) == expected
-
-
 @pytest.mark.parametrize("sides", [((24, 40), (12, 20), (6, 10)), ((25, 38), (13, 19), (7, 10))])
 def test_with_the_same_weights_the_pyramid_gives_the_levels_of_torchvision(sides):
     torch.manual_seed(0)
     ours = fpn.FeaturePyramid(CHANNELS, 16)
-    theirs = Ordered(ops.FeaturePyramidNetwork(list(CHANNELS), 16))
+    theirs = fpn.InOrder(ops.FeaturePyramidNetwork(list(CHANNELS), 16))
     networks.share_weights(ours, theirs)
     maps = [torch.randn(2, c, *side) for c, side in zip(CHANNELS, sides, strict=True)]
     for found, expected in zip(ours(maps), theirs(maps), strict=True):
         networks.close(found, expected)
-
-
-def test_with_the_same_weights_the_backbone_gives_the_five_levels_of_torchvision():
-    torch.manual_seed(0)
-    ours, theirs = fpn.resnet50_fpn(), backbone()
-    networks.share_weights(ours, theirs)
-    x = torch.randn(1, 3, 70, 100)
-    with torch.no_grad():
-        levels = ours.eval()(x)
-        expected = theirs.eval()(x)
-    assert len(levels) == len(expected) == 5
-    for found, level in zip(levels, expected.values(), strict=True):
-        networks.close(found, level)
-
-
-def test_p6_is_every_second_pixel_of_p5():
-    *_, p5, p6 = on_meta(fpn.resnet50_fpn)(torch.empty(3, 3, 160, 224, device="meta"))
-    assert (p5.shape, p6.shape) == ((3, 256, 5, 7), (3, 256, 3, 4))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_backbone_runs_forward_and_backward_on_the_meta_device(kind):
-    network = on_meta(
-        lambda: fpn.ResNetPyramid(torchvision.models.resnet50(), pyramid=getattr(fpn, kind))
-    )
-    levels = networks.runs_on_meta(network, 2, 3, 64, 96, unused=())
-    assert [level.shape[-2:] for level in levels] == [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
 
 
 def test_the_path_adds_every_coarser_map_to_each_map():
@@ -130,6 +72,10 @@ def test_a_level_depends_on_coarser_maps_only_with_the_path_and_never_on_finer_o
         depends = [g is not None and bool(g.any()) for g in gradients]
         last = len(maps) - 1 if kind == "FeaturePyramid" else k
         assert depends == [k <= j <= last for j in range(len(maps))]
+
+
+def test_a_pyramid_has_256_channels_unless_told_otherwise():
+    assert on_meta(fpn.FeaturePyramid, (8, 8)).smooth[1].out_channels == 256
 
 
 def test_without_the_path_a_level_is_its_lateral_and_its_3x3():
@@ -187,41 +133,6 @@ def test_levels_are_those_of_torchvision_for_any_canonical_size_and_highest_leve
     theirs = LevelMapper(2, 4, canonical_scale=56)([box]) + 2
     assert torch.equal(fpn.level_of(box, 56, highest=4).long(), theirs)
     assert fpn.level_of(torch.tensor([0.0, 0, 1e4, 1e4])) == 5
-
-
-def test_the_reach_of_a_row_of_convolutions_is_what_the_sum_by_hand_gives():
-    network = fpn.ResNetPyramid(fpn.thin_resnet50(), d=4, pyramid=fpn.SeparateLevels)
-    network = fpn.averaging(network)
-    # 7x7 of stride 2, pool 3x3 of stride 2; a 3x3 for each block, at the stride before it
-    expected = []
-    columns = 7 + 2 * 2
-    stride = 4
-    for stage, depth in enumerate((3, 4, 6, 3)):
-        columns += 2 * stride
-        stride *= 2 if stage else 1
-        columns += (depth - 1) * 2 * stride
-        expected.append(columns + 2 * stride)  # and the 3x3 of the pyramid
-    assert fpn.reach(network, 1024) == expected
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d):
-            total = layer.weight.sum((1, 2, 3))
-            networks.close(total, torch.ones_like(total))  # a mean
-            assert layer.bias is None or not layer.bias.any()
-    assert not any(p.requires_grad for p in network.parameters())
-    assert not network.training
-
-
-def test_the_thin_trunk_has_the_kernels_and_strides_of_resnet_50():
-    def described(network):
-        return [
-            (m.kernel_size, m.stride, m.padding)
-            for m in network.modules()
-            if isinstance(m, nn.Conv2d)
-        ]
-
-    thin, whole = on_meta(fpn.thin_resnet50), on_meta(torchvision.models.resnet50)
-    assert described(thin) == described(whole)
-    assert thin.layer1[0].conv2.in_channels == 8
 
 
 # ---- the detectors -------------------------------------------------------------------------------
@@ -437,3 +348,88 @@ def test_only_sure_detections_are_shown():
     assert kept.labels.tolist() == [1, 2]
     assert kept.boxes.shape == (2, 4)
     assert fpn.sure(three, 0.5).scores.tolist() == pytest.approx([0.9])
+
+
+# ---- on ResNet-50 (last, as they take longest) --------------------------------------------------
+
+
+def test_the_backbone_has_the_parameters_and_layers_of_torchvision():
+    ours, theirs = on_meta(fpn.resnet50_fpn), on_meta(backbone)
+    assert parameters_of(ours) == parameters_of(theirs) == 26_852_416
+    kinds = (nn.BatchNorm2d,)
+    shapes = [[t.shape for t in network.state_dict().values()] for network in (ours, theirs)]
+    assert shapes[0] == shapes[1]
+    assert networks.layers_of(ours, kinds=kinds) == networks.layers_of(theirs, kinds=kinds)
+    assert macs_of(ours) == macs_of(theirs)
+
+
+def test_the_pyramid_costs_its_sum_by_hand_and_the_path_nothing():
+    expected = 0
+    for c, side in ((256, 200), (512, 100), (1024, 50), (2048, 25)):
+        expected += side * side * (c * 256 + 9 * 256 * 256)
+    whole = macs_of(on_meta(fpn.resnet50_fpn), 1, 3, 800, 800)
+    trunk = on_meta(torchvision.models.resnet50)
+    trunk.avgpool, trunk.fc = nn.Identity(), nn.Identity()
+    assert whole - macs_of(trunk, 1, 3, 800, 800) == expected
+
+
+def test_with_the_same_weights_the_backbone_gives_the_five_levels_of_torchvision():
+    torch.manual_seed(0)
+    ours, theirs = fpn.resnet50_fpn(), fpn.InOrder(backbone())
+    networks.share_weights(ours, theirs)
+    x = torch.randn(1, 3, 70, 100)
+    with torch.no_grad():
+        levels = ours.eval()(x)
+        expected = theirs.eval()(x)
+    assert len(levels) == len(expected) == 5
+    for found, level in zip(levels, expected, strict=True):
+        networks.close(found, level)
+
+
+def test_p6_is_every_second_pixel_of_p5():
+    *_, p5, p6 = on_meta(fpn.resnet50_fpn)(torch.empty(3, 3, 160, 224, device="meta"))
+    assert (p5.shape, p6.shape) == ((3, 256, 5, 7), (3, 256, 3, 4))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_backbone_runs_forward_and_backward_on_the_meta_device(kind):
+    network = on_meta(
+        lambda: fpn.ResNetPyramid(torchvision.models.resnet50(), pyramid=getattr(fpn, kind))
+    )
+    levels = networks.runs_on_meta(network, 2, 3, 64, 96, unused=())
+    assert [level.shape[-2:] for level in levels] == [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
+
+
+def test_the_reach_of_a_row_of_convolutions_is_what_the_sum_by_hand_gives():
+    network = fpn.ResNetPyramid(fpn.thin_resnet50(), d=4, pyramid=fpn.SeparateLevels)
+    network = fpn.averaging(network)
+    # 7x7 of stride 2, pool 3x3 of stride 2; a 3x3 for each block, at the stride before it
+    expected = []
+    columns = 7 + 2 * 2
+    stride = 4
+    for stage, depth in enumerate((3, 4, 6, 3)):
+        columns += 2 * stride
+        stride *= 2 if stage else 1
+        columns += (depth - 1) * 2 * stride
+        expected.append(columns + 2 * stride)  # and the 3x3 of the pyramid
+    assert fpn.reach(network, 1024) == expected
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            total = layer.weight.sum((1, 2, 3))
+            networks.close(total, torch.ones_like(total))  # a mean
+            assert layer.bias is None or not layer.bias.any()
+    assert not any(p.requires_grad for p in network.parameters())
+    assert not network.training
+
+
+def test_the_thin_trunk_has_the_kernels_and_strides_of_resnet_50():
+    def described(network):
+        return [
+            (m.kernel_size, m.stride, m.padding)
+            for m in network.modules()
+            if isinstance(m, nn.Conv2d)
+        ]
+
+    thin, whole = on_meta(fpn.thin_resnet50), on_meta(torchvision.models.resnet50)
+    assert described(thin) == described(whole)
+    assert thin.layer1[0].conv2.in_channels == 8
