@@ -413,6 +413,7 @@ def test_the_reach_of_a_row_of_convolutions_is_what_the_sum_by_hand_gives():
         columns += (depth - 1) * 2 * stride
         expected.append(columns + 2 * stride)  # and the 3x3 of the pyramid
     assert fpn.reach(network, 1024) == expected
+    assert network(torch.ones(1, 3, 32, 64))[0].shape[-2:] == (8, 16)
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             total = layer.weight.sum((1, 2, 3))
