@@ -37,6 +37,7 @@ FIRST = {  # the page that must come first
     "cspnet": "chapters/cspnet",
     "facenet": "chapters/facenet",
     "evolution of cnns": "chapters/cnn_evolution",
+    "feature pyramid": "chapters/fpn",
     # a term, where it is explained
     "residual": "chapters/resnet",
     "degradations": "chapters/resnet",
@@ -63,6 +64,7 @@ FIRST = {  # the page that must come first
     "non-maximum suppression": "chapters/detection",
     "average precision": "chapters/detection",
     "RoIAlign": "chapters/detection",
+    "top-down path": "chapters/fpn",
     '"identity shortcut"': "chapters/resnet",
     # numbers and sizes
     "1×1": "chapters/nin",
