@@ -35,6 +35,7 @@ FIRST = {  # the page that must come first
     "shuffle net": "chapters/shufflenet",
     "vision transformer": "chapters/vit",
     "evolution of cnns": "chapters/cnn_evolution",
+    "yolov3": "chapters/yolov3",
     # a term, where it is explained
     "residual": "chapters/resnet",
     "degradations": "chapters/resnet",
@@ -56,6 +57,7 @@ FIRST = {  # the page that must come first
     "layer scale": "chapters/convnext",
     "channel shuffle": "chapters/shufflenet",
     "class token": "chapters/vit",
+    "darknet-53": "chapters/yolov3",
     '"identity shortcut"': "chapters/resnet",
     # numbers and sizes
     "1×1": "chapters/nin",
