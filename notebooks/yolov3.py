@@ -436,6 +436,7 @@ axes.text(154, 97, "anchor", color=plots.COLOURS[0], va="bottom")
 axes.text(left + 3, top - 3, "box", color=plots.COLOURS[1], va="bottom")
 axes.set(xlim=(64, 352), ylim=(268, 12), aspect="equal", xlabel="pixels", ylabel="")
 axes.set(xticks=range(64, 353, 64), yticks=range(32, 257, 64))
+axes.set_axisbelow(True)
 
 
 # %% tags=["every-box"]
@@ -742,10 +743,11 @@ for cell, (name, word) in zip(axes.flat, asked.items()):
     cell.set_title(f"{word} ({name.split('_')[0]})")
     cell.set(xscale="log", xticks=SIDES, xticklabels=SIDES, ylim=(0, 1.02))
     cell.minorticks_off()
-axes[1, 0].text(62, 0.2, "coarse", color=plots.COLOURS[0], ha="right")
-axes[1, 0].text(150, 0.25, "fine", color=plots.COLOURS[1])
+axes[1, 0].text(120, 0.78, "coarse", color=plots.COLOURS[0])
+axes[1, 0].text(150, 0.26, "fine", color=plots.COLOURS[1])
 figure.supxlabel("longer side, pixels", fontsize=12, color=plots.QUIET)
 figure.supylabel("best score", fontsize=12, color=plots.QUIET)
+axes[0, 0].set_axisbelow(True)
 
 # %% tags=["by-size-claims"]
 for (name, side), (coarse, fine) in by_size.items():
