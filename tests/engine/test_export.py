@@ -554,6 +554,27 @@ def test_data_packages_are_installed_without_what_they_require(tmp_path, here):
     assert python.run(script(nb), folder).stdout == ""
 
 
+def test_data_without_a_wheel_is_installed_from_its_source_archive(tmp_path, here):
+    unpack(wheel(tmp_path, "made-data", "1.2.0", "data_a"), here)
+    names = {
+        "requirements-data.txt": "--only-binary :all:\n--no-binary made-data\nmade-data==1.2.0\n"
+    }
+    record = book(tmp_path, "# %%\nimport parts\n# %%\nparts.digits\n", {**DATA, **names})
+    assert needs(record).archives == ("data_a",)
+    assert 'ARCHIVES = ["data_a"]\n' in export(record).cells[0].source
+
+
+def test_wheels_and_source_archives_of_data_are_asked_for_in_turn(monkeypatch):
+    asked = []
+    monkeypatch.setattr(first_cell, "install", lambda *given: asked.append(given))
+    first_cell.install_all({}, {"a": "made-a==1", "b": "made-b==2"}, ["b"])
+    assert asked == [
+        ({},),
+        ({"a": "made-a==1"}, "--no-deps", "--only-binary=:all:"),
+        ({"b": "made-b==2"}, "--no-deps"),
+    ]
+
+
 def test_data_without_a_version_or_a_package_is_refused_with_its_line(tmp_path, here):
     record = book(tmp_path, "# %%\nimport parts\nparts.digits\n", DATA)
     with pytest.raises(

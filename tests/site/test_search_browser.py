@@ -38,6 +38,7 @@ FIRST = {  # the page that must come first
     "facenet": "chapters/facenet",
     "evolution of cnns": "chapters/cnn_evolution",
     "feature pyramid": "chapters/fpn",
+    "yolov3": "chapters/yolov3",
     # a term, where it is explained
     "residual": "chapters/resnet",
     "degradations": "chapters/resnet",
@@ -65,6 +66,7 @@ FIRST = {  # the page that must come first
     "average precision": "chapters/detection",
     "RoIAlign": "chapters/detection",
     "top-down path": "chapters/fpn",
+    "darknet-53": "chapters/yolov3",
     '"identity shortcut"': "chapters/resnet",
     # numbers and sizes
     "1×1": "chapters/nin",
