@@ -172,16 +172,22 @@ def start() -> torch.device:
 
 
 def train_briefly() -> None:
-    """Let `training.fit` see `BRIEF` batches an epoch: what is asked is whether a notebook runs."""
-    from workbench import training
+    """Let `training.fit` see `BRIEF` batches an epoch and detectors see `BRIEF` batches of scenes.
 
-    whole = training.fit
+    What is asked is whether a notebook runs.
+    """
+    from workbench import scenes, training
+
+    whole, all_batches = training.fit, scenes.DigitScenes.batches
 
     def fit(model, train, epochs, optimizer, *args, batch=50, **kwargs):
         few = tuple(part[: BRIEF * batch] for part in train)
         return whole(model, few, epochs, optimizer, *args, batch=batch, **kwargs)
 
-    training.fit = fit
+    def batches(source, steps: int, batch: int):
+        return all_batches(source, min(steps, BRIEF), batch)
+
+    training.fit, scenes.DigitScenes.batches = fit, batches
 
 
 def main(arguments: list[str]) -> None:
