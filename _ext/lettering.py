@@ -126,7 +126,12 @@ def closer(formula: re.Match) -> str:
     places = []
     for part in parts:
         text, kind = unescape(part["text"]), face(part["style"])
-        size = float(SIZE.search(part["style"])[1])
+        if not (found := SIZE.search(part["style"])):
+            raise ValueError(
+                f"a figure's formula has a large {text!r}, which the page's face does not have: "
+                r"write the character itself in place of \sqrt, and brackets without \left"
+            )
+        size = float(found[1])
         before += size * sum(widths(drawn_with(kind)).get(ord(c), 0) for c in text)
         now += size * width(text, kind)
         xs = map(float, GLYPHS.search(part[0])["x"].split())

@@ -94,12 +94,19 @@ def font_file() -> Path | None:
     return None
 
 
+ALTERNATES = 3  # a type of lookup of the table GSUB: glyphs that may stand for one
+
+
 def write_font(source: Path, used: str, target: Path) -> None:
     from fontTools import subset  # only when the font is made: it takes time to import
 
-    options = subset.Options(flavor="woff2", notdef_outline=True)
-    options.layout_features += ["ssty", "dtls", "flac"]  # scripts, dotless letters, flat accents
+    options = subset.Options(flavor="woff2", notdef_outline=True, hinting=False)
+    options.layout_features = ["ssty", "dtls", "flac"]  # scripts, dotless letters, flat accents
     with subset.load_font(source, options) as font:
+        for lookup in font["GSUB"].table.LookupList.Lookup:
+            for table in lookup.SubTable if lookup.LookupType == ALTERNATES else ():
+                # scripts of scripts look like scripts: the first form for both spares a fifth
+                table.alternates = {name: [v[0]] * len(v) for name, v in table.alternates.items()}
         maker = subset.Subsetter(options)
         maker.populate(text=used)
         maker.subset(font)
@@ -138,7 +145,8 @@ def add_font(app: Sphinx, exception: Exception | None) -> None:
     used = drawn_characters(app.env)
     target = Path(app.outdir, "_static", "stix-two-math.woff2")
     stamp = Path(app.outdir, ".mathml-font")
-    made_of = f"{source.stat().st_size} {used}"
+    program = Path(__file__).stat().st_size
+    made_of = f"{source.stat().st_size} {program} {used}"
     if target.exists() and stamp.exists() and stamp.read_text("utf-8") == made_of:
         return
     write_font(source, used, target)

@@ -1,4 +1,4 @@
-"""Let Lighthouse judge five pages of the built site; ``make lighthouse``.
+"""Let Lighthouse judge four pages of the built site; ``make lighthouse``.
 
 Serves _build/html as a project's pages are served and prints a Markdown table for CONTRIBUTING: scores
 as Lighthouse gives them for a slow phone, and what the page weighs as sent. The exit status is 1 when

@@ -103,6 +103,16 @@ def test_a_formula_is_drawn_together_about_its_middle(drawn, lettered):
     assert 0.8 < min(gaps) <= max(gaps) < 1
 
 
+def test_a_large_root_is_refused_in_words():
+    figure = plt.figure()
+    figure.text(0.2, 0.5, r"$\sqrt{d_k}$")
+    file = io.StringIO()
+    figure.savefig(file, format="svg")
+    plt.close(figure)
+    with pytest.raises(ValueError, match="a large '√'.*in place of"):
+        letter(file.getvalue())
+
+
 def test_a_figure_without_text_or_by_another_program_stays_as_it_is():
     for svg in ("<svg><path/></svg>", '<svg><text style="font-family: Arial">a</text></svg>'):
         assert letter(svg) == svg

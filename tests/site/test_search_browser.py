@@ -34,6 +34,7 @@ FIRST = {  # the page that must come first
     "convnext": "chapters/convnext",
     "shuffle net": "chapters/shufflenet",
     "vision transformer": "chapters/vit",
+    "cspnet": "chapters/cspnet",
     "evolution of cnns": "chapters/cnn_evolution",
     # a term, where it is explained
     "residual": "chapters/resnet",
@@ -56,6 +57,7 @@ FIRST = {  # the page that must come first
     "layer scale": "chapters/convnext",
     "channel shuffle": "chapters/shufflenet",
     "class token": "chapters/vit",
+    "cross stage": "chapters/cspnet",
     '"identity shortcut"': "chapters/resnet",
     # numbers and sizes
     "1×1": "chapters/nin",
