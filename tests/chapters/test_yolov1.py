@@ -191,16 +191,12 @@ def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss():
 
 def test_an_object_belongs_to_the_cell_of_its_centre():
     target = net.assign(scene([[8, 8, 24, 24], [40, 2, 48, 12], [0, 50, 4, 64]], [3, 1, 0]), 4)
-    assert (
-        target.labels[0].tolist()
-        == [
-            [-1, -1, 1, -1],
-            [3, -1, -1, -1],
-            [-1, -1, -1, -1],
-            [0, -1, -1, -1],
-        ]
-        or target.labels[0, 1, 1] == 3
-    )
+    assert target.labels[0].tolist() == [
+        [-1, -1, 1, -1],
+        [-1, 3, -1, -1],
+        [-1, -1, -1, -1],
+        [0, -1, -1, -1],
+    ]
     close(target.boxes[0, 1, 1], torch.tensor([0.0, 0.0, 0.25, 0.25]))
     close(target.boxes[0, 0, 2], torch.tensor([0.75, 7 / 16, 0.125, 10 / 64]))
     close(target.boxes[0, 3, 0], torch.tensor([0.125, 57 / 16 - 3, 4 / 64, 14 / 64]))
@@ -563,7 +559,7 @@ def test_training_lowers_the_loss_and_keeps_the_terms(monkeypatch):
     monkeypatch.setattr(torch.optim.lr_scheduler, "OneCycleLR", noted)
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Dropout(0), net.PerCell(6, outputs=14)).eval()
-    history = net.train(layers, inputs, target, steps=40, rate=0.05)
+    history = net.train(layers, inputs, target, steps=40, rate=0.05, batch=20)
     assert history.shape == (40, 5) and layers.training
     assert history[-5:].sum(1).mean() < history[:5].sum(1).mean() / 2
     (one,) = made

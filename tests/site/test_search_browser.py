@@ -35,6 +35,7 @@ FIRST = {  # the page that must come first
     "shuffle net": "chapters/shufflenet",
     "vision transformer": "chapters/vit",
     "cspnet": "chapters/cspnet",
+    "YOLOv1": "chapters/yolov1",
     "evolution of cnns": "chapters/cnn_evolution",
     # a term, where it is explained
     "residual": "chapters/resnet",
@@ -57,6 +58,7 @@ FIRST = {  # the page that must come first
     "layer scale": "chapters/convnext",
     "channel shuffle": "chapters/shufflenet",
     "class token": "chapters/vit",
+    "responsible box": "chapters/yolov1",
     "cross stage": "chapters/cspnet",
     '"identity shortcut"': "chapters/resnet",
     # numbers and sizes
