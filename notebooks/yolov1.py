@@ -56,8 +56,8 @@ ADDED = ((3, 1024, 1), (3, 1024, 2), (3, 1024, 1), (3, 1024, 1))
 def features(c_in: int, rows, *, norm=nn.Identity) -> nn.Sequential:
     """Convolutions, each followed by a leaky ReLU of slope 0.1, and maxima of 2x2.
 
-    Redmon et al. 2015, figure 3 and equation 2. norm: made for a number of channels; the
-    paper has none.
+    Redmon et al. 2015, figure 3 and equation 2. norm: made for a number of channels;
+    the paper has none.
     """
     layers = []
     for row in rows:
@@ -91,7 +91,7 @@ class Connected(nn.Module):
 
 # %% tags=["per-cell"]
 class PerCell(nn.Module):
-    """One linear map for every cell, a 1x1 convolution: (B, C, S, S) -> (B, S, S, outputs).
+    """One linear map for every cell: (B, C, S, S) -> (B, S, S, outputs).
 
     Not in the paper: YOLOv2 predicts so (Redmon and Farhadi 2016, section 2).
     """
@@ -109,8 +109,8 @@ class YOLOv1(nn.Module):
     """Convolutions, then one vector for each cell of an S x S grid.
 
     Redmon et al. 2015, section 2. Images (B, 3, size, size) ->
-    (B, S, S, 5 n_boxes + n_classes): of each box x, y, the roots of its width and height,
-    and its confidence; then the classes.
+    (B, S, S, 5 n_boxes + n_classes): of each box x, y, the roots of its width and
+    height, and its confidence; then the classes.
     """
 
     def __init__(self, backbone: nn.Module, added: nn.Module, *, head: nn.Module):
@@ -201,7 +201,7 @@ drawing.draw(network, image)
 class Target(NamedTuple):
     """What the cells should say: centre in the cell and sides in the image, the class.
 
-    boxes (B, S, S, 4), each value in 0..1. labels (B, S, S), -1 where there is no object.
+    boxes (B, S, S, 4), each value in 0..1. labels (B, S, S), -1 for no object.
     """
 
     boxes: Tensor
@@ -209,7 +209,7 @@ class Target(NamedTuple):
 
 
 def assign(found: boxes.Scenes, S: int) -> Target:
-    """Give each object to the cell of its centre; of several, the first listed has it."""
+    """Give each object to the cell of its centre; of several the first has it."""
     B, M, _ = found.boxes.shape
     size = found.images.shape[-1]
     low = found.boxes[..., :2]
@@ -247,7 +247,7 @@ def read(output: Tensor, n_boxes: int = 2) -> Prediction:
 
 
 def corners(centre: Tensor, sides: Tensor) -> Tensor:
-    """(B, S, S, n, 2), centres in their cells and sides in the image -> (B, S, S, n, 4).
+    """Centres in their cells, sides in the image (B, S, S, n, 2) -> (B, S, S, n, 4).
 
     Left, top, right and bottom, as shares of the image.
     """
@@ -313,7 +313,7 @@ class Terms(NamedTuple):
 
 
 def overlaps(guess: Prediction, target: Target) -> Tensor:
-    """IoU of each predicted box with its cell's object, without gradient: (B, S, S, n)."""
+    """IoU of each box with its cell's object, without gradient: (B, S, S, n)."""
     place = target.boxes.unsqueeze(3)  # (B, S, S, 1, 4)
     true = corners(place[..., :2], place[..., 2:])
     return iou(corners(guess.centre, guess.root**2), true).detach()
@@ -490,7 +490,7 @@ HEIGHT = 12.0
 
 
 def shapes_of(digits: Tensor) -> Tensor:
-    """Width and height (n, 2, 2) of pairs of digits whose longer side is HEIGHT pixels."""
+    """Width and height (n, 2, 2) of pairs of digits, the longer side HEIGHT pixels."""
     ink = scenes.ink_box(digits)
     shape = ink[..., 2:] - ink[..., :2]
     return shape * (HEIGHT / shape.amax(-1, keepdim=True))
@@ -556,7 +556,7 @@ SMALL_ADDED = ((3, 96, 2), (3, 96, 1))
 
 
 def small_yolo(size: int, *, n_classes: int, hidden: int = 256) -> YOLOv1:
-    """The paper's parts, narrow: a cell is 16 pixels wide, with two boxes; no dropout."""
+    """The paper's parts, narrow: cells of 16 pixels with two boxes; no dropout."""
     S = size // 16
     head = Connected(96, S, S=S, outputs=10 + n_classes, hidden=hidden)
     head.dropout = nn.Identity()
@@ -571,7 +571,7 @@ def small_yolo(size: int, *, n_classes: int, hidden: int = 256) -> YOLOv1:
 def train(
     layers, inputs: Tensor, target: Target, *, steps: int, rate: float, batch: int
 ) -> Tensor:
-    """Minimise the loss of layers(inputs) on random batches; its terms, step by step."""
+    """Minimise the loss of layers(inputs) on random batches; its terms by step."""
     optimizer = torch.optim.AdamW(
         layers.parameters(), lr=rate, weight_decay=1e-2, fused=True
     )
@@ -610,10 +610,10 @@ MIDDLES = range(14, 35, 2)
 
 
 def sliding(source, n: int, part: str) -> dict[str, Tensor]:
-    """n pairs of held-out digits, 1 px apart, each drawn at all MIDDLES on one background.
+    """n pairs of held-out digits, 1 px apart, each at all MIDDLES on one background.
 
-    "both", "first", "second": pictures (middles, n, 3, 48, 48) with the pair or one of it;
-    "boxes" (middles, n, 2, 4); "labels" (n, 2).
+    "both", "first", "second": pictures (middles, n, 3, 48, 48) of the pair or one
+    of it; "boxes" (middles, n, 2, 4); "labels" (n, 2).
     """
     generator = torch.Generator().manual_seed(0)
     x, y = zeros_and_ones(source, part)
@@ -637,8 +637,8 @@ def sliding(source, n: int, part: str) -> dict[str, Tensor]:
 def hits(network, images: Tensor, place: Tensor, labels: Tensor) -> Tensor:
     """Whether each box (n, 2) is found by each cell: (n, 2, S S), True or False.
 
-    A box of the network counts with its likeliest class, at a score of 0.2 and an IoU of
-    0.5 or more.
+    A box of the network counts with its likeliest class, at a score of 0.2 and an IoU
+    of 0.5 or more.
     """
     with evaluating(network):
         output = network(images.to(device)).cpu()
