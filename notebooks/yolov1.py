@@ -290,7 +290,9 @@ for box, label in zip(shown.boxes[pick], shown.labels[pick].tolist()):
         centre = low + sides / 2
         corner = centre // 16 * 16
         axes.add_patch(plt.Rectangle(low, *sides, fill=False, color="white"))
-        axes.add_patch(plt.Rectangle(corner, 16, 16, fill=False, color=boxes.FOUND))
+        axes.add_patch(
+            plt.Rectangle(corner, 16, 16, fill=False, color=boxes.FOUND, lw=2)
+        )
         axes.plot(*centre, "o", color=boxes.FOUND, markersize=5)
 axes.axis("off")
 plt.show()
@@ -683,10 +685,9 @@ for name in ("one", "two"):
     for key in ((), ("alone",), ("unlike",), ("alike",)):
         values = [missed[(number, name, *key)] for number in SEEDS]
         record_spread(".".join((name, *key)), values)
-        row.append(spread(values, ".1%"))
+        row.append(spread(values, ".0%"))
     rows.append(row)
-columns = ("their centres in", "missed", "missed, alone at the same place")
-columns = (*columns, "both found, two classes", "both found, one class")
+columns = ("centres in", "missed", "alone", "both, two classes", "both, one class")
 table(rows, columns)
 
 # %% tags=["slide-claims"]
