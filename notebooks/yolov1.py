@@ -252,9 +252,8 @@ def corners(centre: Tensor, sides: Tensor) -> Tensor:
     Left, top, right and bottom, as shares of the image.
     """
     S = centre.shape[1]
-    steps = torch.arange(S, device=centre.device)
-    row, column = torch.meshgrid(steps, steps, indexing="ij")
-    cell = torch.stack((column, row), dim=-1).unsqueeze(2)  # (S, S, 1, 2)
+    column = torch.arange(S, device=centre.device).expand(S, S)
+    cell = torch.stack((column, column.T), dim=-1).unsqueeze(2)  # (S, S, 1, 2)
     middle = (centre + cell) / S
     return torch.cat((middle - sides / 2, middle + sides / 2), dim=-1)
 

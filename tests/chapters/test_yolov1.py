@@ -214,6 +214,11 @@ def test_the_first_listed_has_the_cell():
     assert net.assign(absent, 4).labels[0, 0, 0] == 6
 
 
+def test_the_grid_is_as_wide_as_the_image():
+    found = scene([[8, 8, 24, 24]], [0])._replace(images=torch.zeros(1, 3, 96, 64))
+    assert net.assign(found, 4).labels[0, 1, 1] == 0
+
+
 def test_a_centre_on_the_far_edge_belongs_to_the_last_cell():
     target = net.assign(scene([[60, 60, 68, 68]], [2]), 4)
     assert target.labels[0, 3, 3] == 2
