@@ -35,7 +35,9 @@ FIRST = {  # the page that must come first
     "shuffle net": "chapters/shufflenet",
     "vision transformer": "chapters/vit",
     "evolution of cnns": "chapters/cnn_evolution",
+    "PANet": "chapters/panet",
     # a term, where it is explained
+    "adaptive feature pooling": "chapters/panet",
     "residual": "chapters/resnet",
     "degradations": "chapters/resnet",
     "shortcut": "chapters/resnet",
