@@ -56,12 +56,12 @@ def pyramid_reference(channels, c):
 # ---- the pyramid ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sides", [(40, 56), (41, 27)])
-def test_the_pyramid_does_what_that_of_torchvision_does(sides):
-    ours = net.FeaturePyramid(SMALL, 8)
-    theirs = pyramid_reference(SMALL, 8)
+@pytest.mark.parametrize(("sides", "n"), [((40, 56), 4), ((41, 27), 4), ((40, 24), 3)])
+def test_the_pyramid_does_what_that_of_torchvision_does(sides, n):
+    ours = net.FeaturePyramid(SMALL[:n], 8)
+    theirs = pyramid_reference(SMALL[:n], 8)
     networks.share_weights(ours, theirs)
-    maps = maps_of(*sides)
+    maps = maps_of(*sides)[:n]
     expected = theirs({str(k): x for k, x in enumerate(maps)}).values()
     for a, b in zip(ours(maps), expected, strict=True):
         close(a, b)
