@@ -173,6 +173,7 @@ def test_the_published_size_runs_forward_and_backward_on_the_meta_device():
     assert parameters_of(network) == expected
     plain = on_meta(net.panet, "resnet101", kind=net.FPN)
     assert not hasattr(plain, "path")
+    assert [conv.out_channels for conv in plain.pyramid.output] == 4 * [256]
     assert len(plain.trunk.stages[1]) == 23
     assert macs_of(network.trunk, 1, 3, 64, 64) == macs_of(resnet, 1, 3, 64, 64) - 2048 * 1000
 
