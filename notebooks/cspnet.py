@@ -167,8 +167,8 @@ def arrow_names(x: float, title: str, column: dict) -> dict:
     """Names at the arrows of a cross stage: both halves, and what T makes."""
     past = plots.COLOURS[1]
     nodes = {
-        f"{title} worked": diagrams.Node(x - 0.22, 1.0, "$x_0''$"),
-        f"{title} kept": diagrams.Node(x + 0.33, 1.0, "$x_0'$", colour=past),
+        f"{title} worked": diagrams.Node(x - 0.22, 1.0, "$x_0$″"),
+        f"{title} kept": diagrams.Node(x + 0.33, 1.0, "$x_0$′", colour=past),
     }
     if f"{title} T, 1×1" in column:
         y = column[f"{title} T, 1×1"].y + 0.31
@@ -177,7 +177,7 @@ def arrow_names(x: float, title: str, column: dict) -> dict:
 
 
 # %% tags=["stages-figure"] alt="Four columns from top to bottom. Dense: x0, a dense block, a 1x1 transition. Fusion first: x0 parts in two, x0'' goes into a dense block, x0' runs past the block as a coloured line and meets join, then U 1x1. Both: x0'' goes through a dense block and T 1x1, which makes xT; xT and x0' meet in join, then U 1x1. Fusion last: the same as both without U."
-axes = diagrams.sheet(4.05)
+axes = diagrams.sheet(3.85)
 COLUMNS = {
     "dense": ("1×1",),
     "fusion first": ("join", "U, 1×1"),
@@ -756,7 +756,7 @@ for name, split in SPLITS.items():
     paid[name] = (counting.parameters(network), counting.macs(network, image))
     shown = (moves, counting.parameters(stage), f"{stage_macs:.1f}")
     rows.append((name, *shown, paid[name][0], f"{paid[name][1] / 1e9:.3f}"))
-heads = ("split", "moved", "stage: parameters", "M MACs", "network", "G MACs")
+heads = ("split", "moved", "parameters, stage", "M MACs", "parameters, net", "G MACs")
 table(rows, heads)
 
 # %% tags=["split-claims"]
