@@ -1012,9 +1012,10 @@ for kind in ("untrained", "semi-hard"):
         found.append(nearest_is_same(maps[kind, number], WHO[FIVE]))
     record_spread(f"map.{kind.replace('-', '_')}", found)
     maps[kind] = found
-claim(min(maps["semi-hard"]) > max(maps["untrained"]), "neighbours: after above before")
+more = sum(maps["semi-hard"]) - sum(maps["untrained"])
+claim(more > 0, "on average of the seeds more pictures stand beside one of their person")
 
-# %% tags=["map-figure"] alt="Two maps, each with the numbers 0 to 4 ten times, a colour for each of the five people. Left, untrained: the numbers are largely mixed. Right, after training: more of them stand beside an equal one, and some people still overlap."
+# %% tags=["map-figure"] alt="Two maps, each with the numbers 0 to 4 ten times, a colour for each of the five people. Left, untrained: the numbers are largely mixed. Right, after training: they are more sorted by person, and some people still overlap."
 _, both = plt.subplots(1, 2, figsize=(5, 2.9))
 for axes, kind in zip(both, ("untrained", "semi-hard")):
     flat = maps[kind, 0]
