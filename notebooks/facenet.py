@@ -1013,7 +1013,7 @@ for kind in ("untrained", "semi-hard"):
     record_spread(f"map.{kind.replace('-', '_')}", found)
     maps[kind] = found
 more = sum(maps["semi-hard"]) - sum(maps["untrained"])
-claim(more > 0, "on average of the seeds more pictures stand beside one of their person")
+claim(more > 0, "on average more pictures stand beside one of their person")
 
 # %% tags=["map-figure"] alt="Two maps, each with the numbers 0 to 4 ten times, a colour for each of the five people. Left, untrained: the numbers are largely mixed. Right, after training: they are more sorted by person, and some people still overlap."
 _, both = plt.subplots(1, 2, figsize=(5, 2.9))
