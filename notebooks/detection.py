@@ -931,7 +931,28 @@ class TwoStage(nn.Module):
 # %% tags=["two-stage-shape"]
 seed(0)
 small = TwoStage(nn.Conv2d(3, 32, 16, 16), 32, shapes, d=64, K=10)
-[tuple(t.shape) for t in small(torch.randn(1, 3, 64, 112))]
+with torch.no_grad():
+    found = small(torch.randn(1, 3, 64, 112))
+[tuple(t.shape) for t in found]
+
+
+# %% tags=["detections"]
+def detections(regions: Tensor, classes: Tensor, offsets: Tensor, least: float = 0.05):
+    """Boxes, scores and classes, best first: NMS in each class; class 0 is background.
+
+    From what TwoStage returns; scores of at most `least` are dropped.
+    """
+    shares = classes.softmax(1)[:, 1:]  # (N, K)
+    t = offsets.unflatten(1, (-1, 4))[:, 1:]  # (N, K, 4)
+    region, kind = (shares > least).nonzero(as_tuple=True)
+    boxes = decode(t[region, kind], regions[region])
+    scores = shares[region, kind]
+    kept = ops.batched_nms(boxes, scores, kind, 0.5)
+    return boxes[kept], scores[kept], kind[kept] + 1
+
+
+# %% tags=["detections-shape"]
+[tuple(t.shape) for t in detections(*found)]
 
 # %% [markdown]
 # ## Average precision

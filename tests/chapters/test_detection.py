@@ -12,7 +12,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 from torchvision import ops
 from torchvision.models.detection import _utils as detection_utils
-from torchvision.models.detection import anchor_utils, faster_rcnn, rpn
+from torchvision.models.detection import anchor_utils, faster_rcnn, roi_heads, rpn
 
 import networks
 from loader import definitions
@@ -543,6 +543,30 @@ def test_odd_images_pass_and_the_map_gets_a_gradient():
     assert classes.shape == (len(regions), 5) and offsets.shape == (len(regions), 20)
     (classes.sum() + offsets.sum()).backward()
     assert network.trunk.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("least", [0.05, 0.2, 0.9])
+def test_detections_are_those_of_torchvisions_second_stage(least):
+    regions = some_boxes(60, 0, 100) + 500
+    classes = 3 * torch.randn(60, 5)
+    offsets = 0.2 * torch.randn(60, 20)
+    stage = roi_heads.RoIHeads(
+        *[None] * 3, 0.5, 0.5, 512, 0.25, (1.0, 1.0, 1.0, 1.0), least, 0.5, 1000
+    )
+    expected = stage.postprocess_detections(classes, offsets, [regions], [(2000, 2000)])
+    found = detection.detections(regions, classes, offsets, least)
+    for ours, theirs in zip(found, (part[0] for part in expected), strict=True):
+        networks.close(ours, theirs)
+    assert len(found[0]) > 0
+
+
+def test_scores_down_to_a_twentieth_are_kept():
+    regions = some_boxes(2)
+    classes = torch.tensor([[0.94, 0.06], [0.96, 0.04]]).log()
+    boxes, scores, kind = detection.detections(regions, classes, torch.zeros(2, 8))
+    networks.close(boxes, regions[:1])
+    networks.close(scores, torch.tensor([0.06]))
+    assert kind.tolist() == [1]
 
 
 # ---- average precision ---------------------------------------------------------------------------
