@@ -12,7 +12,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 from torchvision import ops
 from torchvision.models.detection import _utils as detection_utils
-from torchvision.models.detection import anchor_utils, faster_rcnn, rpn
+from torchvision.models.detection import anchor_utils, faster_rcnn, roi_heads, rpn
 
 import networks
 from loader import definitions
@@ -94,6 +94,12 @@ def test_corners_come_back_from_centre_and_size():
     networks.close(detection.from_logs(logs), a)
 
 
+def shape_term(a, b):
+    """The v of CIoU, from the angles of two diagonals."""
+    angles = [torch.atan2(box[2] - box[0], box[3] - box[1]) for box in (a, b)]
+    return 4 * (angles[0] - angles[1]) ** 2 / math.pi**2
+
+
 @pytest.mark.parametrize("name", EACH)
 def test_slopes_are_those_of_small_steps(name):
     """Central differences, in a place where every measure changes with all four numbers."""
@@ -102,11 +108,15 @@ def test_slopes_are_those_of_small_steps(name):
     p = torch.tensor([-0.1, 0.3, 1.5, 1.2], dtype=torch.float64)
 
     def loss(*change):
-        return 1 - measure(detection.corners(p + torch.tensor(change)), target)
+        box = detection.corners(p + torch.tensor(change))
+        if name == "ciou":  # its weight is a constant
+            return 1 - detection.diou(box, target) + weight * shape_term(box, target)
+        return 1 - measure(box, target)
 
+    here = detection.corners(p)
+    weight = shape_term(here, target)
+    weight = weight / (1 - ops.box_iou(here[None], target[None])[0, 0] + weight)
     e = 1e-4
-    if name == "ciou":  # its weight is a constant
-        return
     x = (loss(e, 0, 0, 0) - loss(-e, 0, 0, 0)) / (2 * e)
     y = (loss(0, e, 0, 0) - loss(0, -e, 0, 0)) / (2 * e)
     wide = 1.5 * e, 1.2 * e
@@ -131,23 +141,47 @@ def test_each_measure_sees_one_thing_more():
         assert [value > 1e-4 for value in found] == [True] * number + [False] * (3 - number)
 
 
-def test_the_first_step_of_the_centre_has_the_direction_of_small_steps():
+def test_the_first_push_of_a_centre_is_that_of_small_steps():
     p = torch.tensor([[-3.0, -1, 1, 0.8], [3, 0.2, 2, 2]], dtype=torch.float64)
     target = torch.tensor([[0.0, 0, 2, 1.5], [-1, -1, 1, 1]], dtype=torch.float64)
     e = 1e-5
     for name in ("giou", "diou"):
         measure = getattr(detection, name)
-        expected = []
-        for box, aim in zip(p, target):
-            rise = []
-            for axis in (0, 1):
-                step = e * torch.eye(4, dtype=torch.float64)[axis]
-                ends = [measure(detection.corners(box + s), aim) for s in (step, -step)]
-                rise.append(float(ends[0] - ends[1]) / (2 * e))
-            way = detection.centre(aim) - box[:2]
-            rise = torch.tensor(rise, dtype=torch.float64)
-            expected.append(torch.cosine_similarity(rise, way, dim=0))
-        networks.close(detection.first_turn(measure, p, target), torch.stack(expected))
+        expected = torch.zeros(2, 2, dtype=torch.float64)
+        for axis in (0, 1):
+            step = e * torch.eye(4, dtype=torch.float64)[axis]
+            ends = [measure(detection.corners(p + s), target) for s in (step, -step)]
+            expected[:, axis] = (ends[0] - ends[1]) / (2 * e)
+        networks.close(detection.first_push(measure, p, target), expected)
+
+
+def test_a_pull_takes_three_hundred_steps_at_a_rate_that_falls_to_zero():
+    """Half the squared distance as the loss: each step shrinks it by 1 less the rate."""
+    start = torch.tensor([[1.0, 2, 3, 4], [0, 1, 1, 5]], dtype=torch.float64)
+    target = torch.tensor([[0.0, 0, 1, 1], [2, 1, 1, 2]], dtype=torch.float64)
+
+    def measure(p, target):
+        return 1 - (p - target).square().sum(-1) / 2
+
+    found = detection.pull(measure, start, target, rate=0.02, box_of=lambda p: 1 * p)
+    left = start - target
+    expected = [start]
+    for step in range(300):
+        left = left * (1 - 0.02 * (1 - step / 300))
+        expected.append(target + left)
+    networks.close(found, torch.stack(expected))
+    assert not found.requires_grad
+    boxes = detection.pull(detection.diou, start, target, rate=0.1)
+    networks.close(boxes[0], detection.corners(start))
+    assert boxes.shape == (301, 2, 4)
+
+
+def test_medians_are_those_of_each_seed_alone():
+    n = detection.STARTS
+    first = torch.cat([torch.arange(n), 100 + torch.arange(n)])
+    overlaps = (torch.arange(400)[:, None] >= first).float() * 0.9
+    assert detection.medians(overlaps, 0.9) == [(n - 1) // 2, 100 + (n - 1) // 2]
+    assert detection.medians(overlaps, 0.95) == [math.inf, math.inf]
 
 
 def test_random_starts_do_not_touch_and_have_the_stated_sizes():
@@ -176,11 +210,6 @@ def test_random_starts_do_not_touch_and_have_the_stated_sizes():
 def test_steps_are_counted_until_the_first_that_is_enough():
     overlaps = torch.tensor([[0.0, 0.95, 0.1, 0.0], [0.9, 0.2, 0.3, 0.0], [0.1, 1.0, 0.89, 0.9]])
     assert detection.steps_until(overlaps, 0.9).tolist() == [1, 0, math.inf, 2]
-
-
-def test_steps_that_never_come_are_said_so():
-    assert detection.steps_text([math.inf, math.inf]) == "never"
-    assert detection.steps_text([1.0, 3.0]) == "2 (1 to 3)"
 
 
 # ---- suppression ---------------------------------------------------------------------------------
@@ -329,6 +358,14 @@ def test_offsets_are_those_of_torchvision_and_come_back():
 
 
 # ---- regions -------------------------------------------------------------------------------------
+
+
+def test_parts_of_a_region_are_rounded_outwards_and_end_with_the_map():
+    assert [detection.bounds(i, 2, 2, 5, 8) for i in (0, 1)] == [(2, 5), (4, 7)]
+    assert [detection.bounds(i, 3, 0, 9, 8) for i in (0, 1, 2)] == [(0, 3), (3, 6), (6, 8)]
+    assert detection.bounds(0, 2, -5, 4, 8) == (0, 0)
+    assert detection.bounds(1, 2, 9, 4, 8) == (8, 8)
+
 
 SIDES = [(7, 1 / 16), (2, 1 / 4), (3, 1.0)]
 
@@ -506,6 +543,30 @@ def test_odd_images_pass_and_the_map_gets_a_gradient():
     assert classes.shape == (len(regions), 5) and offsets.shape == (len(regions), 20)
     (classes.sum() + offsets.sum()).backward()
     assert network.trunk.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("least", [0.05, 0.2, 0.9])
+def test_detections_are_those_of_torchvisions_second_stage(least):
+    regions = some_boxes(60, 0, 100) + 500
+    classes = 3 * torch.randn(60, 5)
+    offsets = 0.2 * torch.randn(60, 20)
+    stage = roi_heads.RoIHeads(
+        *[None] * 3, 0.5, 0.5, 512, 0.25, (1.0, 1.0, 1.0, 1.0), least, 0.5, 1000
+    )
+    expected = stage.postprocess_detections(classes, offsets, [regions], [(2000, 2000)])
+    found = detection.detections(regions, classes, offsets, least)
+    for ours, theirs in zip(found, (part[0] for part in expected), strict=True):
+        networks.close(ours, theirs)
+    assert len(found[0]) > 0
+
+
+def test_scores_down_to_a_twentieth_are_kept():
+    regions = some_boxes(2)
+    classes = torch.tensor([[0.94, 0.06], [0.96, 0.04]]).log()
+    boxes, scores, kind = detection.detections(regions, classes, torch.zeros(2, 8))
+    networks.close(boxes, regions[:1])
+    networks.close(scores, torch.tensor([0.06]))
+    assert kind.tolist() == [1]
 
 
 # ---- average precision ---------------------------------------------------------------------------
