@@ -352,7 +352,7 @@ shapes = theirs.state_dict()
 values = ours.state_dict().values()
 theirs.load_state_dict({k: v.view_as(shapes[k]) for k, v in zip(shapes, values)})
 difference = checks.same_outputs(ours, theirs, torch.randn(1, 3, 96, 64))
-rows = [("Darknet-53, 96×64", "timm", f"{difference:.1e}")]
+rows = [("Darknet-53, 96×64", "timm", f"{difference:.2g}")]
 
 # %% tags=["equal-file"]
 small = checks.randomise_norms(small_yolov3(10))
