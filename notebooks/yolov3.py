@@ -308,8 +308,9 @@ for name, (build, side, parameters, floats) in sizes.items():
     claim(
         abs(2 * macs / 1e9 - billions[name]) < 0.006, f"{name} costs what Darknet says"
     )
-    record(f"{name}.parameters", counted)
-    record(f"{name}.macs", macs)
+    if name == "YOLOv3":
+        record("YOLOv3.parameters", counted)
+        record("YOLOv3.macs", macs)
     rows.append((name, side, counted, in_file, f"{macs / 1e9:.3f}"))
 table(rows, ("network", "side", "parameters", "floats in the file", "G MACs"))
 
@@ -350,9 +351,8 @@ theirs = with_slope(timm.create_model("darknet53"), 0.1)
 shapes = theirs.state_dict()
 values = ours.state_dict().values()
 theirs.load_state_dict({k: v.view_as(shapes[k]) for k, v in zip(shapes, values)})
-difference = checks.same_outputs(ours, theirs, torch.randn(2, 3, 96, 64))
-record("deviation", difference)
-rows = [("Darknet-53, 96×64", "timm", f"{difference:.1e}")]
+difference = checks.same_outputs(ours, theirs, torch.randn(1, 3, 96, 64))
+rows = [("Darknet-53, 96×64", "timm", f"{difference:.2g}")]
 
 # %% tags=["equal-file"]
 small = checks.randomise_norms(small_yolov3(10))
@@ -360,7 +360,7 @@ again = small_yolov3(10)
 with tempfile.TemporaryDirectory() as folder:
     darknet.save(small, Path(folder, "small.weights"))
     darknet.load(again, Path(folder, "small.weights"))
-x = torch.randn(2, 3, 64, 96)
+x = torch.randn(1, 3, 64, 96)
 with torch.no_grad(), evaluating(small, again):
     pairs = list(zip(small(x), again(x)))
 back = max(checks.deviation(a, b) for a, b in pairs)
@@ -567,7 +567,6 @@ found = detection_loss([raw], truth, scales)
 places, _ = every_box([raw], scales)
 overlaps = best_overlap(places, truth.boxes)[0]  # of row 0, column 0 first
 record("case.narrow", overlaps[0])
-record("case.square", overlaps[1])
 claim(
     overlaps[0] > 0.5, "the narrow anchor's box overlaps the object by more than half"
 )
@@ -621,7 +620,7 @@ record("file.images", darknet.load(TinyYOLOv3(), file))
 
 # %% [markdown]
 # Eight photographs that ship inside packages. What there is to be seen of the 80 classes was
-# written down before the network was asked.
+# written down by hand, after trials had shown detections on these photographs.
 
 # %% tags=["seen"]
 SEEN = {
@@ -690,6 +689,9 @@ silent = [len(answers[320, name].labels) == 0 for name in ("china", "flower", "r
 claim(all(silent), "nothing is said of three photographs")
 twice = answers[320, "motorcycle_left"].labels.tolist()
 claim(len(twice) == 2, "the motorbike is found twice")
+for side in hits:
+    labels = answers[side, "coffee"].labels.tolist()
+    claim(labels == [classes.index("cup")], f"spoon and table are missed at {side}")
 missed = [len(answers[416, name].labels) == 0 for name in ("chelsea", "astronaut")]
 claim(all(missed), "cat and astronaut are missed at 416 pixels")
 record("there", sum(len(seen) for seen in SEEN.values()))
@@ -842,7 +844,8 @@ def of_one_class(found: list, part: boxes.Scenes) -> tuple[list, boxes.Scenes]:
 # %% tags=["result"]
 LIMITS = (16, 22)  # of the longer side: small below, large above
 kinds = len(crowded.classes)
-test = scenes.source(64).fixed("test", 300)
+both = scenes.source(64).fixed("test", 600)
+test = boxes.Scenes(*(part[300:] for part in both))  # the others were seen in trials
 found = find_all(network, test, DIGIT_SCALES)
 scored = boxes.average_precision(found, test, classes=kinds, sides=LIMITS)
 anything = boxes.average_precision(*of_one_class(found, test), classes=1)
@@ -850,21 +853,19 @@ scored["mAP@0.5, whatever the class"] = anything["mAP@0.5"]
 rows = [(name, f"{value:.2f}") for name, value in scored.items()]
 record("digits.anything", anything["mAP@0.5"])
 record("digits.half", scored["mAP@0.5"])
-record("digits.strict", scored["mAP@0.5:0.95"])
-claim(anything["mAP@0.5"] > scored["mAP@0.5"], "places are learnt before classes")
+claim(
+    anything["mAP@0.5"] > scored["mAP@0.5"], "more counts as right without the classes"
+)
 table(rows, ("measure", f"{len(test.images)} test scenes"))
 
 # %% tags=["result-costs"]
 record("steps", STEPS)
 record("small.parameters", counting.parameters(network))
-with torch.device("meta"):
-    built = small_yolov3(10)
-    record("small.macs", counting.macs(built, torch.empty(1, 3, 64, 64)))
 
 # %% [markdown]
 # ## What it finds and what it misses
 #
-# The first four test scenes, and of the first hundred the four with the most mistakes.
+# The first four of these scenes, and of the first hundred the four with the most mistakes.
 
 
 # %% tags=["mistakes"]
@@ -925,18 +926,33 @@ for index, scale in enumerate(DIGIT_SCALES):
     rows.append((str(scale.stride), *numbers))
 names = ("mAP@0.5", "small", "medium", "large")
 rows.append(("all three", *(f"{scored[name]:.2f}" for name in names)))
+table(rows, ("stride of the head", "all", "below 16", "16 to 22", "above 22"))
+
+# %% tags=["alone-claims"]
 alone_best = max(values["mAP@0.5"] for values in by_head.values())
 claim(alone_best < scored["mAP@0.5"], "all three heads reach more than any of them")
-table(rows, ("stride of the head", "all", "below 16", "16 to 22", "above 22"))
+for name, stride in (("small", 4), ("medium", 8), ("large", 8)):
+    ahead = max(by_head, key=lambda other: by_head[other][name])
+    claim(ahead == stride, f"the head of stride {stride} leads alone: {name}")
+large = by_head[8]["large"]
+claim(large > scored["large"], "on large digits the middle head alone is ahead of all")
+corners = test.boxes[(test.labels >= 0) & ~test.ignored]
+size = corners[:, 2:] - corners[:, :2]
+best = best_anchor(size[size.amax(1) > LIMITS[1]], shapes.float()) // 3
+middle = (best == 1).double().mean().item()
+claim(large > middle + 0.2, "the middle head finds more than it is responsible for")
+record("large.middle", large)
+record("large.all", scored["large"])
+record("large.share", middle)
 
 # %% [markdown]
 # ## What we saw
 #
 # - The counts are those of the published files, to the last float.
-# - The authors' weights find what they should in photographs, and nothing that is not there;
-#   they miss what fills a picture. Large objects are found by the coarse head, small ones by
-#   the fine head.
-# - Trained on digits, each of the three heads leads at the sizes of its anchors.
+# - The authors' weights find most of what is to be seen in eight photographs, and nothing
+#   that is not there. The coarse head scores higher at large sizes, the fine one at small.
+# - Trained on digits, three heads together reach more than any alone. Alone, the finest leads
+#   on small digits, the middle one on all others.
 
 # %% [markdown]
 # ## Solutions
@@ -982,15 +998,14 @@ for name in ("hopper", "astronaut", "coffee"):
 table(rows, ("photograph", "IoU, anchors 1, 2, 3", "IoU, anchors 0, 1, 2"))
 
 # %% tags=["solution-3"]
-larger = scenes.source(96).fixed("test", 100)
+larger = scenes.source(96).fixed("test", 60)
 found = find_all(network, larger, DIGIT_SCALES)
 at_96 = boxes.average_precision(found, larger, classes=kinds)
 
 # %% tags=["solution-3-result"]
-record("at96", at_96["mAP@0.5"])
 table(
-    [(f"{at_96['mAP@0.5']:.2f}", f"{scored['mAP@0.5']:.2f}")],
-    ("96 pixels", "64 pixels"),
+    [(len(larger.images), f"{at_96['mAP@0.5']:.2f}")],
+    ("scenes of 96 pixels", "mAP@0.5"),
 )
 
 
@@ -1011,8 +1026,9 @@ def with_mirror(network, x: Tensor, scales) -> boxes.Detections:
 
 # %% tags=["solution-4-result"]
 rows = []
-for name in SEEN:
+for name in ("coffee", "hopper", "motorcycle_left"):
     x = within(pictures[name], 320, 320).to(device)
     twice = with_mirror(tiny, x, TINY_SCALES)
     rows.append((name, in_words(answers[320, name]), in_words(twice)))
+claim(classes.index("person") in twice.labels, "a person is seen at the motorbike")
 table(rows, ("photograph", "as it is", "with its mirror image"))
