@@ -2,6 +2,7 @@
 
 import gzip
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -115,17 +116,10 @@ def patches(size: int = 32) -> Data:
     """
     if workbench.PROFILE == "full":
         return complete("CIFAR10", size)
-    files = []
-    for name, sha256 in SKIMAGE_PHOTOGRAPHS:
-        files.append(archives.package_file("skimage", f"data/{name}", sha256))
-    for name, sha256 in SKLEARN_PHOTOGRAPHS:
-        files.append(
-            archives.package_file("sklearn", f"datasets/images/{name}", sha256)
-        )
     workbench.sources.append(
         "patches of ten photographs from the packages scikit-image and scikit-learn"
     )
-    pictures = [read_picture(file) for file in files]
+    pictures = photographs()
     rng = np.random.default_rng(2012)
     parts = []
     for start, stop, n in ((0.0, 0.6, 300), (0.6, 0.7, 50), (0.7, 1.0, 100)):
@@ -133,7 +127,19 @@ def patches(size: int = 32) -> Data:
         order = torch.from_numpy(rng.permutation(len(x)))
         y = torch.arange(len(pictures)).repeat_interleave(n)
         parts.append((x[order].float().div(255), y[order]))
-    return as_data(parts, [file.stem for file in files], size, channels=3)
+    names = [Path(name).stem for name, _ in SKIMAGE_PHOTOGRAPHS + SKLEARN_PHOTOGRAPHS]
+    return as_data(parts, names, size, channels=3)
+
+
+def photographs() -> list[Tensor]:
+    """The ten photographs that `patches` cuts from, colours 0..255 (3, H, W) each."""
+    files = []
+    for name, sha256 in SKIMAGE_PHOTOGRAPHS:
+        files.append(archives.package_file("skimage", f"data/{name}", sha256))
+    for name, sha256 in SKLEARN_PHOTOGRAPHS:
+        place = f"datasets/images/{name}"
+        files.append(archives.package_file("sklearn", place, sha256))
+    return [read_picture(file) for file in files]
 
 
 def read_picture(file) -> Tensor:

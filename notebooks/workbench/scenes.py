@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import workbench
-from workbench import annotated, archives, images
+from workbench import annotated, images
 from workbench.boxes import Scenes
 
 SPANS = {"train": (0.0, 0.5), "validation": (0.5, 0.75), "test": (0.75, 1.0)}
@@ -45,7 +45,10 @@ class DigitScenes:
         self.most = most
         self.classes = digits.classes
         self.digits = dict(zip(SPANS, digits[:3]))
-        self.photographs = photographs()
+        self.photographs = images.photographs()
+        workbench.sources.append(
+            "ten photographs from the packages scikit-image and scikit-learn"
+        )
 
     def fixed(self, part: str, n: int) -> Scenes:
         """The first n scenes of "train", "validation" or "test", always the same ones, on the CPU."""
@@ -149,17 +152,3 @@ def covered(a: Tensor, b: Tensor) -> Tensor:
     areas = [(x[..., 2:] - x[..., :2]).prod(-1) for x in (a, b)]
     smaller = torch.minimum(*areas).clamp(min=1e-6)
     return shape.clamp(min=0).prod(-1) / smaller
-
-
-def photographs() -> list[Tensor]:
-    """The ten photographs that ``images.patches`` cuts from, (3, H, W) of 0..255 each."""
-    files = []
-    for name, sha256 in images.SKIMAGE_PHOTOGRAPHS:
-        files.append(archives.package_file("skimage", f"data/{name}", sha256))
-    for name, sha256 in images.SKLEARN_PHOTOGRAPHS:
-        file = f"datasets/images/{name}"
-        files.append(archives.package_file("sklearn", file, sha256))
-    workbench.sources.append(
-        "ten photographs from the packages scikit-image and scikit-learn"
-    )
-    return [images.read_picture(file) for file in files]

@@ -15,7 +15,7 @@ RESTS_ON = {
     "images": {"archives"},
     "boxes": {"plots"},
     "annotated": {"boxes"},
-    "scenes": {"annotated", "archives", "boxes", "images"},
+    "scenes": {"annotated", "boxes", "images"},
     "tracing": {"counting"},
     "drawing": {"plots", "tracing"},
     "diagrams": {"plots"},
