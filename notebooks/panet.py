@@ -179,7 +179,7 @@ for k in range(2, 6):
         nodes[f"{letter}{k}"] = diagrams.Node(
             x, 0.75 * (5 - k) + 0.6, f"${letter}_{k}$", 0.7
         )
-for words, x in (("trunk", 0.7), ("top down", 2.5), ("bottom up", 4.3)):
+for words, x in (("trunk", 0.7), ("pyramid", 2.5), ("second way up", 4.3)):
     nodes[words] = diagrams.Node(x, 0.2, words, weight="bold")
 up = [(f"C{k}", f"C{k + 1}") for k in (2, 3, 4)]
 down = [(f"P{k + 1}", f"P{k}") for k in (2, 3, 4)]
@@ -340,6 +340,18 @@ def response(function, c2: Tensor, step: Tensor, *, share: float = SHARE) -> Ten
 def norms(x: Tensor) -> Tensor:
     """Of each image, (B, 1, 1, 1)."""
     return x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+
+
+# %% [markdown]
+# By hand: a ReLU reads two values. The second is off, so the derivative along (1, 1)
+# leaves it out; a step of a tenth wakes it.
+
+# %% tags=["waking"]
+two = torch.tensor([1.0, -0.05])
+foretold = torch.tensor([1.0, 0.0])
+change = torch.relu(two + 0.1) - torch.relu(two)
+torch.testing.assert_close(change, torch.tensor([0.1, 0.05]))
+record("waking", F.cosine_similarity(foretold, change, dim=0))
 
 
 # %% [markdown]
@@ -744,7 +756,7 @@ for number in SEEDS:
 usual = [[moved[head, "sides", n].median() for n in SEEDS] for head in HEADS]
 claim(max(usual[0]) < min(usual[1]), "elsewhere the head of all levels changes more")
 
-# %% tags=["jump-figure"] alt="Change of a head's features when a box grows by 4 pixels, against the side of the box, bands of three seeds. The line of the head that reads one level lies low but for a single high peak at 224 pixels. The line of the head that reads all levels stays low everywhere."
+# %% tags=["jump-figure"] alt="Change of a head's features when a box grows by 4 pixels, against the side of the box, bands of three seeds. The line of the head that reads one level lies low but for a single high peak between 220 and 224 pixels. The line of the head that reads all levels stays low everywhere."
 _, axes = plt.subplots(figsize=(5, 2.8))
 middle = (sides[:-1] + 2).tolist()
 for head, colour in zip(HEADS, plots.COLOURS):
@@ -932,8 +944,9 @@ claim(layer[0].std(0).max() < 1e-5, "it says the same for all classes")
 #
 # - The second way up has 8 convolutions; through the trunk there are 5 to 41, because
 #   ResNet's shortcuts make short paths, too.
-# - The derivative by the trunk is larger, and holds for small changes only. By the
-#   second way up the top level changes as the derivative foretells.
+# - The derivative by the trunk is larger, and for a step of a tenth it holds less than
+#   that by the second way up. At an equal change foretold the second way up is not
+#   ahead.
 # - A head that reads all levels has no jump where the FPN changes the level.
 
 # %% [markdown]
@@ -993,6 +1006,11 @@ for trunk in TRUNKS:
         found = [shares[trunk, share, way] for way in ("by_trunk", "by_path")]
         rows.append((TRUNKS[trunk], f"{share:.1%}", *(f"{c:.3f}" for c in found)))
         claim(found[0] < found[1], f"{trunk}, {share}: less as foretold by the trunk")
+claim(shares["lite0", 0.01, "by_trunk"] > 0.95, "Lite0, 1%: nearly as foretold")
+claim(shares["resnet", 0.01, "by_trunk"] < 0.7, "ResNet, 1%: not so")
+for trunk in TRUNKS:
+    claim(shares[trunk, 0.3, "by_trunk"] < 0.6, f"{trunk}, 30%: far from it")
+    claim(shares[trunk, 0.3, "by_path"] > 0.8, f"{trunk}, 30%: nearer by the new way")
 table(rows, ("trunk", "step", "trunk, to N5", "second way up"))
 
 # %% tags=["solution-4"]
