@@ -188,7 +188,7 @@ record("head.share", counting.parameters(network.head) / total)
 record("head.macs", counting.macs(network.head, parts[2][2]) / macs)
 table(rows, ("part", "convolutions", "output", "parameters", "G MACs"))
 
-# %% tags=["drawn"] alt="YOLOv1 from top to bottom, with output shape and parameters at the right: an input of 3x448x448, then one by one the convolutions and maxima of the backbone, whose maps shrink to 14 pixels a side while the channels grow to 1024. One block stands for the four added convolutions, with maps of 7 pixels a side, and one for the head, which has most of the parameters and gives a grid of 7x7x30."
+# %% tags=["drawn"] alt="YOLOv1 from top to bottom, with output shape and parameters at the right: an input of 3x448x448, then the convolutions and maxima of the backbone, whose maps shrink to 14 pixels a side while the channels grow to 1024. One block stands for the four added convolutions, with maps of 7 pixels a side, and one for the head, which has most of the parameters and gives a grid of 7x7x30."
 drawing.draw(network, image)
 
 # %% [markdown]
