@@ -188,7 +188,7 @@ record("head.share", counting.parameters(network.head) / total)
 record("head.macs", counting.macs(network.head, parts[2][2]) / macs)
 table(rows, ("part", "convolutions", "output", "parameters", "G MACs"))
 
-# %% tags=["drawn"] alt="YOLOv1 from top to bottom, with output shape and parameters at the right: an input of 3x448x448, then stages of convolutions and maxima whose maps shrink to 7 pixels a side while the channels grow to 1024, two linear layers, of which the first has most of the parameters, and a grid of 7x7x30."
+# %% tags=["drawn"] alt="YOLOv1 from top to bottom, with output shape and parameters at the right: an input of 3x448x448, then the convolutions and maxima of the backbone, whose maps shrink to 14 pixels a side while the channels grow to 1024. One block stands for the four added convolutions, with maps of 7 pixels a side, and one for the head, which has most of the parameters and gives a grid of 7x7x30."
 drawing.draw(network, image)
 
 # %% [markdown]
@@ -348,7 +348,7 @@ def loss_terms(
 # ## A case by hand
 #
 # Four cells, one object in the first one, two classes. Box 1 is 0.2 of a cell too far to
-# the right and too low; box 2 stands right and is far too narrow.
+# the right and too flat; box 2 stands right and is far too narrow.
 
 # %% tags=["hand"]
 one = boxes.Scenes(
@@ -715,9 +715,10 @@ for number in SEEDS:
 record("pairs.together", together.double().mean().item())
 record("pairs.shown", len(labels))
 
-# %% tags=["slide-figure"] alt="Share of digits found against the place of the pair's middle, from 14 to 34 pixels, with dotted lines at the borders of cells, 16 and 32. The line for a digit alone stays high. The line for pairs lies below it and sinks where the middle is near 24, the centre of a cell, where both digits are in one cell."
+# %% tags=["slide-figure"] alt="Share of digits found against the place of the pair's middle, from 14 to 34 pixels, with dotted lines at the borders of cells, 16 and 32. The line for a digit alone changes little. The line for pairs lies below it everywhere and sinks where the middle is near 24, the centre of a cell, where both digits are in one cell."
 _, axes = plt.subplots()
 ends = {}
+means = {}
 for name, colour in (("alone", plots.COLOURS[0]), ("in a pair", plots.COLOURS[1])):
     runs = []
     for number in SEEDS:
@@ -727,9 +728,13 @@ for name, colour in (("alone", plots.COLOURS[0]), ("in a pair", plots.COLOURS[1]
         else:
             found = seen[number, "both"].any(-1)
         runs.append(found.double().view(len(MIDDLES), -1).mean(1))
+    means[name] = torch.stack(runs).mean(0)
     ends[name] = plots.seed_band(axes, list(MIDDLES), torch.stack(runs), colour)
-lowest = int(torch.stack(runs).mean(0).argmin())
+single, paired = means.values()
+lowest = int(paired.argmin())
 claim(MIDDLES[lowest] == 24, "pairs are found least in the middle of a cell")
+claim((paired < single).all(), "the line for pairs lies below at each place")
+claim(2 * (single.max() - single.min()) < paired.max() - paired.min(), "it moves more")
 for border in (16, 32):
     axes.axvline(border, color=plots.QUIET, linestyle=":")
 axes.set(xlabel="middle of the pair, px", ylabel="share of digits found", ylim=(0, 1))
@@ -800,9 +805,10 @@ maps = torch.cat(maps)
 target = Target(*[torch.cat(part) for part in zip(*targets)])
 
 RATES = {"connected": 2e-3, "per cell": 8e-3}
+RUNS = {"connected": SEEDS[:1], "per cell": SEEDS}
 detectors = {}
-for number in SEEDS:
-    for kind, rate in RATES.items():
+for kind, rate in RATES.items():
+    for number in RUNS[kind]:
         seed(number)
         network = small_yolo(64, n_classes=n_classes)
         if kind == "per cell":
@@ -810,6 +816,13 @@ for number in SEEDS:
         layers = nn.Sequential(network.added, network.head)
         train(layers, maps, target, steps=250, rate=rate, batch=32)
         detectors[kind, number] = layers
+
+
+# %% tags=["ranged"]
+def ranged(values: list[float], form: str) -> str:
+    """Mean and ends over several seeds; of one seed its value alone."""
+    return spread(values, form) if len(values) > 1 else f"{values[0]:{form}}"
+
 
 # %% tags=["result"]
 record("pretrained", sum(accuracy[-20:]) / 20)
@@ -822,20 +835,20 @@ reached = {}
 for kind in RATES:
     scores = [
         boxes.average_precision(found[kind, number], test, classes=n_classes)
-        for number in SEEDS
+        for number in RUNS[kind]
     ]
     name = kind.replace(" ", "-")
     for measure, short in (("mAP@0.5", "half"), ("mAP@0.5:0.95", "strict")):
         reached[kind, short] = [one[measure] for one in scores]
         record_spread(f"{name}.{short}", reached[kind, short])
     size = counting.parameters(detectors[kind, 0][1])
-    values = [spread(reached[kind, short], ".3f") for short in ("half", "strict")]
-    rows.append((kind, size, *values))
+    values = [ranged(reached[kind, short], ".3f") for short in ("half", "strict")]
+    rows.append((kind, len(RUNS[kind]), size, *values))
 for short in ("half", "strict"):
     least = min(reached["per cell", short])
     most = max(reached["connected", short])
     claim(least > most, "one linear map for all cells reaches more")
-table(rows, ("head", "parameters", "mAP@0.5", "mAP@0.5:0.95"))
+table(rows, ("head", "seeds", "parameters", "mAP@0.5", "mAP@0.5:0.95"))
 
 # %% [markdown]
 # What goes wrong, in the manner of figure 4 of the paper: of each scene the best
@@ -872,17 +885,20 @@ def kinds(found: list[boxes.Detections], truth: boxes.Scenes) -> list[float]:
 # %% tags=["kinds-result"]
 rows = []
 for kind in RATES:
-    shares = [kinds(found[kind, number], test) for number in SEEDS]
+    shares = [kinds(found[kind, number], test) for number in RUNS[kind]]
     by_kind = list(zip(*shares))
     name = kind.replace(" ", "-")
     for what, values in zip(KINDS, by_kind):
         record_spread(f"{name}.{what}", values)
     if kind == "per cell":
-        least = min(by_kind[1])
-        claim(least > max(by_kind[2]), "boxes are misplaced more often than misnamed")
-        claim(least > max(by_kind[3]), "boxes are misplaced more often than invented")
+        others = max(by_kind[2]) + max(by_kind[3])
+        claim(min(by_kind[1]) > others, "most mistakes are misplaced boxes")
+        claim(min(by_kind[2]) > max(by_kind[3]), "more are misnamed than invented")
         claim(max(by_kind[3]) < 0.05, "hardly a box lies on bare background")
-    rows.append((kind, *[spread(values, ".0%") for values in by_kind]))
+    else:
+        apart = abs(by_kind[1][0] - by_kind[2][0])
+        claim(apart < 0.15, "about as many are misnamed as misplaced")
+    rows.append((kind, *[ranged(values, ".0%") for values in by_kind]))
 table(rows, ("head", *KINDS))
 
 # %% tags=["chosen"]
@@ -902,7 +918,7 @@ chosen = order[::-1][:4] + order[:4]
 claim(right[order[-4]] > 0.99, "in the upper row all digits are found")
 claim(right[order[3]] < 0.01, "in the lower row none is found")
 
-# %% tags=["pictures"] alt="Eight test scenes in two rows, white boxes around the digits, yellow boxes for what was found, with class and score. In the upper row a yellow box lies on each digit. In the lower row yellow boxes are missing, are shifted or too large, or name another digit."
+# %% tags=["pictures"] alt="Eight test scenes in two rows, white boxes around the digits, yellow boxes for what was found, with class and score. In the upper row a yellow box lies on each digit, on some digits more than one. In the lower row yellow boxes are missing, are shifted or too large, or name another digit."
 parts = [test.images, test.boxes, test.labels, test.ignored]
 shown = boxes.Scenes(*[part[chosen] for part in parts])
 boxes.show(shown, [sure[i] for i in chosen], source.classes)
@@ -914,8 +930,8 @@ boxes.show(shown, [sure[i] for i in chosen], source.classes)
 #   they are the same.
 # - Of two digits of different classes one cell never tells both; the same pairs are found
 #   more often when the border of two cells runs between them.
-# - The linear layers hold most of the parameters and learn each cell for itself; one map
-#   for all cells reaches a higher mAP with the same training.
+# - The linear layers hold most of the parameters and have weights of their own for each
+#   cell; one map for all cells reaches a higher mAP in as many steps.
 
 # %% [markdown]
 # ## Solutions
@@ -938,8 +954,9 @@ for overlap in (0.3, 0.5, 1.0):
     by_overlap[overlap] = precision["mAP@0.5"]
 
 # %% tags=["solution-2-result"]
-claim(by_overlap[0.5] > by_overlap[1.0], "without NMS the mAP is lower")
-record("nms.gain", by_overlap[0.5] - by_overlap[1.0])
+change = max(by_overlap.values()) - min(by_overlap.values())
+claim(change < 0.05, "on this network the limit changes little")
+record("nms.change", change)
 rows = [(str(overlap), f"{value:.3f}") for overlap, value in by_overlap.items()]
 table(rows, ("largest IoU of two boxes of a class", "mAP@0.5"))
 

@@ -586,3 +586,8 @@ def test_a_backbone_learns_to_name_digits():
     assert len(accuracy) == 30
     assert sum(accuracy[-5:]) > 1.5 * sum(accuracy[:5])
     assert not torch.equal(before, backbone[0].weight)
+
+
+def test_one_seed_is_shown_without_a_range():
+    assert net.ranged([0.25], ".2f") == "0.25"
+    assert net.ranged([0.25, 0.75], ".2f") == "0.50 (0.25 to 0.75)"
