@@ -14,7 +14,7 @@ from networks import close, macs_of, on_meta, parameters_of
 
 net = definitions("cspnet")
 
-# Parameters of timm, for CSPDarknet-53 of the authors' weight file, too; G MACs at 224 of mmpretrain.
+# Parameters of timm; G MACs at 224 of mmpretrain.
 PUBLISHED = {
     "cspresnet50": (21_616_168, 3.48),
     "cspresnext50": (20_569_896, 3.11),
@@ -82,7 +82,7 @@ def test_a_stage_costs_its_weights_times_the_pixels(kind):
     assert macs_of(stage, 1, c, 7, 5) == 35 * (layers + extra[kind])
 
 
-def test_torchvision_gives_the_same_for_a_whole_dense_block():
+def test_a_dense_block_gives_the_shape_of_one_of_torchvision_with_bottlenecks():
     from torchvision.models.densenet import _DenseBlock
 
     ours = on_meta(net.DenseBlock, 64, 32, depth=6)
@@ -98,6 +98,11 @@ def test_an_uneven_stage_works_on_what_does_not_pass_by(kept):
     worked = by_hand(stage.transition, block_by_hand(stage.block, x[:, kept:]))
     close(stage(x), by_hand(stage.fuse, torch.cat((x[:, :kept], worked), 1)))
     assert stage(x).shape == (2, 13, 5, 7)
+
+
+def test_an_uneven_stage_past_which_half_goes_is_the_cross_stage():
+    cross, uneven = net.CrossDenseStage(8, 6, depth=3), net.UnevenStage(8, 6, depth=3, kept=4)
+    networks.same_function(uneven, cross, torch.randn(2, 8, 5, 7))
 
 
 # ---- the measures --------------------------------------------------------------------------------
@@ -198,14 +203,22 @@ def test_a_small_network_of_cross_stages_learns_a_batch():
 
 @pytest.mark.parametrize(
     ("kind", "parameters", "macs"),
-    [("DenseStage", 36_434, 862_028), ("CrossDenseStage", 26_286, 645_308)],
+    [
+        ("DenseStage", 36_434, 862_028),
+        ("FusionFirst", 26_370, 643_148),
+        ("CrossDenseStage", 26_286, 645_308),
+        ("FusionLast", 23_862, 592_300),
+    ],
 )
 def test_small_networks_have_the_size_of_a_sum_by_hand(kind, parameters, macs):
     total, cost, c, pixels = 3 * 16 * 9 + 2 * 30 + 310, 3 * 16 * 9 * 64 + 300, 16, 64
     for _ in range(3):
         read = c if kind == "DenseStage" else c // 2
         sizes = [(read + 8 * k, 8, 9) for k in range(4)]
-        sizes.append((read + 32, (c + 32) // 2 if kind == "DenseStage" else 16, 1))
+        if kind in ("DenseStage", "FusionFirst"):
+            sizes.append((c + 32, (c + 32) // 2, 1))
+        else:
+            sizes.append((read + 32, 16, 1))
         if kind == "CrossDenseStage":
             sizes.append((c // 2 + 16, (c + 32) // 2, 1))
         total += sum(a * b * area + 2 * a for a, b, area in sizes)
@@ -314,6 +327,20 @@ def test_one_convolution_cut_in_two_is_two_convolutions():
         part.load_state_dict({n: t[own] if t.ndim else t for n, t in state.items()})
     x = torch.randn(2, 6, 5, 3)
     close(two(x), one(x))
+
+
+def test_the_blocks_of_the_backbones_are_as_many_and_as_wide_as_the_chapter_says():
+    depths = {
+        "cspresnet50": [3, 3, 5, 2],
+        "cspresnext50": [3, 3, 5, 2],
+        "cspdarknet53": [1, 2, 8, 8, 4],
+    }
+    for name, expected in depths.items():
+        assert [len(stage.blocks) for stage in on_meta(getattr(net, name)).stages] == expected
+    for name, wider in (("cspresnet50", 2), ("cspresnext50", 1)):
+        for stage in on_meta(getattr(net, name)).stages:
+            first, _, last = stage.blocks[0].branch
+            assert last[0].out_channels == wider * first[0].out_channels
 
 
 def test_the_split_of_the_paper_has_no_weights_and_needs_whole_halves():

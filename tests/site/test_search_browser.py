@@ -40,7 +40,9 @@ FIRST = {  # the page that must come first
     "evolution of cnns": "chapters/cnn_evolution",
     "feature pyramid": "chapters/fpn",
     "yolov3": "chapters/yolov3",
+    "PANet": "chapters/panet",
     # a term, where it is explained
+    "adaptive feature pooling": "chapters/panet",
     "residual": "chapters/resnet",
     "degradations": "chapters/resnet",
     "shortcut": "chapters/resnet",
