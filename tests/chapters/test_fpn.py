@@ -188,6 +188,15 @@ def test_a_digit_is_found_at_places_of_its_level_within_a_stride():
     assert not (found[1] == 1).any()  # where there is no digit
 
 
+@pytest.mark.parametrize(("middle", "centres"), [(30.0, [30]), (31.0, [30, 34])])
+def test_a_digit_takes_the_centres_less_than_one_stride_away_across_and_down(middle, centres):
+    box = torch.tensor([[[middle - 10, middle - 10, middle + 10, middle + 10]]])
+    where = fpn.places(64)
+    found = fpn.assign(box, torch.tensor([[3]]), where)[0]
+    rows = where[found >= 0].tolist()
+    assert sorted(rows) == [[x, y, 4] for x in centres for y in centres]
+
+
 def test_of_two_digits_a_place_takes_the_nearer_one():
     box = torch.tensor([[[10.0, 8, 30, 28], [13.0, 8, 33, 28]]])  # centres at 20 and 23
     found = fpn.assign(box, torch.tensor([[1, 2]]), where := fpn.places(64))[0]
