@@ -15,7 +15,6 @@ from torchvision.ops.poolers import LevelMapper
 import networks
 from loader import definitions
 from networks import macs_of, on_meta, parameters_of
-from workbench import boxes
 from workbench.scenes import Scenes
 
 fpn = definitions("fpn")
@@ -189,6 +188,15 @@ def test_a_digit_is_found_at_places_of_its_level_within_a_stride():
     assert not (found[1] == 1).any()  # where there is no digit
 
 
+@pytest.mark.parametrize(("middle", "centres"), [(30.0, [30]), (31.0, [30, 34])])
+def test_a_digit_takes_the_centres_less_than_one_stride_away_across_and_down(middle, centres):
+    box = torch.tensor([[[middle - 10, middle - 10, middle + 10, middle + 10]]])
+    where = fpn.places(64)
+    found = fpn.assign(box, torch.tensor([[3]]), where)[0]
+    rows = where[found >= 0].tolist()
+    assert sorted(rows) == [[x, y, 4] for x in centres for y in centres]
+
+
 def test_of_two_digits_a_place_takes_the_nearer_one():
     box = torch.tensor([[[10.0, 8, 30, 28], [13.0, 8, 33, 28]]])  # centres at 20 and 23
     found = fpn.assign(box, torch.tensor([[1, 2]]), where := fpn.places(64))[0]
@@ -278,6 +286,47 @@ def test_a_detector_fits_one_batch(kind):
     assert losses[-1] < losses[0] / 10
 
 
+def test_training_lowers_the_loss_of_what_it_is_given(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setitem(fpn.train.__globals__, "STEPS", 60)
+    monkeypatch.setitem(fpn.train.__globals__, "BATCH", 2)
+    detector = fpn.Detector(fpn.FeaturePyramid, 10).to(fpn.device)
+    maps = [torch.randn(2, c, s, s) for c, s in zip(CHANNELS, (16, 8, 4))]
+    box, labels = digits()
+    where = fpn.places(64)
+    digit = fpn.assign(box, labels, where)
+
+    def loss():
+        with torch.no_grad():
+            raw = detector([m.to(fpn.device) for m in maps]).cpu()
+        return fpn.detection_loss(raw, box, labels, digit, where).item()
+
+    first = loss()
+    fpn.train(detector, maps, Scenes(torch.zeros(2, 3, 64, 64), box, labels, torch.zeros(2, 2)))
+    assert loss() < first / 4
+
+
+def test_every_scene_has_its_own_sure_detections_without_doubles():
+    where = fpn.places(64)
+
+    def detector(maps):
+        (numbers,) = maps
+        raw = torch.full((len(numbers), len(where), 4 + 3), -9.0)
+        raw[..., :4] = 0
+        for row, number in zip(raw, numbers.long().tolist(), strict=True):
+            row[number, 4 + 1] = 2.0  # one anchor for each scene
+            row[number + 16, 4 + 1] = 1.0  # the one below, which overlaps it by more than a half
+            row[number, 4 + 2] = -2.3  # below 0.1
+        return raw.to(numbers.device)
+
+    found = fpn.find(detector, [torch.arange(120)])
+    assert len(found) == 120
+    for number, one in enumerate(found):
+        networks.close(one.boxes, fpn.decode(torch.zeros(1, 4), where[number, None]))
+        networks.close(one.scores, torch.tensor([2.0]).sigmoid())
+        assert one.labels.tolist() == [1]
+
+
 def test_another_pyramid_takes_over_the_trained_layers():
     detector = fpn.Detector(fpn.FeaturePyramid, 7)
     other = fpn.with_pyramid(detector, fpn.SeparateLevels)
@@ -338,16 +387,6 @@ def test_a_linear_layer_reads_what_it_was_fitted_to():
     shifted = torch.tensor([[0.0, 0, 0], [1, 1, 0], [9, 9, 9]]).double()  # last row: the bias
     assert fpn.read(torch.ones(1, 2), torch.cat([shifted[:2], shifted[2:] * 0])).tolist() == [0]
     assert fpn.read(torch.zeros(1, 2), torch.eye(3).double()).tolist() == [2]
-
-
-def test_only_sure_detections_are_shown():
-    three = boxes.Detections(
-        torch.arange(12.0).view(3, 4), torch.tensor([0.9, 0.4, 0.39]), torch.tensor([1, 2, 3])
-    )
-    kept = fpn.sure(three)
-    assert kept.labels.tolist() == [1, 2]
-    assert kept.boxes.shape == (2, 4)
-    assert fpn.sure(three, 0.5).scores.tolist() == pytest.approx([0.9])
 
 
 # ---- on ResNet-50 (last, as they take longest) --------------------------------------------------
@@ -413,6 +452,10 @@ def test_the_reach_of_a_row_of_convolutions_is_what_the_sum_by_hand_gives():
         columns += (depth - 1) * 2 * stride
         expected.append(columns + 2 * stride)  # and the 3x3 of the pyramid
     assert fpn.reach(network, 1024) == expected
+    # The 3x3 covers pixels of two neighbours of C5, which reach as far as P5 less its own 3x3.
+    path = fpn.averaging(fpn.ResNetPyramid(fpn.thin_resnet50(), d=4))
+    two = expected[3] - 2 * 32 + 32
+    assert fpn.reach(path, 1024) == [two, two, two, expected[3]]
     assert network(torch.ones(1, 3, 32, 64))[0].shape[-2:] == (8, 16)
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
