@@ -879,7 +879,7 @@ def kinds(found: list[boxes.Detections], truth: boxes.Scenes) -> list[float]:
                 counts[2] += 1
             else:
                 counts[3] += 1
-    return (counts / counts.sum()).tolist()
+    return (counts / counts.sum().clamp(min=1)).tolist()
 
 
 # %% tags=["kinds-result"]
