@@ -225,14 +225,17 @@ def test_a_picture_of_a_chapter_only_adorns_and_has_its_dark_twin(visit):
         assert {"only-dark", "plate"} & set(shown[0].get_attribute("class").split())
 
 
-def test_the_first_view_has_the_sentence_two_buttons_and_the_map(visit):
+def test_the_first_view_has_the_sentence_two_buttons_and_the_maps_first_part(visit):
     for width in (1300, 1920):
         page = visit("real", width).page
         assert page.locator("article p").first.bounding_box()["y"] < 200
         start, to_map = page.locator(".buttons a").all()
         assert start.get_attribute("href") == "chapters/lenet.html"
-        box = page.locator(".map-plot").bounding_box()
-        assert box["y"] + box["height"] < 900
+        assert page.locator(".map-plot").bounding_box()["y"] < 350
+        names = page.locator(".map-part").first.locator(".map-network > a, .map-overview > a")
+        boxes = [name.bounding_box() for name in names.all()]
+        assert len(boxes) > 15  # the first part is whole; those below it come with scrolling
+        assert max(box["y"] + box["height"] for box in boxes) < 900
         to_map.click()
         page.wait_for_function("() => location.hash === '#map'")
 
