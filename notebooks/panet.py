@@ -963,7 +963,8 @@ by_hand = (shortest, longest, number_of_paths)
 counted = (min(paths), max(paths), sum(paths.values()))
 claim(by_hand == counted, "by hand as on the graph")
 table(
-    [("by hand", *by_hand), ("counted", *counted)], ("", "shortest", "longest", "paths")
+    [("by hand", *by_hand), ("counted", *counted)],
+    ("made", "shortest", "longest", "paths"),
 )
 
 

@@ -433,7 +433,7 @@ record("hand.pair", pair_overlap)
 claim(len(found.boxes) == 2, "both boxes of the cell stay at an overlap of 0.5")
 strict = boxes.select(place[0], scores[0], least=0.15, overlap=0.1)
 claim(len(strict.boxes) == 1, "with 0.1 allowed only the better box stays")
-table(rows, ("", "left, top, right, bottom", "score, class 0", "score, class 1"))
+table(rows, ("box", "left, top, right, bottom", "score, class 0", "score, class 1"))
 
 # %% [markdown]
 # ## What a perfect network could say
