@@ -704,16 +704,11 @@ ACCEPTED = {
 # %% tags=["photographs"]
 def photographs() -> dict[str, Tensor]:
     """The photographs that ACCEPTED names, colours (3, H, W) in 0..1."""
-    files = {"hopper": None}
-    for name, sha256 in images.SKIMAGE_PHOTOGRAPHS:
-        files[name[:-4]] = archives.package_file("skimage", f"data/{name}", sha256)
-    for name, sha256 in images.SKLEARN_PHOTOGRAPHS:
-        path = f"datasets/images/{name}"
-        files[name[:-4]] = archives.package_file("sklearn", path, sha256)
+    pictures = {}
+    for name, picture in images.photographs().items():
+        pictures[name] = picture.float().div(255)
     sources.append("photographs from the packages scikit-image and scikit-learn")
-    pictures = {"hopper": images.photograph(512, 512)[0]}
-    for name in ACCEPTED.keys() - pictures.keys():
-        pictures[name] = images.read_picture(files[name]).float().div(255)
+    pictures["hopper"] = images.photograph(512, 512)[0]
     return {name: pictures[name] for name in ACCEPTED}
 
 

@@ -2,7 +2,6 @@
 
 import gzip
 import math
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -123,23 +122,23 @@ def patches(size: int = 32) -> Data:
     rng = np.random.default_rng(2012)
     parts = []
     for start, stop, n in ((0.0, 0.6, 300), (0.6, 0.7, 50), (0.7, 1.0, 100)):
-        x = torch.stack([cut(p, start, stop, rng) for p in pictures for _ in range(n)])
+        cuts = [cut(p, start, stop, rng) for p in pictures.values() for _ in range(n)]
+        x = torch.stack(cuts)
         order = torch.from_numpy(rng.permutation(len(x)))
         y = torch.arange(len(pictures)).repeat_interleave(n)
         parts.append((x[order].float().div(255), y[order]))
-    names = [Path(name).stem for name, _ in SKIMAGE_PHOTOGRAPHS + SKLEARN_PHOTOGRAPHS]
-    return as_data(parts, names, size, channels=3)
+    return as_data(parts, pictures, size, channels=3)
 
 
-def photographs() -> list[Tensor]:
-    """The ten photographs that `patches` cuts from, colours 0..255 (3, H, W) each."""
+def photographs() -> dict[str, Tensor]:
+    """The ten photographs that `patches` cuts from, by name, colours 0..255 (3, H, W) each."""
     files = []
     for name, sha256 in SKIMAGE_PHOTOGRAPHS:
         files.append(archives.package_file("skimage", f"data/{name}", sha256))
     for name, sha256 in SKLEARN_PHOTOGRAPHS:
         place = f"datasets/images/{name}"
         files.append(archives.package_file("sklearn", place, sha256))
-    return [read_picture(file) for file in files]
+    return {file.stem: read_picture(file) for file in files}
 
 
 def read_picture(file) -> Tensor:

@@ -45,7 +45,7 @@ class DigitScenes:
         self.most = most
         self.classes = digits.classes
         self.digits = dict(zip(SPANS, digits[:3]))
-        self.photographs = images.photographs()
+        self.photographs = list(images.photographs().values())
         workbench.sources.append(
             "ten photographs from the packages scikit-image and scikit-learn"
         )
