@@ -60,7 +60,7 @@ bibtex_bibfiles = ["references.bib"]
 bibtex_default_style = bibtex_reference_style = "book"
 bibtex_cite_id = "{key}"  # an address that stays: bibliography.html#he2016deep
 
-search_weights = {"index": 0.2, "status": 0.1, "bibliography": 0.05}
+search_weights = {"index": 0.4, "status": 0.1, "bibliography": 0.05}
 search_sections = {"architecture": 2, "what-came-next": 0.5, "exercises": 0.5, "reading-list": 0.5}
 
 # The electronic book. Its identifier stays the same from edition to edition.
