@@ -34,6 +34,7 @@ from torchvision.ops.poolers import LevelMapper
 
 from workbench import claim, device, record, record_spread, seed, sources, spread, table
 from workbench import archives, boxes, checks, counting, diagrams, plots, scenes
+from workbench import training
 
 # %% [markdown]
 # ## The path down
@@ -624,9 +625,7 @@ def train(detector: Detector, maps: list[Tensor], part) -> None:
     optimizer = torch.optim.AdamW(
         detector.parameters(), RATE, weight_decay=1e-2, fused=True
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, RATE, total_steps=STEPS, pct_start=0.2, cycle_momentum=False
-    )
+    schedule = training.one_cycle(optimizer, STEPS)
     epochs = math.ceil(STEPS * BATCH / len(digit))
     order = torch.cat([torch.randperm(len(digit)) for _ in range(epochs)]).to(device)
     for chosen in order[: STEPS * BATCH].split(BATCH):

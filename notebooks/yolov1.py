@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from workbench import claim, device, evaluating, record, record_spread, seed
 from workbench import spread, table
-from workbench import boxes, counting, drawing, plots, scenes
+from workbench import boxes, comparison, counting, drawing, plots, scenes, training
 
 SEEDS = (0, 1, 2)
 
@@ -576,9 +576,7 @@ def train(
     optimizer = torch.optim.AdamW(
         layers.parameters(), lr=rate, weight_decay=1e-2, fused=True
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rate, total_steps=steps, pct_start=0.25, cycle_momentum=False
-    )
+    schedule = training.one_cycle(optimizer, steps, rising=0.25)
     layers.train()
     history = []
     for _ in range(steps):
@@ -756,9 +754,7 @@ def pretrain(backbone: nn.Module, *, steps: int, rate: float = 4e-3) -> list[flo
     optimizer = torch.optim.AdamW(
         layers.parameters(), lr=rate, weight_decay=1e-2, fused=True
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rate, total_steps=steps, pct_start=0.25, cycle_momentum=False
-    )
+    schedule = training.one_cycle(optimizer, steps, rising=0.25)
     accuracy = []
     for batch in scenes.DigitScenes(32, most=1).batches(steps, 64):
         images = batch.images.contiguous(memory_format=torch.channels_last)
@@ -849,6 +845,14 @@ for short in ("half", "strict"):
     most = max(reached["connected", short])
     claim(least > most, "one linear map for all cells reaches more")
 table(rows, ("head", "seeds", "parameters", "mAP@0.5", "mAP@0.5:0.95"))
+
+# %% tags=["comparison"]
+for kind, name in (("connected", "comparison"), ("per cell", "per-cell")):
+    layers = detectors[kind, 0]
+    network = nn.Sequential(backbone, layers)
+    comparison.compare(
+        network, lambda x, layers=layers: detect(layers, maps_of(backbone, x)), name
+    )
 
 # %% [markdown]
 # What goes wrong, in the manner of figure 4 of the paper: of each scene the best

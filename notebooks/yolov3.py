@@ -32,8 +32,8 @@ from torch.nn import functional as F
 from torchvision import ops
 
 from workbench import claim, device, evaluating, record, seed, sources, table
-from workbench import annotated, archives, boxes, checks, counting, darknet, diagrams
-from workbench import images, plots, scenes, training
+from workbench import annotated, archives, boxes, checks, comparison, counting, darknet
+from workbench import diagrams, images, plots, scenes, training
 
 # %% [markdown]
 # ## Darknet-53
@@ -856,6 +856,11 @@ table(rows, ("measure", f"{len(test.images)} test scenes"))
 # %% tags=["result-costs"]
 record("steps", STEPS)
 record("small.parameters", counting.parameters(network))
+
+# %% tags=["comparison"]
+comparison.compare(
+    network, lambda x: find_all(network, test._replace(images=x), DIGIT_SCALES)
+)
 
 # %% [markdown]
 # ## What it finds and what it misses

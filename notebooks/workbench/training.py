@@ -52,14 +52,16 @@ def fit(
     return history
 
 
-def one_cycle(optimizer, steps: int) -> torch.optim.lr_scheduler.OneCycleLR:
-    """A schedule: up from a twenty-fifth of the optimiser's rate for a fifth of the steps.
+def one_cycle(
+    optimizer, steps: int, *, rising: float = 0.2
+) -> torch.optim.lr_scheduler.OneCycleLR:
+    """A schedule: up from a twenty-fifth of the optimiser's rate for a share `rising` of the steps.
 
     Then the rate falls along a cosine to about nothing. Step it once per batch.
     """
     rate = optimizer.param_groups[0]["lr"]
     return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rate, total_steps=steps, pct_start=0.2, cycle_momentum=False
+        optimizer, rate, total_steps=steps, pct_start=rising, cycle_momentum=False
     )
 
 

@@ -15,6 +15,7 @@ RESTS_ON = {
     "images": {"archives"},
     "boxes": {"plots"},
     "annotated": {"boxes"},
+    "comparison": {"boxes", "counting", "scenes"},
     "scenes": {"annotated", "boxes", "images"},
     "tracing": {"counting"},
     "drawing": {"plots", "tracing"},
@@ -24,6 +25,11 @@ RESTS_ON = {
 
 def parts(files) -> set[str]:
     return {Path(file).stem for file in files}
+
+
+def reached(part: str) -> set[str]:
+    """A part and all that it rests on."""
+    return {part}.union(*(reached(other) for other in RESTS_ON.get(part, ())))
 
 
 def record(folder: Path, code: str):
@@ -38,10 +44,7 @@ def record(folder: Path, code: str):
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_imports_workbench_itself_and_what_it_rests_on(part):
     files, _ = Folder(NOTEBOOKS).closure({("workbench", part)})
-    expected = {"__init__", part} | RESTS_ON.get(part, set())
-    for other in RESTS_ON.get(part, ()):
-        expected |= RESTS_ON.get(other, set())
-    assert parts(files) == expected
+    assert parts(files) == {"__init__"} | reached(part)
 
 
 @pytest.mark.parametrize(

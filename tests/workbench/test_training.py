@@ -34,6 +34,8 @@ def test_the_rate_of_one_cycle_rises_for_a_fifth_of_the_steps_and_falls_to_about
     assert max(rates) == rates[3] == pytest.approx(0.1)
     assert rates[-1] < 1e-5
     assert optimizer.param_groups[0]["momentum"] == 0.9
+    half = training.one_cycle(torch.optim.SGD([torch.zeros(1)], lr=0.1), 20, rising=0.5)
+    assert half._schedule_phases[0]["end_step"] == 9
 
 
 def test_evaluate_counts_right_answers():
