@@ -105,6 +105,18 @@ def test_an_uneven_stage_past_which_half_goes_is_the_cross_stage():
     networks.same_function(uneven, cross, torch.randn(2, 8, 5, 7))
 
 
+def test_names_stand_left_and_right_of_a_column_and_behind_t():
+    T = net.diagrams.Node(3.0, 2.0, "T, 1×1")
+    names = net.arrow_names(3.0, "both", {"both T, 1×1": T})
+    places = {key: (round(node.x, 2), round(node.y, 2)) for key, node in names.items()}
+    assert places == {
+        "both worked": (2.78, 1.0),
+        "both kept": (3.33, 1.0),
+        "both made": (2.78, 2.31),
+    }
+    assert len(net.arrow_names(3.0, "first", {})) == 2
+
+
 # ---- the measures --------------------------------------------------------------------------------
 
 

