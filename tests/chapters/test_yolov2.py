@@ -316,7 +316,7 @@ def test_medians_are_not_drawn_by_one_far_box():
 
 def test_sizes_are_those_of_objects_that_count():
     truth = scenes_of(
-        [[[1.0, 2, 5, 9], [0, 0, 0, 0]], [[3, 3, 9, 4], [1, 1, 2, 2]]], [[3, -1], [1, 2]]
+        [[[1.0, 2, 5, 9], [0, 0, 0, 0]], [[3, 3, 9, 4], [1, 1, 2, 2]]], [[0, -1], [1, 2]]
     )
     truth.ignored[1, 1] = True
     assert net.sizes_in(truth).tolist() == [[4, 7], [6, 1]]
