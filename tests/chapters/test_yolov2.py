@@ -333,6 +333,16 @@ def test_sizes_are_those_of_objects_that_count():
     assert source.drawn == torch.rand(())
 
 
+def test_the_anchors_by_hand_are_those_of_the_yolov3_chapter():
+    scales = definitions("yolov3").DIGIT_SCALES
+    assert sum((scale.anchors for scale in scales), ()) == net.V3
+    found = [anchors[[1, 4, 7]].tolist() for anchors in net.BY_HAND.values()]
+    assert found[:2] == [[[side] * 2 for side in sides] for sides in ((8, 16, 32), (12, 18, 28))]
+    close(found_third := net.BY_HAND["those of the YOLOv3 chapter"], torch.tensor(net.V3).float())
+    assert len(found_third) == 9
+    assert {5, 9} < set(net.COUNTS)
+
+
 def test_nine_anchors_of_three_areas_and_three_ratios():
     found = net.three_by_three((4.0, 8.0, 10.0))
     assert found.shape == (9, 2)
@@ -488,6 +498,16 @@ def test_the_loss_of_a_case_worked_by_hand():
     assert loose[2].item() == pytest.approx(expected[2].item() + 3 * change / 2, rel=1e-5)
 
 
+def test_losses_of_several_objects_add_up():
+    places = [[[0.0, 0, 16, 20], [16, 16, 32, 32]]]
+    both = scenes_of(places, [[2, 1]])
+    raw = torch.zeros(1, 16, 2, 2)
+    found = net.detection_loss(raw, both, two_anchors())
+    size = (math.log(0.8) ** 2 + 2 * math.log(0.8) ** 2) / 2
+    expected = torch.tensor([0.125**2, size, 8 * math.log(2), 2 * math.log(3)])
+    close(found, expected)
+
+
 def test_a_box_on_an_object_is_left_out_above_0_6_unless_it_is_responsible():
     scale = net.Scale(32, ((16, 16), (16, 10.5), (16, 9.5)))  # overlaps of .66 and .59
     truth = scenes_of([[[8.0, 8, 24, 24]]], [[0]])
@@ -518,6 +538,21 @@ def test_the_centre_error_is_a_distance_in_pixels():
     raw[0, 7] = 0.3  # the wide anchor moves 6 pixels
     found = net.centre_error(raw, truth, two_anchors(), net.free)
     assert found.item() == pytest.approx((4 + math.hypot(1, 6)) / 2, rel=1e-5)
+
+
+def test_the_first_steps_are_noted_before_they_are_taken(monkeypatch):
+    monkeypatch.setitem(net.begin.__globals__, "source", type("S", (), {"classes": "abc"}))
+    truth = scenes_of([[[4.0, 4, 16, 20]], [[10, 8, 26, 28]]], [[1], [2]])
+    truth = truth._replace(images=torch.rand(2, 3, 32, 32))
+    scale = net.Scale(8, ((12, 16), (16, 20)))
+    torch.manual_seed(0)
+    network = net.small_yolov2(3, 2).to(net.device).train()
+    first = net.centre_error(network(truth.images), truth, scale, net.direct)
+    torch.manual_seed(0)
+    found = net.begin([truth] * 12, scale, net.direct, rate=0.02)
+    assert found.shape == (12,)
+    close(found[0], first)
+    assert found[-1] < found[0] / 2
 
 
 def test_the_loss_reaches_all_parameters_and_one_batch_is_fitted(monkeypatch):
@@ -617,7 +652,9 @@ TREE = (("a", "b", "c", "d", "e", "f"), (-1, -1, 0, 0, 0, 3))
 def test_the_children_of_a_node():
     tree = net.Tree(*TREE)
     assert [tree.children(node) for node in (-1, 0, 1, 3)] == [[0, 1], [2, 3, 4], [], [5]]
-    assert net.THINGS.children(2) == [6, 7]
+    names = [[net.THINGS.names[k] for k in net.THINGS.children(n)] for n in range(-1, 8)]
+    found = [["animal", "vehicle"], ["dog", "cat"], ["car", "boat"], ["terrier", "husky"]]
+    assert names == [*found, [], [], [], [], []]
     assert all(parent < node for node, parent in enumerate(net.THINGS.parents))
 
 
@@ -630,6 +667,7 @@ def test_probabilities_multiply_along_the_path():
     expected[:, 2:5] *= given[:, :1]
     expected[:, 5] = expected[:, 3]
     close(net.tree_logs(x, tree).exp(), expected)
+    close(net.tree_logs(x.view(2, 1, 6), tree).exp(), expected.view(2, 1, 6))
     loss = net.tree_loss(x, torch.tensor([4, 0]), tree)
     assert loss.item() == pytest.approx(-(math.log(3 / 8) + math.log(1 / 2)) / 2, rel=1e-5)
 
