@@ -744,7 +744,8 @@ axes.axhline(guess, color=plots.QUIET, linewidth=1, linestyle=":")
 lines = {}
 for name, colour in zip(places_of, (plots.COLOURS[1], plots.COLOURS[0])):
     curves = torch.stack([starts[1e-3, name, number] for number in SEEDS])
-    lines[name] = plots.seed_band(axes, range(1, FIRST + 1), curves, colour)
+    steps = range(1, curves.shape[1] + 1)
+    lines[name] = plots.seed_band(axes, steps, curves, colour)
 axes.set(xlim=(0, FIRST + 7), ylim=(0, None), xlabel="step", ylabel="pixels off")
 plots.label_ends(axes, lines, (plots.COLOURS[1], plots.COLOURS[0]))
 axes.set_axisbelow(True)
@@ -815,7 +816,7 @@ def train(network, batches, scale, *, steps: int, rate: float = 8e-3) -> list[fl
 
 
 # %% tags=["headline"]
-STEPS = 350
+STEPS = 400
 crowded = scenes.source(64, most=8)  # up to eight digits to learn from
 seed(0)
 network = small_yolov2(len(crowded.classes)).to(device)
@@ -878,7 +879,7 @@ record("flawless", counts.count(0))
 worst = sorted(range(100), key=counts.__getitem__)[-4:]
 claim(counts.count(0) > 0 and min(counts[i] for i in worst) > 0, "both kinds are there")
 
-# %% tags=["scenes-figure"] alt="Eight small scenes of coloured digits on dim photographs. White boxes outline the digits, yellow boxes with a class and a score the detections. In the lower four there are digits without a yellow box, or with one of another class."
+# %% tags=["scenes-figure"] alt="Eight small scenes of coloured digits on dim photographs. White boxes outline the digits, yellow boxes with a class and a score the detections. In the lower four there are digits without a yellow box, with one of another class, or with more than one."
 shown = [0, 1, 2, 3, *worst]
 picked = boxes.Scenes(*(part[shown] for part in hundred))
 boxes.show(picked, [found[i] for i in shown], crowded.classes, columns=4)
