@@ -15,6 +15,7 @@ from networks import close, macs_of, on_meta, parameters_of
 from workbench import boxes, darknet
 
 net = definitions("yolov2")
+assert net.BY_HAND  # loaded here and not in a test, on the meta device
 
 PUBLISHED = {  # parameters, floats of the weight file, BFLOPs of Darknet at this side
     "darknet19": (20_842_376, 20_856_776, 5.582, 224),
