@@ -15,7 +15,6 @@ from networks import close, macs_of, on_meta, parameters_of
 from workbench import boxes, darknet
 
 net = definitions("yolov2")
-assert net.BY_HAND  # loaded here and not in a test, on the meta device
 
 PUBLISHED = {  # parameters, floats of the weight file, BFLOPs of Darknet at this side
     "darknet19": (20_842_376, 20_856_776, 5.582, 224),
@@ -31,6 +30,12 @@ BUILD = {
     "tiny": lambda: net.yolov2_tiny(),
     "yolo9000": lambda: net.yolo9000(),
 }
+
+
+@pytest.fixture(autouse=True)
+def loaded():
+    """The notebook's constants are made here and not on the meta device, by the first that asks."""
+    assert net.BY_HAND
 
 
 def scenes_of(places, labels, *, ignored=None, size=32):
