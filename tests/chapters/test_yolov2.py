@@ -555,10 +555,29 @@ def test_the_first_steps_are_noted_before_they_are_taken(monkeypatch):
     network = net.small_yolov2(3, 2).to(net.device).train()
     first = net.centre_error(network(truth.images), truth, scale, net.direct)
     torch.manual_seed(0)
-    found = net.begin([truth] * 12, scale, net.direct, rate=0.02)
-    assert found.shape == (12,)
+    found = net.begin([truth] * 40, scale, net.direct)
+    assert found.shape == (40,)
     close(found[0], first)
-    assert found[-1] < found[0] / 2
+    assert found[-1] < 0.8 * found[0]
+    torch.manual_seed(0)
+    other = net.begin([truth] * 2, scale, net.direct, loss_of=net.in_anchors)
+    close(other[0], first)
+    assert other[1] != found[1]
+
+
+def test_an_error_in_anchors_is_smaller_by_their_sizes():
+    truth = scenes_of([[[0.0, 0, 16, 20], [0, 0, 0, 0]], [[0.0, 0, 0, 0]] * 2], [[2, -1], [-1, -1]])
+    raw = torch.zeros(2, 16, 2, 2)
+    raw[0, 8:10, 0, 0] = torch.tensor([0.5, -0.25])  # of 20 pixels each
+    for place, offset in (
+        (net.free, (8 + 10, 8 - 5)),
+        (net.direct, (16 / (1 + math.exp(-0.5)), 16 / (1 + math.exp(0.25)))),
+    ):
+        usual = net.detection_loss(raw, truth, two_anchors(), place)
+        found = net.in_anchors(raw, truth, two_anchors(), place)
+        close(found[1:], usual[1:], 0)
+        error = ((offset[0] - 8) / 20) ** 2 + ((offset[1] - 10) / 20) ** 2
+        assert found[0].item() == pytest.approx(error / 2, rel=1e-5)
 
 
 def test_the_loss_reaches_all_parameters_and_one_batch_is_fitted(monkeypatch):
