@@ -554,8 +554,15 @@ def test_the_first_steps_are_noted_before_they_are_taken(monkeypatch):
     torch.manual_seed(0)
     network = net.small_yolov2(3, 2).to(net.device).train()
     first = net.centre_error(network(truth.images), truth, scale, net.direct)
+    made = []
+    real = torch.optim.SGD
+    monkeypatch.setattr(
+        torch.optim, "SGD", lambda *given, **how: made.append(real(*given, **how)) or made[-1]
+    )
     torch.manual_seed(0)
     found = net.begin([truth] * 40, scale, net.direct)
+    set_to = made[0].param_groups[0]
+    assert [set_to[name] for name in ("lr", "momentum", "weight_decay")] == [1e-3, 0.9, 5e-4]
     assert found.shape == (40,)
     close(found[0], first)
     assert found[-1] < 0.8 * found[0]
