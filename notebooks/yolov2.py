@@ -462,8 +462,9 @@ for k in (3, 5):
     values = [measured[name, k] for name in distances]
     rows.append((k, *(spread(value, ".3f") for value in values)))
 claim(min(measured["IoU", 3]) > max(measured["squares", 3]), "IoU is ahead with three")
-apart = min(measured["IoU", 5]) > max(measured["squares", 5])
-claim(not apart, "with five the ranges touch")
+by_seed = torch.tensor(measured["squares", 5])
+gap = sum(measured["IoU", 5]) / len(SEEDS) - by_seed.mean()
+claim(abs(gap) < by_seed.max() - by_seed.min(), "with five they differ as seeds do")
 table(rows, ("anchors", "k-means on IoU", "k-means on squares"))
 
 # %% [markdown]
