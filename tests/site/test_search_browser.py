@@ -39,6 +39,7 @@ FIRST = {  # the page that must come first
     "YOLOv1": "chapters/yolov1",
     "evolution of cnns": "chapters/cnn_evolution",
     "feature pyramid": "chapters/fpn",
+    "YOLOv2": "chapters/yolov2",
     "yolov3": "chapters/yolov3",
     "PANet": "chapters/panet",
     # a term, where it is explained
@@ -64,6 +65,8 @@ FIRST = {  # the page that must come first
     "channel shuffle": "chapters/shufflenet",
     "class token": "chapters/vit",
     "responsible box": "chapters/yolov1",
+    "WordTree": "chapters/yolov2",
+    "passthrough layer": "chapters/yolov2",
     "cross stage": "chapters/cspnet",
     "triplet loss": "chapters/facenet",
     "non-maximum suppression": "chapters/detection",
