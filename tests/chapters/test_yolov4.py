@@ -12,7 +12,7 @@ from torchvision import ops
 import networks
 from loader import definitions
 from networks import close, macs_of, on_meta, parameters_of
-from workbench import boxes, darknet
+from workbench import boxes, darknet, scenes
 
 net = definitions("yolov4")
 
@@ -400,7 +400,9 @@ def test_scenes_are_chosen_by_chance_and_once():
 
 
 def test_the_few_scenes_have_the_first_digits_only():
-    part = net.first_classes(3).fixed("train", 60)
+    source = net.first_classes(3)
+    assert isinstance(source, scenes.DigitScenes)
+    part = source.fixed("train", 60)
     assert part.images.shape == (60, 3, 48, 48)
     assert sorted(set(part.labels.flatten().tolist())) == [-1, 0, 1, 2]
     size = (part.boxes[..., 2:] - part.boxes[..., :2]).amax(-1)[part.labels >= 0]
