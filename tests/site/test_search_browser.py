@@ -40,6 +40,7 @@ FIRST = {  # the page that must come first
     "evolution of cnns": "chapters/cnn_evolution",
     "feature pyramid": "chapters/fpn",
     "yolov3": "chapters/yolov3",
+    "YOLOv4": "chapters/yolov4",
     "PANet": "chapters/panet",
     # a term, where it is explained
     "adaptive feature pooling": "chapters/panet",
@@ -71,6 +72,8 @@ FIRST = {  # the page that must come first
     "RoIAlign": "chapters/detection",
     "top-down path": "chapters/fpn",
     "darknet-53": "chapters/yolov3",
+    "mosaic": "chapters/yolov4",
+    "drop block": "chapters/yolov4",
     '"identity shortcut"': "chapters/resnet",
     # numbers and sizes
     "1×1": "chapters/nin",
