@@ -53,9 +53,9 @@ def quarters(near: Tensor, far: Tensor) -> Tensor:
 def mosaic(group: boxes.Scenes, cut: Tensor, start: Tensor) -> boxes.Scenes:
     """B scenes of 4 B: a window of each of four, which meet at `cut` (B, 2), as x, y.
 
-    start (B, 4, 2): left and top of the window in each scene. Order of the quarters: upper
-    left, upper right, lower left, lower right. An object of which less than half is left is
-    ignored. All numbers are whole pixels.
+    start (B, 4, 2): left and top of the window in each scene. Order of the quarters:
+    upper left, upper right, lower left, lower right. An object of which less than half
+    is left is ignored. All numbers are whole pixels.
     """
     H, W = group.images.shape[2:]
     B = len(cut)
@@ -144,7 +144,7 @@ _, axes = plt.subplots(figsize=(5, 2.4))
 for colour, y in zip(plots.COLOURS, curves.values()):
     axes.plot(x, y, color=colour)
 axes.text(-3.9, 0.1, "ReLU", color=plots.COLOURS[0])
-axes.text(-3.9, -0.62, "leaky ReLU", color=plots.COLOURS[1])
+axes.text(-3.9, -0.74, "leaky ReLU", color=plots.COLOURS[1])
 axes.text(-1.75, -0.55, "Mish", color=plots.COLOURS[2])
 axes.set(xlabel="input", ylabel="output", ylim=(-0.8, 2))
 axes.set_axisbelow(True)
@@ -309,7 +309,7 @@ def head(c_in: int, c_mid: int, outputs: int) -> nn.Sequential:
 
 # %% tags=["joins"]
 class Descend(nn.Module):
-    """Put the fine map of the backbone before the coarse map, doubled, each narrowed."""
+    """Put the fine map of the backbone before the doubled coarse map, both narrowed."""
 
     def __init__(self, c_coarse: int, c_fine: int, width: int):
         super().__init__()
@@ -510,8 +510,8 @@ table(rows, ("network", "side", "parameters", "floats in the file", "G MACs"))
 class DropBlock(nn.Module):
     """Set squares of size x size values of a map to zero while training.
 
-    drop: about the share that goes (Ghiasi et al. 2018, equation 1). What stays is scaled
-    so that its mean is that of before.
+    drop: about the share that goes (Ghiasi et al. 2018, equation 1). What stays is
+    scaled so that its mean is that of before.
     """
 
     def __init__(self, drop: float, size: int):
@@ -524,14 +524,10 @@ class DropBlock(nn.Module):
         if not self.training:
             return x
         B, C, H, W = x.shape
-        places = (
-            B,
-            C,
-            H - self.size + 1,
-            W - self.size + 1,
-        )  # of a square within the map
-        share = self.drop * H * W / self.size**2 / (places[2] * places[3])
-        middles = torch.empty(places, dtype=x.dtype, device=x.device).bernoulli_(share)
+        rows = H - self.size + 1  # where the middle of a square can be
+        columns = W - self.size + 1
+        share = self.drop * H * W / self.size**2 / (rows * columns)
+        middles = x.new_empty(B, C, rows, columns).bernoulli_(share)
         reach = self.size // 2
         middles = F.pad(middles, [reach] * 4)  # (B, C, H, W)
         kept = 1 - F.max_pool2d(middles, self.size, stride=1, padding=reach)
@@ -539,7 +535,7 @@ class DropBlock(nn.Module):
 
 
 # %% tags=["drop-figure"] alt="Two square maps of 40 by 40 cells, kept cells white and dropped ones dark. Left, dropout: single dark cells everywhere. Right, drop block: a few dark squares of 7 by 7 cells, some of which overlap."
-seed(0)
+seed(6)
 x = torch.ones(1, 1, 40, 40)
 maps = [F.dropout(x, 0.25)[0, 0], DropBlock(0.25, 7)(x)[0, 0]]
 plots.image_grid(
@@ -764,7 +760,7 @@ class Positives(NamedTuple):
 
 
 def positives(truth: boxes.Scenes, scales, maps, *, least: float = 0.213) -> Positives:
-    """For each object the boxes of its cells whose anchor overlaps it by more than least.
+    """For each object the boxes of its cells whose anchor has an IoU above `least`.
 
     maps: height and width of each scale's map. Boxes are numbered as `every_box` does.
     """
@@ -838,8 +834,8 @@ def best_overlap(places: Tensor, objects: Tensor) -> Tensor:
 def detection_loss(outputs, truth: boxes.Scenes, scales) -> Tensor:
     """Losses of box (CIoU), objectness and classes (3,), mean over the images.
 
-    A box that overlaps an object by more than 0.7 and is not responsible for one is left
-    out of the objectness.
+    A box that overlaps an object by more than 0.7 and is not responsible for one is
+    left out of the objectness.
     """
     places, t = every_box(outputs, scales)
     found = positives(truth, scales, [raw.shape[2:] for raw in outputs])
@@ -954,7 +950,7 @@ FEW_SCALES = (
 )
 K = 3
 FEW = 40
-FEW_STEPS = 100
+FEW_STEPS = 110
 SEEDS = (0, 1, 2)
 
 
