@@ -15,6 +15,7 @@ to is there.
 """
 
 import functools
+import itertools
 import os
 import runpy
 import sys
@@ -172,7 +173,7 @@ def start() -> torch.device:
 
 
 def train_briefly() -> None:
-    """Let `training.fit` see `BRIEF` batches an epoch and detectors see `BRIEF` batches of scenes.
+    """Let `training.fit` see `BRIEF` batches an epoch, detectors and loops over batches `BRIEF` in all.
 
     What is asked is whether a notebook runs.
     """
@@ -187,7 +188,11 @@ def train_briefly() -> None:
     def batches(source, steps: int, batch: int):
         return all_batches(source, min(steps, BRIEF), batch)
 
+    def progress(steps, title: str):
+        return steps if isinstance(steps, range) else itertools.islice(steps, BRIEF)
+
     training.fit, scenes.DigitScenes.batches = fit, batches
+    training.progress = progress
 
 
 def main(arguments: list[str]) -> None:

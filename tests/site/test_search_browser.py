@@ -41,6 +41,7 @@ FIRST = {  # the page that must come first
     "feature pyramid": "chapters/fpn",
     "YOLOv2": "chapters/yolov2",
     "yolov3": "chapters/yolov3",
+    "YOLOv4": "chapters/yolov4",
     "PANet": "chapters/panet",
     # a term, where it is explained
     "adaptive feature pooling": "chapters/panet",
@@ -74,6 +75,8 @@ FIRST = {  # the page that must come first
     "RoIAlign": "chapters/detection",
     "top-down path": "chapters/fpn",
     "darknet-53": "chapters/yolov3",
+    "mosaic": "chapters/yolov4",
+    "drop block": "chapters/yolov4",
     '"identity shortcut"': "chapters/resnet",
     # numbers and sizes
     "1×1": "chapters/nin",
