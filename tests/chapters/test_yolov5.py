@@ -186,17 +186,19 @@ def test_networks_run_forward_and_backward_on_the_meta_device(name):
 
 def test_the_small_network_has_strides_of_8_and_16_and_starts_with_few_objects():
     torch.manual_seed(0)
-    network = net.small_yolov5("s", 10)
+    network = net.small_yolov5(1 / 3, 1.0, 10)
     outputs = network(torch.randn(2, 3, 64, 48))
     assert [tuple(raw.shape) for raw in outputs] == [(2, 45, 64 // s, 48 // s) for s in (8, 16)]
     for head in network.heads:
         assert head.bias.view(3, 15)[:, 4].tolist() == [-4.0] * 3
         assert head.bias.view(3, 15)[:, [0, 1, 2, 3, 5]].abs().max() < 1
     assert network.backbone.stem[0].weight.is_contiguous(memory_format=torch.channels_last)
-    counts = [parameters_of(net.small_yolov5(name, 1)) for name in net.MULTIPLES]
+    counts = [parameters_of(net.small_yolov5(*size, 1)) for size in net.MULTIPLES.values()]
     assert counts == sorted(counts)
-    widths = net.scaled(net.SMALL, *net.MULTIPLES["n"], multiple=4).widths
-    assert network.backbone.stem[0].out_channels == 2 * widths[0] == 8
+    assert network.backbone.stem[0].out_channels == 8
+    size = net.scaled(net.SMALL, *net.MULTIPLES["x"], multiple=4)
+    assert size == net.Size((12, 20, 40, 80), (1, 3, 4), 1)
+    assert parameters_of(net.small_yolov5(*net.MULTIPLES["x"], 1)) == 209_556
 
 
 # ---- boxes ---------------------------------------------------------------------------------------
@@ -409,7 +411,7 @@ def test_limit_and_cells_reach_the_matching():
 
 def test_the_loss_reaches_all_parameters_and_is_balanced_finest_first():
     torch.manual_seed(0)
-    network = net.small_yolov5("n", 3)
+    network = net.small_yolov5(1 / 3, 0.5, 3)
     truth = scenes_of([[[1.0, 1, 13, 17], [30, 30, 38, 38]]], [[1, 2]], size=64)
     scales = (
         net.Scale(8, ((8, 8), (9, 12), (12, 9))),
@@ -429,7 +431,7 @@ def digit_scales():
 
 def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss():
     torch.manual_seed(0)
-    network = net.small_yolov5("s", 3)
+    network = net.small_yolov5(1 / 3, 1.0, 3)
     truth = scenes_of([[[4.0, 4, 16, 20]], [[30, 30, 46, 50]]], [[1], [2]], size=64)
     truth = truth._replace(images=torch.rand(2, 3, 64, 64))
     losses = net.train(network, [truth] * 60, digit_scales(), rate=0.01)
@@ -439,7 +441,7 @@ def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss():
 
 def test_the_loss_of_a_step_is_the_sum_of_its_parts_at_the_limit():
     torch.manual_seed(0)
-    network = net.small_yolov5("n", 3)
+    network = net.small_yolov5(1 / 3, 0.5, 3)
     truth = scenes_of([[[4.0, 4, 16, 20]]] * 2, [[1], [0]], size=64)
     truth = truth._replace(images=torch.rand(2, 3, 64, 64))
     x = truth.images.contiguous(memory_format=torch.channels_last)
@@ -458,7 +460,7 @@ def test_training_uses_a_cycle_of_rates_over_all_batches(monkeypatch):
 
     monkeypatch.setattr(net.training, "one_cycle", noted)
     truth = scenes_of([[[4.0, 4, 16, 20]]] * 2, [[1], [0]], size=64)
-    network = net.small_yolov5("n", 3).eval()
+    network = net.small_yolov5(1 / 3, 0.5, 3).eval()
     net.train(network, [truth] * 3, digit_scales())
     assert network.training
     expected = {"rising": 0.25, "steps": 3, "rate": 1e-2, "kind": torch.optim.AdamW}

@@ -40,6 +40,7 @@ FIRST = {  # the page that must come first
     "evolution of cnns": "chapters/cnn_evolution",
     "feature pyramid": "chapters/fpn",
     "yolov3": "chapters/yolov3",
+    "yolov5": "chapters/yolov5",
     "PANet": "chapters/panet",
     # a term, where it is explained
     "adaptive feature pooling": "chapters/panet",
