@@ -511,11 +511,12 @@ def test_objectness_and_overlap_of_positives():
     raw[0, 4, 0, 0] = math.log(3)
     network = Answers(raw).train()
     scales = (net.Scale(16, ((16, 15),)),)
-    objectness, iou = net.objectness_and_iou(network, truth, scales)
+    objectness, ciou = net.objectness_and_ciou(network, truth, scales)
     assert network.training
     assert sorted(objectness.tolist()) == pytest.approx([0.5, 0.75])
     own = objectness.argmax()
-    close(iou[own], torch.tensor(16 * 7.5 / (16 * 15 + 16 * 8 - 16 * 7.5)))
+    mine = torch.tensor([[0.0, 0.5, 16, 15.5]])
+    close(ciou[own], ops.complete_box_iou(mine, truth.boxes[0])[0, 0])
 
 
 def hub(answer):
