@@ -851,21 +851,17 @@ names = ("size", "parameters", "M MACs", "AP at 0.5", "AP from 0.5 to 0.95")
 table(rows, names)
 
 # %% tags=["headline-claims"]
-halves = [[one["mAP@0.5"] for one in reached[name].values()] for name in MULTIPLES]
+halves = {}
+for name, scored in reached.items():
+    halves[name] = [one["mAP@0.5"] for one in scored.values()]
 order = list(MULTIPLES)
-apart = {}
-for (name, values), (larger, more) in zip(
-    zip(order, halves), zip(order[1:], halves[1:])
-):
-    apart[name, larger] = max(values) < min(more)
-for pair in (("n", "s"), ("s", "m")):
-    claim(apart[pair], f"{pair[1]} is ahead of {pair[0]} on each seed")
-claim(not apart["l", "x"], "l and x are not told apart")
-claim(max(halves[0]) < min(halves[-1]), "the ends are apart")
-means = [sum(values) / len(values) for values in halves]
-claim(means == sorted(means), "the means rise from n to x")
-record("gain.first", means[1] - means[0])
-record("gain.last", means[4] - means[3])
+for name, larger in zip(order, order[1:]):
+    ahead = min(halves[larger]) > max(halves[name])
+    claim(ahead, f"{larger} is ahead of {name}, whichever seed")
+gains = {name: sum(values) / len(SEEDS) for name, values in halves.items()}
+record("gain.first", gains["s"] - gains["n"])
+record("gain.last", gains["x"] - gains["l"])
+claim(gains["s"] - gains["n"] > gains["x"] - gains["l"], "the first step brings more")
 
 # %% tags=["headline-figure"] alt="Average precision at 0.5 against millions of MACs on a logarithmic axis, a dot for each seed and a line through the means, at the five sizes n, s, m, l, x. The line rises steeply from n and flattens towards x."
 _, axes = plt.subplots()
@@ -874,10 +870,14 @@ for name, scored in reached.items():
     values = [one["mAP@0.5"] for one in scored.values()]
     axes.plot([costs[name]] * len(values), values, "o", color=plots.COLOURS[0])
     means.append(sum(values) / len(values))
-    axes.annotate(name, (costs[name], max(values)), (0, 8), textcoords="offset points")
+    axes.annotate(
+        name, (costs[name], max(values)), (-10, 6), textcoords="offset points"
+    )
 axes.plot(list(costs.values()), means, color=plots.COLOURS[0], alpha=0.5)
 axes.set(xscale="log", xlabel="million MACs for an image", ylabel="average precision")
-axes.set(ylim=(0, 1), xticks=(0.5, 1, 2, 4, 8), xticklabels=("0.5", "1", "2", "4", "8"))
+axes.set(
+    ylim=(0, 0.6), xticks=(0.5, 1, 2, 4, 8), xticklabels=("0.5", "1", "2", "4", "8")
+)
 axes.minorticks_off()
 axes.set_axisbelow(True)
 
