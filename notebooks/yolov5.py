@@ -889,8 +889,8 @@ axes.set_axisbelow(True)
 RATE = 3e-2
 seed(0)
 crowded = scenes.source(64, most=8)  # up to eight digits to learn from
-once = list(crowded.batches(120, 32))
-batches = [once[index] for _ in range(4) for index in torch.randperm(120).tolist()]
+once = list(crowded.batches(225, 32))
+batches = [once[index] for _ in range(2) for index in torch.randperm(225).tolist()]
 network = small_yolov5(1 / 3, 1.5, len(crowded.classes)).to(device)
 losses = train(network, batches, digit_scales, rate=RATE)
 
