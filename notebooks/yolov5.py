@@ -890,8 +890,8 @@ RATE = 3e-2
 seed(0)
 crowded = scenes.source(64, most=8)  # up to eight digits to learn from
 once = list(crowded.batches(225, 32))
-again = [once[index] for index in torch.randperm(len(once)).tolist()]
-batches = once + again
+order = torch.cat([torch.randperm(len(once)) for _ in range(2)])
+batches = [once[index] for index in order.tolist()]
 network = small_yolov5(1 / 3, 1.5, len(crowded.classes)).to(device)
 losses = train(network, batches, digit_scales, rate=RATE)
 
