@@ -304,9 +304,8 @@ class YOLOv5(nn.Module):
     def __init__(self, size: Size, num_classes: int = 80, *, levels: int = 3):
         super().__init__()
         widths = size.widths[-levels:]
-        steps = list(
-            zip(widths, widths[1:])
-        )  # channels of a level and the next coarser
+        # channels of each level and of the next coarser one
+        steps = list(zip(widths, widths[1:]))
         outputs = 3 * (5 + num_classes)
         self.backbone = Backbone(size, levels)
         self.narrow = nn.ModuleList(conv_norm(b, a, 1) for a, b in steps[::-1])
@@ -355,9 +354,10 @@ def scaled(base: Size, depth: float, width: float, *, multiple: int = 8) -> Size
 # %% tags=["network-shape"]
 with torch.device("meta"):
     outputs = YOLOv5(scaled(BASE, *MULTIPLES["s"]))(torch.empty(1, 3, 640, 640))
-predictions = sum(3 * raw[0, 0].numel() for raw in outputs)
-record("predictions", predictions)
 [tuple(raw.shape) for raw in outputs]
+
+# %% tags=["network-counted"]
+record("predictions", sum(3 * raw[0, 0].numel() for raw in outputs))
 
 # %% tags=["count-table"]
 PUBLISHED = {
@@ -603,11 +603,8 @@ for name, kind in (("coco", "COCO, nine"), ("means", "k-means, six")):
 
 # %% tags=["match"]
 OWN = ((0, 0),)
-THREE = (
-    (0, 0),
-    (1, 0),
-    (0, 1),
-)  # and the nearer one beside, the nearer one above or below
+# its own, the nearer one beside, the nearer one above or below
+THREE = ((0, 0), (1, 0), (0, 1))
 
 
 class Positives(NamedTuple):
