@@ -42,6 +42,7 @@ FIRST = {  # the page that must come first
     "YOLOv2": "chapters/yolov2",
     "yolov3": "chapters/yolov3",
     "YOLOv4": "chapters/yolov4",
+    "yolov5": "chapters/yolov5",
     "PANet": "chapters/panet",
     # a term, where it is explained
     "adaptive feature pooling": "chapters/panet",
