@@ -335,17 +335,18 @@ def scaled(phi: int) -> tuple[float, int, int, int]:
     return 64 * 1.35**phi, 3 + phi, 3 + phi // 3, 512 + 128 * phi
 
 
-WIDTHS = (64, 88, 112, 160, 224, 288, 384)  # table 1
-SIDES = (512, 640, 768, 896, 1024, 1280, 1280)  # table 1
+WIDTHS = (64, 88, 112, 160, 224, 288, 384)  # these three: table 1, D0 to D6
+DEPTHS = (3, 4, 5, 6, 7, 7, 8)
+SIDES = (512, 640, 768, 896, 1024, 1280, 1280)
 
 
 def efficientdet(phi: int, *, parts: Parts = Parts()) -> EfficientDet:
     """D0 to D6, with EfficientNet-B0 to B6 and 90 classes."""
-    _, depth, head_depth, _ = scaled(phi)
+    *_, head_depth, _ = scaled(phi)
     how = {"features_only": True, "out_indices": (2, 3, 4)}
     backbone = timm.create_model(f"efficientnet_b{phi}", **how)
     channels = backbone.feature_info.channels()
-    size = Size(WIDTHS[phi], depth, head_depth)
+    size = Size(WIDTHS[phi], DEPTHS[phi], head_depth)
     return EfficientDet(backbone, channels, size, K=90, A=9, parts=parts)
 
 
@@ -355,35 +356,39 @@ with torch.device("meta"):
     classes, places = d0(torch.empty(1, 3, 512, 512))
 [(tuple(c.shape), tuple(p.shape)) for c, p in zip(classes, places)]
 
-# %% tags=["count-table"]
-PAPER = {0: (3_880_067, 2.5), 1: (6_625_898, 6.1), 2: (8_097_039, 11)}
+# %% tags=["scaling-table"]
 rows = []
-for phi in range(5):
+for phi in range(7):
     width, depth, head_depth, side = scaled(phi)
-    with torch.device("meta"):
-        network = efficientdet(phi)
-        macs = counting.macs(network, torch.empty(1, 3, SIDES[phi], SIDES[phi]))
-    counted = counting.parameters(network)
-    claim(side == SIDES[phi], f"D{phi}: the side of table 1 is that of equation 3")
-    if phi in PAPER:
-        claim(counted == PAPER[phi][0], f"D{phi} has the authors' parameters")
-        claim(
-            abs(macs / 1e9 / PAPER[phi][1] - 1) < 0.02, f"D{phi} costs what it should"
-        )
-    record(f"D{phi}.parameters", counted)
-    record(f"D{phi}.macs", macs)
-    size = (f"{width:.1f}", WIDTHS[phi], depth, head_depth, side)
-    rows.append((f"D{phi}", *size, counted, f"{macs / 1e9:.2f}"))
-names = ("64 · 1.35^φ", "width", "times", "heads", "side", "parameters", "G MACs")
+    size = (f"{width:.1f}", WIDTHS[phi], depth, DEPTHS[phi], head_depth)
+    rows.append((f"D{phi}", *size, side, SIDES[phi]))
+names = ("64 · 1.35^φ", "width", "3 + φ", "depth", "heads", "512 + 128 φ", "side")
 table(rows, ("", *names))
 
 # %% tags=["scaling-claims"]
 computed = [scaled(phi) for phi in range(7)]
 odd = [phi for phi in range(7) if computed[phi][3] != SIDES[phi]]
 claim(odd == [5], "D5 alone has another side than equation 3")
+deeper = [phi for phi in range(7) if computed[phi][1] != DEPTHS[phi]]
+claim(deeper == [5, 6], "D5 and D6 have another depth than equation 1")
 rounded = [8 * round(width / 8) for width, *_ in computed]
 others = [phi for phi in range(7) if rounded[phi] != WIDTHS[phi]]
 claim(others == [2, 4], "D2 and D4 have another width than the next multiple of 8")
+
+# %% tags=["count-table"]
+PAPER = {0: (3_880_067, 2.5), 1: (6_625_898, 6.1), 2: (8_097_039, 11)}
+rows = []
+for phi, (expected, billions) in PAPER.items():
+    with torch.device("meta"):
+        network = efficientdet(phi)
+        macs = counting.macs(network, torch.empty(1, 3, SIDES[phi], SIDES[phi]))
+    counted = counting.parameters(network)
+    claim(counted == expected, f"D{phi} has the authors' parameters")
+    claim(abs(macs / 1e9 / billions - 1) < 0.02, f"D{phi} costs what table 2 says")
+    record(f"D{phi}.parameters", counted)
+    record(f"D{phi}.macs", macs)
+    rows.append((f"D{phi}", SIDES[phi], counted, f"{macs / 1e9:.2f}", f"{billions}"))
+table(rows, ("network", "side", "parameters", "G MACs", "G MACs, table 2"))
 
 # %% tags=["parts-table"]
 with torch.device("meta"):
@@ -541,16 +546,16 @@ def moved(form: nn.Module, maps: list[Tensor]) -> int:
 
 
 @torch.no_grad()
-def shortest(forms, maps: list[Tensor], *, rounds: int = 40) -> list[float]:
-    """Least seconds of one pass of each form, taken in turn, on one thread."""
+def shortest(form: nn.Module, maps: list[Tensor], *, rounds: int = 60) -> float:
+    """Least seconds of one pass, of 60 in a row after 20, on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    best = [math.inf] * len(forms)
-    for _ in range(rounds):
-        for k, form in enumerate(forms):
-            start = time.perf_counter()
-            form(maps)
-            best[k] = min(best[k], time.perf_counter() - start)
+    best = math.inf
+    for number in range(20 + rounds):
+        start = time.perf_counter()
+        form(maps)
+        if number >= 20:
+            best = min(best, time.perf_counter() - start)
     torch.set_num_threads(threads)
     return best
 
@@ -566,7 +571,7 @@ seed(0)
 values = {}
 taken = {}
 for n in (2, 3):
-    maps = list(torch.randn(n, 1, 64, 64, 64))  # P3 of D0
+    maps = list(torch.randn(n, 1, 64, 32, 32))  # P4 of D0
     forms = [Form(n, *form) for form in FORMS.values()]
     outputs = [form(maps).detach() for form in forms]
     claim(
@@ -574,7 +579,9 @@ for n in (2, 3):
         f"{n} inputs: all forms give the same",
     )
     values[n] = [moved(form, maps) for form in forms]
-    taken[n] = [shortest(forms, maps) for _ in range(REPEATS)]
+    taken[n] = []
+    for _ in range(REPEATS):
+        taken[n].append([shortest(form, maps) for form in forms])
 
 # %% tags=["cost-table", "times"]
 rows = []
@@ -593,7 +600,9 @@ for n in (2, 3):
     claim(abs(same / fast - 1) < 1e-4, f"{n} inputs: softmax itself moves no more")
     claim(stacked > 1.3 * fast, f"{n} inputs: the stacked form moves more values")
     record(f"values.{n}", stacked / fast)
-    record_spread(f"time.{n}", [one[2] / one[0] for one in taken[n]])
+    ratios = [one[2] / one[0] for one in taken[n]]
+    claim(min(ratios) > 1.3, f"{n} inputs: the stacked form takes longer")
+    record_spread(f"time.{n}", ratios)
 
 # %% [markdown]
 # ## Anchors
@@ -855,7 +864,7 @@ def tiles(picture: Tensor, trees: Tensor) -> boxes.Scenes:
                 place = inside * (share > 0).unsqueeze(1)
                 found.append((image, place, labels, (share > 0) & (share < 0.5)))
     made = [torch.stack(parts) for parts in zip(*found)]
-    order = (made[2] < 0).int().argsort(1, stable=True)  # trees before empty places
+    order = (made[2] < 0).int().argsort(dim=1, stable=True)  # trees before empty places
     most = int((made[2] >= 0).sum(1).max())
     rows = torch.arange(len(order)).unsqueeze(1)
     kept = order[:, : min(most, M)]
@@ -867,21 +876,11 @@ def areas(box: Tensor) -> Tensor:
     return (box[..., 2:] - box[..., :2]).prod(-1)
 
 
-def mirrored(part: boxes.Scenes) -> boxes.Scenes:
-    """The same scenes with left and right exchanged."""
-    left, top, right, bottom = part.boxes.unbind(-1)
-    W = part.images.shape[3]
-    turned = torch.stack((W - right, top, W - left, bottom), dim=-1)
-    turned = turned * (part.labels >= 0).unsqueeze(-1)
-    return part._replace(images=part.images.flip(3), boxes=turned)
-
-
 # %% tags=["tiles-run"]
 picture, trees = photograph_of(NEAR)
 upper = tiles(picture[:, :768], trees)
 lower = tiles(picture[:, 936:], trees - torch.tensor([0, 936, 0, 936]))
 far = tiles(*photograph_of(FAR))
-learnt = boxes.Scenes(*(torch.cat(pair) for pair in zip(lower, mirrored(lower))))
 rows = []
 for name, part in (("training", lower), ("test", upper), ("test, 13 km away", far)):
     counted = (part.labels >= 0) & ~part.ignored
@@ -924,14 +923,14 @@ def maps_of(trunk: nn.Module, x: Tensor) -> list[Tensor]:
 
 # %% tags=["trunk-run"]
 trunk = trained_trunk().to(device, memory_format=torch.channels_last)
-cached = {"train": maps_of(trunk, learnt.images)}
+cached = {"train": maps_of(trunk, lower.images)}
 cached["test"] = maps_of(trunk, upper.images)
 cached["far"] = maps_of(trunk, far.images)
 [tuple(c.shape) for c in cached["train"]]
 
 
 # %% tags=["tree-network"]
-TREE_ANCHORS = Anchors(8, (2, 3, 4.2, 6), (1,))
+TREE_ANCHORS = Anchors(8, (2.5, 4, 5.6), (1,))
 TREE_SIZE = Size(d=64, depth=1, head_depth=1, levels=4)
 
 
@@ -964,7 +963,7 @@ def shares_of(network: nn.Module) -> Tensor:
 
 # %% tags=["headline"]
 SEEDS = (0, 1, 2)
-TREE_STEPS = 60
+TREE_STEPS = 70
 FUSIONS = {"fast normalised": fast_normalised, "softmax": softmax}
 networks = {}
 for number in SEEDS:
@@ -972,7 +971,7 @@ for number in SEEDS:
         seed(number)
         network = tree_detector(normalise)
         network = network.to(device, memory_format=torch.channels_last)
-        pairs = tree_batches(cached["train"], learnt, TREE_STEPS)
+        pairs = tree_batches(cached["train"], lower, TREE_STEPS)
         train(network, pairs, TREE_ANCHORS, steps=TREE_STEPS)
         networks[number, name] = network
 
@@ -1007,8 +1006,8 @@ heads = ("shares moved by", "apart by", "AP, fast normalised", "AP, softmax")
 table(rows, ("seed", *heads))
 
 # %% tags=["headline-claims"]
-claim(max(apart) < min(gone) / 10, "both end with nearly the same shares")
-claim(max(apart) < min(other) / 10, "seeds differ more than fusions")
+claim(max(apart) < min(gone) / 2, "the fusions differ by less than half of the way")
+claim(max(apart) < min(other) / 2, "seeds differ more than twice as much as fusions")
 record_spread("moved", gone)
 record_spread("apart", apart)
 record_spread("seeds.apart", other)
@@ -1058,7 +1057,7 @@ for name, key, part in (("upper part", "test", upper), ("13 km away", "far", far
     rows.append((name, spread(values, ".2f")))
     if key == "test":
         near = values
-claim(max(values) < min(near), "the other place is harder")
+claim(max(values) < min(near), "AP is lower at the other place")
 table(rows, ("tiles", "AP at 0.5, three seeds"))
 
 # %% tags=["trees-figure"] alt="Four aerial tiles with crowns of trees and their shadows. White boxes outline the trees that were drawn by hand, yellow boxes the detections with a score. Most large crowns have a yellow box near the white one; small white boxes are often without one."
