@@ -41,6 +41,7 @@ FIRST = {  # the page that must come first
     "feature pyramid": "chapters/fpn",
     "yolov3": "chapters/yolov3",
     "PANet": "chapters/panet",
+    "EfficientDet": "chapters/efficientdet",
     # a term, where it is explained
     "adaptive feature pooling": "chapters/panet",
     "residual": "chapters/resnet",
@@ -65,6 +66,7 @@ FIRST = {  # the page that must come first
     "class token": "chapters/vit",
     "responsible box": "chapters/yolov1",
     "cross stage": "chapters/cspnet",
+    "fast normalised fusion": "chapters/efficientdet",
     "triplet loss": "chapters/facenet",
     "non-maximum suppression": "chapters/detection",
     "average precision": "chapters/detection",
