@@ -847,7 +847,7 @@ for short in ("half", "strict"):
 table(rows, ("head", "seeds", "parameters", "mAP@0.5", "mAP@0.5:0.95"))
 
 # %% tags=["comparison"]
-for kind, name in (("connected", "comparison"), ("per cell", "per-cell")):
+for kind, name in (("connected", "comparison"), ("per cell", "comparison-cells")):
     layers = detectors[kind, 0]
     network = nn.Sequential(backbone, layers)
     comparison.compare(
