@@ -342,6 +342,13 @@ def test_the_tree_detector_reads_three_maps_and_has_four_levels():
     soft = net.tree_detector(net.softmax)
     assert all(node.normalise is net.softmax for node in net.fusions_of(soft))
     assert len(net.fusions_of(soft)) == 6
+    trees, digits = net.TREE_ANCHORS, net.DIGIT_ANCHORS  # pixels on the finest level
+    close(
+        torch.tensor(trees.shapes()) * trees.stride,
+        torch.tensor([[20.0], [32], [44.8]]).expand(3, 2),
+    )
+    close(torch.tensor(digits.shapes()).prod(1).sqrt() * digits.stride, torch.tensor([8, 11.2]))
+    assert digits.ratios == (0.7,)
     assert {m.momentum for m in soft.modules() if isinstance(m, nn.BatchNorm2d)} == {0.1}
     assert soft.pyramid.layers[0].top.conv[1].bias is None
 
@@ -564,7 +571,9 @@ def test_the_rates_rise_for_a_quarter_of_the_steps(monkeypatch):
 
 
 def test_the_photographs_of_trees_are_read_with_their_boxes():
+    net.sources.clear()
     picture, trees = net.photograph_of(net.FAR)
+    assert any("deepforest" in words for words in net.sources)
     assert picture.shape == (3, 1035, 1249)
     assert 0.5 < picture.max() <= 1
     assert trees.shape == (279, 4)
@@ -599,6 +608,13 @@ def test_tiles_hold_what_is_in_them():
     assert not part.ignored[1:].any()
 
 
+def test_a_tile_needs_its_full_side():
+    trees = torch.tensor([[10.0, 10, 30, 30], [300, 10, 320, 30], [10, 300, 30, 320]])
+    assert len(net.tiles(torch.rand(3, 511, 511), trees).images) == 1
+    assert len(net.tiles(torch.rand(3, 256, 512), trees).images) == 2
+    assert len(net.tiles(torch.rand(3, 512, 256), trees).images) == 2
+
+
 def test_areas_are_those_of_boxes():
     assert net.areas(torch.tensor([[1.0, 2, 4, 7], [0, 0, 0, 0]])).tolist() == [15, 0]
 
@@ -626,7 +642,9 @@ def test_shares_of_a_network_are_those_of_its_nodes():
 
 
 def test_the_trunk_gives_three_maps_with_trained_weights():
+    net.sources.clear()
     trunk = net.trained_trunk()
+    assert any("Lite0" in words for words in net.sources)
     assert not trunk.training
     x = torch.rand(9, 3, 32, 64)
     maps = net.maps_of(trunk, x)
