@@ -44,6 +44,7 @@ FIRST = {  # the page that must come first
     "YOLOv4": "chapters/yolov4",
     "yolov5": "chapters/yolov5",
     "PANet": "chapters/panet",
+    "EfficientDet": "chapters/efficientdet",
     # a term, where it is explained
     "adaptive feature pooling": "chapters/panet",
     "residual": "chapters/resnet",
@@ -70,6 +71,7 @@ FIRST = {  # the page that must come first
     "WordTree": "chapters/yolov2",
     "passthrough layer": "chapters/yolov2",
     "cross stage": "chapters/cspnet",
+    "fast normalised fusion": "chapters/efficientdet",
     "triplet loss": "chapters/facenet",
     "non-maximum suppression": "chapters/detection",
     "average precision": "chapters/detection",
