@@ -367,7 +367,7 @@ def by_distance(cell: ElmanCell, x: Tensor) -> Tensor:
 
 # %% tags=["predicted"]
 def predicted_factor(radius: float, size: float) -> float:
-    """Factor a step of the gradient's norm in a wide tanh network, as mean field has it."""
+    """Factor a step of the gradient's norm in a wide tanh network, by mean field."""
     z = torch.linspace(-8, 8, 2001, dtype=torch.float64)
     density = torch.exp(-(z**2) / 2)
     density /= density.sum()
@@ -635,20 +635,20 @@ table(rows, ("network", "sizes", "parameters", "torch's", "MACs a step"))
 # Dates in English, in eight formats, and the number of their month: many characters to
 # one answer.
 
+
+# %% tags=["month-part"]
+def month_part(dates, characters: text.Vocabulary) -> tuple[Tensor, Tensor, Tensor]:
+    """Padded characters (N, T), lengths (N,) and months from 0 (N,)."""
+    x = characters.padded([read for read, _ in dates])
+    months = [int(iso[5:7]) - 1 for _, iso in dates]
+    return x, (x != text.PAD).sum(1), torch.tensor(months)
+
+
 # %% tags=["dates"]
 pairs = text.dates()
 characters = text.Vocabulary([read for read, _ in pairs.train])
-
-
-def month_part(dates) -> tuple[Tensor, Tensor, Tensor]:
-    """Padded characters (N, T), lengths (N,) and months from 0 (N,)."""
-    x = characters.padded([read for read, _ in dates])
-    month = [int(iso[5:7]) - 1 for _, iso in dates]
-    return x, (x != text.PAD).sum(1), torch.tensor(month)
-
-
-train_part = month_part(pairs.train)
-test_part = month_part(pairs.test)
+train_part = month_part(pairs.train, characters)
+test_part = month_part(pairs.test, characters)
 record("dates", len(pairs.train))
 record("dates.test", len(pairs.test))
 rows = [(read, int(iso[5:7])) for read, iso in pairs.train[:4]]
@@ -757,7 +757,9 @@ def cut_dates(dates) -> list[tuple[str, str]]:
 
 
 # %% tags=["months"]
-cut = [month_part(cut_dates(dates)) for dates in (pairs.train, pairs.test)]
+cut = []
+for dates in (pairs.train, pairs.test):
+    cut.append(month_part(cut_dates(dates), characters))
 whole = (train_part, test_part)
 settings = {  # radius, and what is read
     "0.5": (0.5, whole),
