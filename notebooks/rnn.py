@@ -19,6 +19,7 @@
 # [Elman 1990](https://doi.org/10.1207/s15516709cog1402_1).
 
 # %%
+import copy
 import math
 
 import matplotlib.pyplot as plt
@@ -667,10 +668,9 @@ class MonthReader(nn.Module):
         nn.init.orthogonal_(self.rnn.weight_hh_l0, gain=radius)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        how = {"batch_first": True, "enforce_sorted": False}
-        packed = pack_padded_sequence(self.embed(x), lengths.cpu(), **how)
-        _, last = self.rnn(packed)  # (1, B, D)
-        return self.output(last[0])
+        states, _ = self.rnn(self.embed(x))  # (B, T, D)
+        rows = torch.arange(len(x), device=x.device)
+        return self.output(states[rows, lengths - 1])
 
 
 # %% [markdown]
@@ -864,36 +864,41 @@ for column in range(len(LINES[0])):
     count = sum(column < len(line) for line in LINES)
     axes.text(0.41 + 0.36 * column, 1.5, count, ha="center", va="center", fontsize=11)
 
+
+# %% tags=["pack"]
+def packed_states(rnn: nn.RNN, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """All states (B, T, D), zeros behind the ends, and the last of each (B, D)."""
+    how = {"batch_first": True, "enforce_sorted": False}
+    states, last = rnn(pack_padded_sequence(x, lengths.cpu(), **how))
+    return pad_packed_sequence(states, batch_first=True)[0], last[-1]
+
+
 # %% tags=["padding"]
-x, lengths, months = (tensor[:8].to(device) for tensor in test_part)
-reader = readers["1.0", 0]
+x, lengths, months = (tensor[:8] for tensor in test_part)
+reader = copy.deepcopy(readers["1.0", 0]).cpu()
 results = {}
 for more in (0, 10):
     reader.zero_grad()
-    wider = F.pad(x, (0, more))
-    how = {"batch_first": True, "enforce_sorted": False}
-    packed = pack_padded_sequence(reader.embed(wider), lengths.cpu(), **how)
-    states, last = reader.rnn(packed)
-    outputs, _ = pad_packed_sequence(states, batch_first=True)
-    loss = F.cross_entropy(reader.output(last[0]), months)
+    embedded = reader.embed(F.pad(x, (0, more)))
+    states, last = packed_states(reader.rnn, embedded, lengths)
+    loss = F.cross_entropy(reader.output(last), months)
     loss.backward()
     gradients = torch.cat([p.grad.flatten() for p in reader.parameters()])
-    results[more] = (outputs, last[0], loss, gradients)
+    results[more] = (states, last, loss, gradients)
 
 # %% tags=["padding-others"]
-cell = ElmanCell(16, 64).to(device)
+cell = ElmanCell(16, 64)
 take_weights(cell, reader.rnn)
-embedded = reader.embed(F.pad(x, (0, 10)))
-last = results[0][1]
 alone = []
 for row, length in zip(x, lengths):
     _, state = reader.rnn(reader.embed(row[:length]).unsqueeze(0))
     alone.append(state[0, 0])
-_, unpacked = reader.rnn(embedded)
+states, end = reader.rnn(embedded)
 compared = {
     "our loop, 10 columns more": read_until(cell, embedded, lengths),
+    "not packed, state at the length": states[range(8), lengths - 1],
     "each date alone": torch.stack(alone),
-    "not packed, 10 columns more": unpacked[0],
+    "not packed, state at the end": end[0],
 }
 
 # %% tags=["padding-result"]
@@ -903,13 +908,23 @@ for k, name in enumerate(("outputs", "last state", "loss", "gradients")):
     claim(difference < 1e-6, f"padding changes nothing: {name}")
     rows.append((name, "packed, 10 columns more", f"{difference:.1e}"))
 for name, found in compared.items():
-    difference = checks.deviation(found, last)
-    same = difference < 1e-5
-    claim(same != name.startswith("not"), f"all but what is not packed: {name}")
+    difference = checks.deviation(found, results[0][1])
+    wrong = name == "not packed, state at the end"
+    claim((difference < 1e-5) != wrong, f"only the end of padding is wrong: {name}")
     rows.append(("last state", name, f"{difference:.1e}"))
 record("unpacked", difference)
-claim(difference > 0.1, "without packing the last state is another one")
+claim(difference > 0.1, "without packing the state at the end is another one")
 table(rows, ("part", "how it is read", "largest difference"))
+
+# %% tags=["padding-both"]
+seed(0)
+both = nn.RNN(16, 8, batch_first=True, bidirectional=True)
+states, _ = packed_states(both, results[0][0][..., :16].detach(), lengths)
+padded, _ = both(results[0][0][..., :16].detach())
+inside = torch.arange(states.shape[1]) < lengths.unsqueeze(1)  # (B, T)
+difference = checks.deviation(padded[inside], states[inside])
+record("bidirectional.unpacked", difference)
+claim(difference > 0.1, "a layer from the right has read the padding first")
 
 # %% [markdown]
 # ## Look inside

@@ -226,7 +226,7 @@ def test_the_gradient_by_distance_is_the_mean_of_logarithms_over_the_batch():
 
 @pytest.mark.parametrize(("radius", "size"), [(0.5, 0.1), (1.0, 0.3), (1.5, 0.1), (1.5, 1.0)])
 def test_the_predicted_factor_is_that_of_another_quadrature(radius, size):
-    z, weight = (torch.from_numpy(values) for values in hermegauss(60))
+    z, weight = (torch.from_numpy(values) for values in hermegauss(150))
     weight = weight / weight.sum()
     variance = 1.0
     for _ in range(2000):
@@ -234,7 +234,7 @@ def test_the_predicted_factor_is_that_of_another_quadrature(radius, size):
         variance = radius**2 * (weight * states**2).sum().item() + size**2
     slopes = 1 - torch.tanh(variance**0.5 * z) ** 2
     expected = radius * (weight * slopes**2).sum().sqrt().item()
-    assert rnn.predicted_factor(radius, size) == pytest.approx(expected, rel=1e-5)
+    assert rnn.predicted_factor(radius, size) == pytest.approx(expected, rel=3e-5)
 
 
 def test_the_predicted_factor_is_the_radius_where_nothing_moves():

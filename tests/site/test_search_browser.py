@@ -71,6 +71,7 @@ FIRST = {  # the page that must come first
     "RoIAlign": "chapters/detection",
     "top-down path": "chapters/fpn",
     "darknet-53": "chapters/yolov3",
+    "back-propagation through time": "chapters/rnn",
     '"identity shortcut"': "chapters/resnet",
     # numbers and sizes
     "1×1": "chapters/nin",
