@@ -663,14 +663,18 @@ class MonthReader(nn.Module):
     def __init__(self, V: int, *, radius: float, d_state: int = 64):
         super().__init__()
         self.embed = nn.Embedding(V, 16)
-        self.rnn = nn.RNN(16, d_state, batch_first=True)
+        self.rnn = nn.RNN(16, d_state)
         self.output = nn.Linear(d_state, 12)
         nn.init.orthogonal_(self.rnn.weight_hh_l0, gain=radius)
 
+    def answer(self, x: Tensor, lengths: Tensor) -> Tensor:
+        # (B, T, 16), (B,) -> (B, 12)
+        states, _ = self.rnn(x.transpose(0, 1))  # (T, B, D), torch's own order
+        columns = torch.arange(len(x), device=x.device)
+        return self.output(states[lengths - 1, columns])
+
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        states, _ = self.rnn(self.embed(x))  # (B, T, D)
-        rows = torch.arange(len(x), device=x.device)
-        return self.output(states[rows, lengths - 1])
+        return self.answer(self.embed(x), lengths)
 
 
 # %% [markdown]
@@ -764,7 +768,6 @@ whole = (train_part, test_part)
 settings = {  # radius, and what is read
     "0.5": (0.5, whole),
     "1.0": (1.0, whole),
-    "1.5": (1.5, whole),
     "0.5, cut": (0.5, cut),
 }
 readers = {}
@@ -779,7 +782,7 @@ for name, (radius, parts) in settings.items():
         right[name, number] = share_right(reader, parts[1])
         readers[name, number] = reader
 
-# %% tags=["months-figure"] alt="Training loss against steps, 0 to 160, in bands of three seeds. Radius 0.5 falls late, from 2.5 to above 1.5; radius 1.0 and 1.5 fall to below 1; radius 0.5 on dates that are cut behind the month falls to nearly 0."
+# %% tags=["months-figure"] alt="Training loss against steps, 0 to 160, in bands of three seeds. Radius 0.5 falls late, from 2.5 to above 1.5; radius 1.0 falls to below 1; radius 0.5 on dates that are cut behind the month falls to nearly 0."
 _, axes = plt.subplots()
 ends = {}
 for name, colour in zip(settings, plots.COLOURS):
@@ -800,7 +803,7 @@ for name in settings:
     rows.append((name, spread(last, ".2f"), spread(scores[name], ".1%")))
 table(rows, ("radius", "training loss", "right on held-out dates"))
 best = max(scores["0.5"])
-claim(best < min(scores["1.0"] + scores["1.5"]), "radius 0.5 learns less, seeds apart")
+claim(best < min(scores["1.0"]), "radius 0.5 learns less, seeds apart")
 claim(min(scores["0.5, cut"]) > 0.97, "it learns dates that end with their month")
 claim(min(scores["0.5, cut"]) > best, "cut dates are read better, seeds apart")
 
@@ -817,16 +820,16 @@ for limit in (1.0, math.inf):
         reader = MonthReader(len(characters), radius=1.5).to(device)
         optimizer = torch.optim.SGD(reader.parameters(), lr=1.0)
         _, norms = train_reader(reader, train_part, optimizer, limit=limit)
-        clipped[limit, number] = (share_right(reader, test_part), max(norms))
+        above = sum(norm > 1 for norm in norms) / len(norms)
+        clipped[limit, number] = (share_right(reader, test_part), above)
 
 # %% tags=["clipped-result"]
 rows = []
 for limit, name in ((1.0, "clipped"), (math.inf, "not")):
-    share, largest = zip(*(clipped[limit, n] for n in SEEDS))
+    share, above = zip(*(clipped[limit, n] for n in SEEDS))
     record_spread(f"right.{name}", share)
-    record_spread(f"largest.{name}", largest)
-    rows.append((name, spread(largest, ".0f"), spread(share, ".1%")))
-table(rows, ("gradients", "largest norm", "right on held-out dates"))
+    rows.append((name, spread(above, ".0%"), spread(share, ".1%")))
+table(rows, ("gradients", "steps with a norm above 1", "right on held-out dates"))
 ahead = min(clipped[1.0, n][0] for n in SEEDS)
 claim(ahead > max(clipped[math.inf, n][0] for n in SEEDS), "clipping decides")
 
@@ -891,12 +894,12 @@ cell = ElmanCell(16, 64)
 take_weights(cell, reader.rnn)
 alone = []
 for row, length in zip(x, lengths):
-    _, state = reader.rnn(reader.embed(row[:length]).unsqueeze(0))
-    alone.append(state[0, 0])
-states, end = reader.rnn(embedded)
+    _, state = reader.rnn(reader.embed(row[:length]))
+    alone.append(state[0])
+states, end = reader.rnn(embedded.transpose(0, 1))
 compared = {
     "our loop, 10 columns more": read_until(cell, embedded, lengths),
-    "not packed, state at the length": states[range(8), lengths - 1],
+    "not packed, state at the length": states[lengths - 1, range(8)],
     "each date alone": torch.stack(alone),
     "not packed, state at the end": end[0],
 }
@@ -943,14 +946,12 @@ def looks_back(reader: MonthReader, part, *, least: int = 20) -> Tensor:
     long = part[1] >= least
     x, lengths, months = (tensor[long].to(where) for tensor in part)
     embedded = reader.embed(x).detach().requires_grad_()
-    states, _ = reader.rnn(embedded)
-    rows = torch.arange(len(x), device=where)
-    outputs = reader.output(states[rows, lengths - 1])
+    outputs = reader.answer(embedded, lengths)
     loss = F.cross_entropy(outputs, months, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, embedded)
     back = torch.arange(least, device=where)
     places = lengths.unsqueeze(1) - 1 - back  # (B, least), the last character first
-    norms = gradient.norm(dim=2)[rows.unsqueeze(1), places]
+    norms = gradient.norm(dim=2).gather(1, places)
     return (norms / norms[:, :1]).log().mean(0).exp().cpu()
 
 

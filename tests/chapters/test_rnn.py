@@ -467,7 +467,7 @@ def test_looking_back_is_the_gradient_by_each_character_from_the_last():
     rows = []
     for k in (0, 2, 3):  # the sequences of at least five characters
         embedded = network.embed(x[k : k + 1, : lengths[k]]).detach().requires_grad_()
-        outputs = network.output(network.rnn(embedded)[1][0])
+        outputs = network.output(network.rnn(embedded[0])[1])
         F.cross_entropy(outputs, months[k : k + 1]).backward()
         norms = embedded.grad[0].norm(dim=1).flip(0)[:5]
         rows.append((norms / norms[0]).log())
