@@ -787,8 +787,10 @@ _, axes = plt.subplots()
 ends = {}
 for name, colour in zip(settings, plots.COLOURS):
     runs = torch.tensor([curves[name, n] for n in SEEDS])
-    runs = runs.unflatten(1, (-1, 10)).mean(2)  # of ten steps each
-    ends[name] = plots.seed_band(axes, range(5, 165, 10), runs, colour)
+    tens = [part.mean(1) for part in runs.split(10, dim=1)]
+    middles = [5 + 10 * k for k in range(len(tens))]
+    runs = torch.stack(tens, dim=1)
+    ends[name] = plots.seed_band(axes, middles, runs, colour)
 axes.set(xlabel="step", ylabel="training loss", ylim=(0, None), xlim=(0, 160))
 plots.label_ends(axes, ends)
 axes.set_axisbelow(True)
