@@ -760,6 +760,12 @@ def cut_dates(dates) -> list[tuple[str, str]]:
     return [(through_month(read, int(iso[5:7]) - 1), iso) for read, iso in dates]
 
 
+# %% tags=["behind"]
+behind = []  # characters behind the month
+for (read, _), (short, _) in zip(pairs.test, cut_dates(pairs.test)):
+    behind.append(len(read) - len(short))
+record("behind", max(behind))
+
 # %% tags=["months"]
 cut = []
 for dates in (pairs.train, pairs.test):
@@ -796,6 +802,7 @@ plots.label_ends(axes, ends)
 axes.set_axisbelow(True)
 
 # %% tags=["months-result"]
+record("steps", len(curves["0.5", 0]))
 rows = []
 scores = {}
 for name in settings:

@@ -175,7 +175,7 @@ def test_every_network_runs_forward_and_backward_on_the_meta_device():
 def test_gradients_by_hand_are_those_of_autograd_with_a_loss_at_some_steps():
     cell, x = rnn.ElmanCell(5, 8).double(), torch.randn(4, 7, 5, dtype=torch.float64)
     asked = torch.randn(4, 7, 8, dtype=torch.float64)
-    asked[:, [0, 2, 5]] = 0  # steps without a loss hand on what comes from later ones
+    asked[:, [1, 2, 5]] = 0  # steps without a loss hand on what comes from later ones
     state = torch.zeros(4, 8, dtype=torch.float64)
     states = []
     for x_t in x.unbind(1):
@@ -414,6 +414,35 @@ def test_a_state_that_holds_is_the_last_one_of_a_packed_batch():
     rnn.take_weights(cell, network.rnn)
     held = rnn.read_until(cell, network.embed(x), lengths)
     close(network.output(held), network(x, lengths))
+
+
+def test_a_packed_batch_gives_the_states_of_each_sequence_and_zeros_behind_its_end():
+    network = nn.RNN(16, 8, num_layers=2)
+    _, lengths = batch()
+    x = torch.randn(5, 7, 16)
+    states, last = rnn.packed_states(network, x, lengths)
+    for k, n in enumerate(lengths):
+        expected, _ = network(x[k, :n])
+        close(states[k, :n], expected)
+        close(last[k], expected[-1])
+        assert not states[k, n:].any()
+
+
+def test_each_step_of_a_reader_forgets_the_gradient_of_the_last():
+    x, lengths = batch()
+    part = x, lengths, torch.arange(5)
+    network = reader()
+    again = copy.deepcopy(network)
+    torch.manual_seed(0)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    _, norms = rnn.train_reader(network, part, optimizer, steps=6)
+    torch.manual_seed(0)
+    for norm in norms:  # nothing has moved, so each batch can be asked alone
+        chosen = torch.randint(5, (64,))
+        again.zero_grad()
+        F.cross_entropy(again(x[chosen], lengths[chosen]), part[2][chosen]).backward()
+        expected = torch.cat([p.grad.flatten() for p in again.parameters()]).norm().item()
+        assert norm == pytest.approx(expected, rel=1e-4)
 
 
 def test_what_a_reader_is_trained_on_is_what_its_settings_say(monkeypatch):
