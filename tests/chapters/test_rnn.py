@@ -76,6 +76,13 @@ def test_of_several_outputs_a_jordan_network_gives_the_first():
     close(network(x), rnn.unroll(network.cell, x)[..., 0:1])
 
 
+def test_a_jordan_network_has_a_bias_for_each_unit_and_one_output_unless_told():
+    assert parameters_of(rnn.JordanNetwork(8)) == 8 * (1 + 1 + 1) + 1 * (8 + 1)
+    assert parameters_of(rnn.JordanNetwork(8, 3)) == 8 * (1 + 3 + 1) + 3 * (8 + 1)
+    assert parameters_of(rnn.JordanCell(5, 8, 3).from_input) == 8 * (5 + 1)
+    assert parameters_of(rnn.JordanCell(5, 8, 3).from_state) == 8 * 3
+
+
 @pytest.mark.parametrize("build", [lambda: rnn.ElmanCell(1, 4), lambda: rnn.JordanCell(1, 4, 2)])
 def test_unrolled_a_state_knows_the_past_and_not_the_future(build):
     cell, x = build(), torch.randn(1, 6, 1, requires_grad=True)
@@ -118,6 +125,11 @@ def test_layers_are_those_of_torch_forward_and_backward(name):
         close(cell.from_input.weight.grad, w_x.grad)
         close(cell.from_state.weight.grad, w_h.grad)
         close(cell.from_input.bias.grad, b_x.grad)
+
+
+def test_weights_of_too_many_layers_are_refused():
+    with pytest.raises(ValueError, match="zip"):
+        rnn.take_weights(rnn.ElmanLayer(5, 8), nn.RNN(5, 8, num_layers=2))
 
 
 def test_two_directions_see_all_of_a_sequence_and_one_sees_the_past():
@@ -167,6 +179,10 @@ def test_every_network_runs_forward_and_backward_on_the_meta_device():
     cell = on_meta(rnn.ElmanCell, 3, 4)
     x = torch.empty(2, 5, 3, device="meta")
     assert rnn.read_until(cell, x, lengths.to("meta")).shape == (2, 4)
+    network = on_meta(rnn.MonthReader, 20, radius=1.0)
+    characters = torch.zeros(2, 5, dtype=torch.long, device="meta")
+    network(characters, lengths.to("meta")).sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
 
 
 # ---- the gradient through time -------------------------------------------------------------------
@@ -183,7 +199,9 @@ def test_gradients_by_hand_are_those_of_autograd_with_a_loss_at_some_steps():
         state.retain_grad()
         states.append(state)
     (torch.stack(states, dim=1) * asked).sum().backward()
+    before = asked.clone()
     found, totals = rnn.bptt(cell, x, rnn.unroll(cell, x), asked)
+    close(asked, before, 0)
     assert list(found) == [name for name, _ in cell.named_parameters()]
     for name, parameter in cell.named_parameters():
         close(found[name], parameter.grad, 1e-12, name)
@@ -264,6 +282,7 @@ def test_the_loss_by_place_is_that_of_the_bit_that_follows():
             self.unused = nn.Parameter(torch.zeros(1))
 
         def forward(self, x):
+            assert x.shape == (1000, 23, 1)
             y = torch.full_like(x, 0.5)
             before = torch.cat((torch.zeros_like(x[:, :1]), x[:, :-1]), dim=1)
             y[:, 1::3] = (before != x).float()[:, 1::3]
@@ -310,14 +329,16 @@ def test_the_gradient_of_one_step_back_ends_at_the_state():
 # ---- clipping ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("limit", [0.1, 3.0, 1e3, math.inf])
-def test_clipping_is_that_of_torch(limit):
+@pytest.mark.parametrize(
+    ("limit", "size"), [(0.1, 10), (3.0, 10), (1e3, 10), (math.inf, 10), (1e-6, 1e-7)]
+)
+def test_clipping_is_that_of_torch(limit, size):
     ours = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     ours.register_parameter("unused", nn.Parameter(torch.zeros(1)))
     theirs = copy.deepcopy(ours)
     x = torch.randn(5, 4)
     for network in (ours, theirs):
-        (10 * network(x)).square().sum().backward()
+        (size * network(x).square()).sum().backward()
     before = torch.cat([p.grad.flatten() for p in theirs.parameters() if p.grad is not None])
     found = rnn.clip_by_norm([*ours.parameters()], limit)
     expected = nn.utils.clip_grad_norm_(theirs.parameters(), limit)
@@ -417,7 +438,7 @@ def test_a_state_that_holds_is_the_last_one_of_a_packed_batch():
 
 
 def test_a_packed_batch_gives_the_states_of_each_sequence_and_zeros_behind_its_end():
-    network = nn.RNN(16, 8, num_layers=2)
+    network = nn.RNN(16, 8, num_layers=3)
     _, lengths = batch()
     x = torch.randn(5, 7, 16)
     states, last = rnn.packed_states(network, x, lengths)
@@ -501,3 +522,5 @@ def test_looking_back_is_the_gradient_by_each_character_from_the_last():
         norms = embedded.grad[0].norm(dim=1).flip(0)[:5]
         rows.append((norms / norms[0]).log())
     close(found, torch.stack(rows).mean(0).exp(), 1e-4)
+    longer = torch.randint(3, 20, (3, 22)), torch.tensor([20, 22, 19]), months[:3]
+    close(rnn.looks_back(network, longer), rnn.looks_back(network, longer, least=20))
