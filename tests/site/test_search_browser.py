@@ -80,6 +80,7 @@ FIRST = {  # the page that must come first
     "darknet-53": "chapters/yolov3",
     "mosaic": "chapters/yolov4",
     "drop block": "chapters/yolov4",
+    "back-propagation through time": "chapters/rnn",
     '"identity shortcut"': "chapters/resnet",
     # numbers and sizes
     "1×1": "chapters/nin",

@@ -17,6 +17,7 @@ RESTS_ON = {
     "annotated": {"boxes"},
     "comparison": {"boxes", "counting", "scenes"},
     "scenes": {"annotated", "boxes", "images"},
+    "text": {"archives"},
     "tracing": {"counting"},
     "drawing": {"plots", "tracing"},
     "diagrams": {"plots"},
