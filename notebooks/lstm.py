@@ -707,10 +707,8 @@ def walk(cell: LSTMCell, x: Tensor, held: dict | None = None) -> dict[str, Tenso
         c = gates["f"] * c + gates["i"] * gates["g"]
         h = gates["o"] * torch.tanh(c)
         for name, value in (gates | {"c": c, "h": h}).items():
-            steps[name].append(value)
-    return {
-        name: torch.stack(torch.broadcast_tensors(*v), -2) for name, v in steps.items()
-    }
+            steps[name].append(value.expand_as(h))
+    return {name: torch.stack(values, dim=1) for name, values in steps.items()}
 
 
 # %% tags=["held"]
