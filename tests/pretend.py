@@ -15,6 +15,7 @@ to is there.
 """
 
 import functools
+import itertools
 import os
 import runpy
 import sys
@@ -174,7 +175,8 @@ def start() -> torch.device:
 def train_briefly() -> None:
     """Let `training.fit` see `BRIEF` batches an epoch and detectors see `BRIEF` batches of scenes.
 
-    What is asked is whether a notebook runs.
+    A notebook with a loop of its own runs `BRIEF` of the steps that it takes from
+    `training.progress`. What is asked is whether a notebook runs.
     """
     from workbench import scenes, training
 
@@ -187,7 +189,11 @@ def train_briefly() -> None:
     def batches(source, steps: int, batch: int):
         return all_batches(source, min(steps, BRIEF), batch)
 
+    def progress(steps, title: str):
+        return steps if title == "epochs" else itertools.islice(steps, BRIEF)
+
     training.fit, scenes.DigitScenes.batches = fit, batches
+    training.progress = progress
 
 
 def main(arguments: list[str]) -> None:
