@@ -71,6 +71,8 @@ FIRST = {  # the page that must come first
     "RoIAlign": "chapters/detection",
     "top-down path": "chapters/fpn",
     "darknet-53": "chapters/yolov3",
+    "LSTM": "chapters/lstm",
+    "forget gate": "chapters/lstm",
     '"identity shortcut"': "chapters/resnet",
     # numbers and sizes
     "1×1": "chapters/nin",
