@@ -274,7 +274,7 @@ def test_training_takes_adam_at_its_rate_and_clips_the_gradient_at_one(monkeypat
     lstm.learn(lstm.plain_rnn(), 6, 1)
     assert [o.param_groups[0]["lr"] for o in made] == [0.01, 0.003, 0.01]
     assert clipped == [1.0] * 5
-    assert shapes == [(500, 6), (64, 6), (64, 6)] * 2 + [(500, 6), (64, 6)]
+    assert shapes == [(200, 6), (64, 6), (64, 6)] * 2 + [(200, 6), (64, 6)]
 
 
 def test_a_walk_is_the_pass_of_the_cell_and_a_held_gate_keeps_its_value():
