@@ -1126,10 +1126,10 @@ for (trained, T), values in longer.items():
     record_spread(f"longer.{trained}.{T}", values)
     rows.append((trained, T, spread(values, ".3f")))
 table(sorted(rows), ("trained on pairs", "tested on", "error"))
-words = "trained on 50 pairs, the networks lose their way at 100 and 200"
-claim(min(longer[50, 100] + longer[50, 200]) > 3 * max(longer[50, 50]), words)
-words = "trained on 100 pairs they still add 50 and 200"
-claim(max(longer[100, 50] + longer[100, 200]) < 0.15 * NOTHING, words)
+words = "trained on 50 pairs, the networks are worse at 200, seeds apart"
+claim(min(longer[50, 200]) > max(longer[50, 50]), words)
+words = "at 200 those trained on 100 pairs are better, seeds apart"
+claim(max(longer[100, 200]) < min(longer[50, 200]), words)
 
 
 # %% tags=["solution-5"]
