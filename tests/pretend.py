@@ -40,6 +40,7 @@ INDEXING = {
     aten._index_put_impl_.default,
 }
 BARE = [aten.copy_.default, aten._local_scalar_dense.default]  # torch.tensor calls no fallback
+RECURRENT = ("rnn_tanh", "rnn_relu", "lstm", "gru", "_pack_padded_sequence", "_pad_packed_sequence")
 _registered: list[torch.library.Library] = []  # what is registered is so as long as these live
 
 
@@ -150,6 +151,26 @@ def refuse_strangers(operator, args, kwargs) -> None:
             )
 
 
+def recurrent(name: str):
+    """A function of torch's recurrent layers, run on the CPU: elsewhere it wants a kernel of GPUs.
+
+    Lengths and sizes of batches, whole numbers, are on the CPU with every device.
+    """
+    function = getattr(torch._VF, name)
+
+    def on_cpu(x: Tensor, *args):
+        if not isinstance(x, Pretended):
+            return function(x, *args)
+        real = [t for t in tensors(args) if t.is_floating_point()]
+        refuse_strangers(name, real, {})
+        moved = [[t.cpu() for t in a] if isinstance(a, (list, tuple)) else a for a in args]
+        moved = [a.cpu() if isinstance(a, Pretended) else a for a in moved]
+        results = function(x.cpu(), *moved)
+        return tuple(t.to(x.device) if t.is_floating_point() else t for t in results)
+
+    return on_cpu
+
+
 class Module(_DummyBackendModule):
     """What torch asks of ``torch.pretended``."""
 
@@ -167,6 +188,8 @@ def start() -> torch.device:
         for operator in BARE:
             kernel = functools.partial(run, operator)
             _registered[1].impl(operator.name().removesuffix(".default"), kernel, "PrivateUse1")
+        for name in RECURRENT:
+            setattr(torch._VF, name, recurrent(name))
         # a second thread would wait for Python at each operator
         torch.autograd.set_multithreading_enabled(False)
     return torch.accelerator.current_accelerator()

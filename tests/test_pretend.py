@@ -18,6 +18,7 @@ import pretend
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 here = pretend.start()
@@ -101,6 +102,23 @@ def checkpointed():
     return torch.equal(*gradients)
 
 
+def recurrent(layer, packed=False):
+    "Outputs and a gradient here and on the CPU."
+    found = []
+    for device in ("cpu", here):
+        torch.manual_seed(0)
+        net = layer(4, 5, batch_first=True)
+        rows = torch.linspace(-1, 1, 24).view(2, 3, 4).to(device)
+        if packed:
+            rows = pack_padded_sequence(rows, torch.tensor([3, 1]), batch_first=True)
+        outputs, _ = net.to(device)(rows)
+        outputs = outputs.data if packed else outputs
+        outputs.square().sum().backward()
+        found.append((str(outputs.device), outputs.cpu(), net.weight_hh_l0.grad.cpu()))
+    devices = [device for device, *_ in found]
+    return devices, all(map(torch.equal, found[0][1:], found[1][1:]))
+
+
 def view_changed():
     y = x.clone()
     y[0] = 0
@@ -123,6 +141,8 @@ REFUSED = {  # what a GPU refuses, and what the error says
     "F.embedding(torch.tensor([0]), x)": "same device",
     "torch.ones(3, 4)[x[0].long() % 3]": "same device",
     "x.clone().index_put_((torch.tensor([0]),), torch.ones(4))": "same device",
+    "nn.GRU(4, 5).to(here)(x, torch.zeros(1, 5))": "same device",
+    "nn.LSTM(4, 5)(x)": "same device",
     "x + torch.ones((), device='meta')": "same device",
     "x.numpy()": "Use Tensor.cpu()",
     "x.detach().numpy()": "Use Tensor.cpu()",
@@ -152,6 +172,9 @@ ALLOWED = {  # what a GPU does, and what comes of it
     "view_changed()": [[0, 0, 0, 0], [4, 10, 12, 14], [8, 18, 20, 22]],
     "list(channels_last().stride())": [12, 1, 6, 2],
     "checkpointed()": True,
+    "recurrent(nn.LSTM)": [["cpu", "pretended:0"], True],
+    "recurrent(nn.GRU)": [["cpu", "pretended:0"], True],
+    "recurrent(nn.RNN, packed=True)": [["cpu", "pretended:0"], True],
     "len(hooked())": 1,
     "kept_for_backward()": True,
     "'pretended' in repr(x)": True,

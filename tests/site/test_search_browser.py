@@ -81,6 +81,8 @@ FIRST = {  # the page that must come first
     "mosaic": "chapters/yolov4",
     "drop block": "chapters/yolov4",
     "back-propagation through time": "chapters/rnn",
+    "LSTM": "chapters/lstm",
+    "forget gate": "chapters/lstm",
     '"identity shortcut"': "chapters/resnet",
     # numbers and sizes
     "1×1": "chapters/nin",
