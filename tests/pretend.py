@@ -196,7 +196,7 @@ def start() -> torch.device:
 
 
 def train_briefly() -> None:
-    """Let `training.fit` see `BRIEF` batches an epoch, detectors and loops over batches `BRIEF` in all.
+    """Let `training.fit` see `BRIEF` batches an epoch and detectors see `BRIEF` batches of scenes.
 
     A notebook with a loop of its own runs `BRIEF` of the steps that it takes from
     `training.progress`. What is asked is whether a notebook runs.
@@ -213,7 +213,6 @@ def train_briefly() -> None:
         return all_batches(source, min(steps, BRIEF), batch)
 
     def progress(steps, title: str):
-        return steps if isinstance(steps, range) else itertools.islice(steps, BRIEF)
         return steps if title == "epochs" else itertools.islice(steps, BRIEF)
 
     training.fit, scenes.DigitScenes.batches = fit, batches
