@@ -81,8 +81,9 @@ def mosaic(group: boxes.Scenes, cut: Tensor, start: Tensor) -> boxes.Scenes:
 def cut_out(group: boxes.Scenes, low: Tensor, high: Tensor, shift: Tensor):
     """Boxes, labels, ignored of mosaics (B, 4 M): moved by `shift`, cut at corners."""
     before = group.boxes.unflatten(0, (len(low), 4))  # (B, 4, M, 4)
-    low, high, shift = (t.repeat(1, 1, 2).unsqueeze(2) for t in (low, high, shift))
-    after = (before - shift).maximum(low).minimum(high)  # as corners (B, 4, 1, 4)
+    pairs = [t.repeat(1, 1, 2).unsqueeze(2) for t in (low, high, shift)]
+    lowest, highest, offset = pairs  # (B, 4, 1, 4): the same for both corners of a box
+    after = (before - offset).maximum(lowest).minimum(highest)
     share = areas(after) / areas(before).clamp(min=1e-6)  # (B, 4, M), what is left
 
     labels = group.labels.view_as(share)
@@ -333,7 +334,7 @@ class Descend(nn.Module):
 
 
 class Ascend(nn.Module):
-    """From fine to coarse: the fine map halved by a 3x3 of stride 2, then the coarse."""
+    """From fine to coarse: the fine map halved by a 3x3 of stride 2, then coarse."""
 
     def __init__(self, c_fine: int, width: int):
         super().__init__()
