@@ -16,7 +16,7 @@ from workbench import boxes, darknet, scenes
 
 net = definitions("yolov4")
 
-PUBLISHED = {  # parameters, floats of the weight file, BFLOPs of Darknet at this side
+PUBLISHED = {  # parameters, floats of the weight file, BFLOPs of Darknet's convolutions at this side
     "cspdarknet53": (27_642_184, 27_677_512, 13.067, 256),
     "yolov4": (64_363_101, 64_429_405, 128.389, 608),
     "TinyYOLOv4": (6_056_606, 6_062_814, 6.908, 416),
@@ -383,7 +383,7 @@ def test_windows_of_a_random_mosaic_lie_within_their_scenes(monkeypatch):
     assert (seen["start"] > 0).double().mean() > 0.7
 
 
-def test_scenes_are_chosen_by_chance_and_once():
+def test_scenes_are_chosen_by_chance_and_once(monkeypatch):
     torch.manual_seed(0)
     group = numbered(12)
     numbers = net.plain(group, 9).images[:, 0, 0, 0].tolist()
@@ -396,6 +396,11 @@ def test_scenes_are_chosen_by_chance_and_once():
     same = net.windows(group, 6).images[:, 0]
     assert same.flatten(1).amin(1).equal(same.flatten(1).amax(1))
     assert len(set(same[:, 0, 0].tolist())) == 6
+    monkeypatch.setattr(torch, "rand", lambda *shape: torch.full(shape, 0.999))
+    middle = net.centred_mosaic(group).images[0]  # 6 rows, 8 columns
+    assert middle[0].unique(return_counts=True)[1].tolist() == [12] * 4
+    assert middle[1, :, 0].tolist() == middle[1, :, -1].tolist() == [3, 4, 5] * 2
+    assert middle[2, 0].tolist() == middle[2, -1].tolist() == [4, 5, 6, 7] * 2
     assert net.take(group, [3, 1]).images[:, 0, 0, 0].tolist() == [3, 1]
 
 
@@ -555,6 +560,21 @@ def test_all_anchors_that_fit_are_responsible_and_the_best_in_any_case():
     assert found.index.tolist() == [0, 1, second + 1, third, fourth]
 
 
+def test_a_box_that_two_objects_ask_for_is_counted_for_both():
+    scales = (net.Scale(16, ((10, 10), (4, 4)), 1.0),)  # IoU of the second: .16
+    places = [[[0.0, 0, 10, 10], [2, 2, 12, 12], [20, 2, 30, 12]], [[0, 0, 10, 10]] * 3]
+    found = net.positives(scenes_of(places, [[0, 1, 2], [2, -1, -1]]), scales, [(2, 2)])
+    assert found.index.tolist() == [0, 0, 2, 0]
+    assert net.asked_twice(found) == 0.5
+    outputs = [torch.zeros(2, 16, 2, 2)]
+    loss = net.detection_loss(outputs, scenes_of(places, [[0, 1, 2], [2, -1, -1]]), scales)
+    close(loss[2], torch.tensor(4 * 3 * math.log(2) / 2))  # classes: of both
+
+
+def test_convolutions_are_counted_in_all_parts():
+    assert net.convolutions([nn.Linear(2, 2), net.neck(4, 2), net.Ascend(2, 2)]) == 6
+
+
 def test_the_threshold_is_that_of_the_paper():
     scales = (net.Scale(16, ((10, 10), (10, 2.2), (10, 2)), 1.0),)  # IoU 1, .22 and .2
     truth = scenes_of([[[0.0, 0, 10, 10]]], [[0]])
@@ -649,5 +669,9 @@ def test_mistakes_are_what_is_missed_and_what_is_wrong():
     assert net.mistakes(found, truth, labels) == 3
     right = boxes.Detections(truth[:2], torch.ones(2), labels[:2])
     assert net.mistakes(right, truth, labels) == 0
+    double = boxes.Detections(truth[[0, 0, 1]], torch.ones(3), labels[[0, 0, 1]])
+    assert net.mistakes(double, truth, labels) == 1
+    twins = truth[[0, 0]], torch.tensor([3, 3])  # one detection cannot be right about two
+    assert net.mistakes(boxes.Detections(truth[:1], torch.ones(1), labels[:1]), *twins) == 1
     nothing = boxes.Detections(truth[:0], torch.ones(0), labels[:0])
     assert net.mistakes(nothing, truth, labels) == 2
