@@ -622,11 +622,8 @@ for name, kind in (("coco", "COCO, nine"), ("means", "k-means, six")):
 
 # %% tags=["match"]
 OWN = ((0, 0),)
-THREE = (
-    (0, 0),
-    (1, 0),
-    (0, 1),
-)  # and the nearer one beside, the nearer one above or below
+# its own, the nearer one beside, the nearer one above or below
+THREE = ((0, 0), (1, 0), (0, 1))
 
 
 class Positives(NamedTuple):
