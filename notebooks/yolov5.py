@@ -871,15 +871,12 @@ for name, scored in reached.items():
 for name, larger in ("ns", "sm", "ml", "mx"):
     ahead = min(halves[larger]) > max(halves[name])
     claim(ahead, f"{larger} is ahead of {name}, whichever seed")
-strict = {}
-for name in "lx":
-    strict[name] = [one["mAP@0.5:0.95"] for one in reached[name].values()]
-claim(min(strict["x"]) <= max(strict["l"]), "from 0.5 to 0.95 l and x overlap")
-first = min(halves["s"]) - max(halves["n"])
-claim(first > max(halves["x"]) - min(halves["m"]), "from n to s more than from m to x")
 gains = {name: sum(values) / len(SEEDS) for name, values in halves.items()}
-record("gain.first", gains["s"] - gains["n"])
-record("gain.last", gains["x"] - gains["m"])
+first = gains["s"] - gains["n"]
+last = gains["x"] - gains["m"]
+record("gain.first", first)
+record("gain.last", last)
+claim(first > last, "in the mean from n to s more than from m to x")
 
 # %% tags=["headline-figure"] alt="Average precision at 0.5 against millions of MACs on a logarithmic axis, a dot for each seed and a line through the means, at the five sizes n, s, m, l, x. The line rises steeply from n and flattens towards x."
 _, axes = plt.subplots()
@@ -930,10 +927,7 @@ record("rate", RATE)
 record("headline.steps", STEPS)
 record("small.parameters", counting.parameters(network))
 record("digits.half", scored["mAP@0.5"])
-claim(
-    scored["small"] < scored["medium"] < scored["large"],
-    "the larger the digits, the higher the average precision",
-)
+claim(scored["small"] < scored["large"], "large digits reach more than small ones")
 
 # %% tags=["curve"] alt="Loss against steps. The curve falls steeply over about the first hundred steps and slowly afterwards."
 _, axes = plt.subplots(figsize=(5, 2.4))
