@@ -929,7 +929,7 @@ record("small.parameters", counting.parameters(network))
 record("digits.half", scored["mAP@0.5"])
 claim(scored["small"] < scored["large"], "large digits reach more than small ones")
 
-# %% tags=["curve"] alt="Loss against steps. The curve falls steeply over about the first hundred steps and slowly afterwards."
+# %% tags=["curve"] alt="Loss against steps. The curve falls steeply over the first thirty steps or so and slowly afterwards."
 _, axes = plt.subplots(figsize=(5, 2.4))
 smooth = torch.tensor(losses).view(-1, 10).mean(1)
 axes.plot(range(5, len(losses), 10), smooth, color=plots.COLOURS[0])
