@@ -931,12 +931,12 @@ claim(scored["small"] < scored["large"], "large digits reach more than small one
 
 # %% tags=["curve"] alt="Loss against steps. The curve falls steeply over the first thirty steps or so and slowly afterwards."
 _, axes = plt.subplots(figsize=(5, 2.4))
-smooth = torch.tensor(losses).view(-1, 10).mean(1)
-axes.plot(range(5, len(losses), 10), smooth, color=plots.COLOURS[0])
+smooth = [part.mean().item() for part in torch.tensor(losses).split(10)]
+steps = [10 * number + 5 for number in range(len(smooth))]
+axes.plot(steps, smooth, color=plots.COLOURS[0])
 axes.set(xlabel="step", ylabel="loss", ylim=(0, None))
 axes.set_axisbelow(True)
-tenths = torch.tensor(losses).view(10, -1).mean(1)
-claim(tenths[-1] < tenths[1] < tenths[0], "the loss falls")
+claim(sum(losses[-50:]) < sum(losses[:50]), "the loss falls")
 
 # %% tags=["comparison"]
 comparison.compare(
