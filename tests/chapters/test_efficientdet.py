@@ -510,7 +510,9 @@ def test_the_loss_of_a_case_worked_by_hand():
 def test_the_loss_reaches_all_parameters():
     torch.manual_seed(0)
     network = net.small_efficientdet(3)
-    truth = scenes_of([[[4.0, 4, 16, 20], [30, 30, 45, 60]]], [[0, 2]], size=64)
+    # an object for each level: its boxes learn at those with a positive only
+    places = [[4.0, 4, 12, 16], [40, 4, 54, 24], [10, 14, 40, 58]]
+    truth = scenes_of([places], [[0, 1, 2]], size=64)
     net.detection_loss(
         network(truth.images + torch.rand(1, 3, 64, 64)), truth, net.DIGIT_ANCHORS
     ).sum().backward()
