@@ -364,10 +364,10 @@ def test_values_moved_are_those_counted_by_hand():
     assert net.moved(form, maps) == 2 * (24 + 1 + 24) + 72 + 4
     stacked = net.Form(2, net.softmax, net.stacked_sum)
     assert net.moved(stacked, maps) == (48 + 48) + (48 + 2 + 48) + (48 + 24) + 4
-    # each map is multiplied, divided, added; the first is added to 0
+    # each map is multiplied and divided by a sum with epsilon; they are added; relu
     divided = net.Form(2, torch.relu, net.divided_sum)
     close(divided(maps), (maps[0] + maps[1]) / 2.0001)
-    assert net.moved(divided, maps) >= 2 * (24 + 1 + 24) + 2 * (24 + 1 + 24) + 72
+    assert net.moved(divided, maps) == 4 * (24 + 1 + 24) + 2 * (3 + 2) + 72 + 4
 
 
 def test_the_shortest_time_is_of_passes_after_the_first_ones():
