@@ -1079,7 +1079,7 @@ claim(max(values) < min(near), "AP is lower at the other place")
 table(rows, ("tiles", "AP at 0.5, three seeds"))
 
 # %% tags=["trees-figure"] alt="Four aerial tiles with crowns of trees and their shadows. White boxes outline the trees that were drawn by hand, yellow boxes the detections with a score. Some white boxes have a yellow one near them, some have none; some yellow boxes are alone."
-found = detect(network, cached["test"], TREE_ANCHORS, least=0.2)
+found = detect(network, cached["test"], TREE_ANCHORS, least=0.3)
 number_of = [int((labels >= 0).sum()) for labels in upper.labels]
 shown = sorted(range(len(number_of)), key=number_of.__getitem__)[-4:]
 chosen = boxes.Scenes(*(part[shown] for part in upper))
