@@ -1196,7 +1196,7 @@ record("flawless", counts.count(0))
 worst = sorted(range(100), key=counts.__getitem__)[-4:]
 claim(min(counts[i] for i in worst) > 0, "the four worst have mistakes")
 
-# %% tags=["scenes-figure"] alt="Eight small scenes of coloured digits on dim photographs. White boxes outline the digits, yellow boxes with a class and a score the detections. In the lower four there are digits without a yellow box, with one of another class, or with more than one."
+# %% tags=["scenes-figure"] alt="Eight small scenes of coloured digits on dim photographs. White boxes outline the digits, yellow boxes with a class and a score the detections. In the lower four there are digits without a yellow box or with one of another class."
 shown = [0, 1, 2, 3, *worst]
 chosen = boxes.Scenes(*(part[shown] for part in hundred))
 boxes.show(chosen, [found[i] for i in shown], crowded.classes, columns=4)
