@@ -364,6 +364,10 @@ def test_values_moved_are_those_counted_by_hand():
     assert net.moved(form, maps) == 2 * (24 + 1 + 24) + 72 + 4
     stacked = net.Form(2, net.softmax, net.stacked_sum)
     assert net.moved(stacked, maps) == (48 + 48) + (48 + 2 + 48) + (48 + 24) + 4
+    # each map is multiplied and divided by a sum with epsilon; they are added; relu
+    divided = net.Form(2, torch.relu, net.divided_sum)
+    close(divided(maps), (maps[0] + maps[1]) / 2.0001)
+    assert net.moved(divided, maps) == 4 * (24 + 1 + 24) + 2 * (3 + 2) + 72 + 4
 
 
 def test_the_shortest_time_is_of_passes_after_the_first_ones():
@@ -506,12 +510,13 @@ def test_the_loss_of_a_case_worked_by_hand():
 def test_the_loss_reaches_all_parameters():
     torch.manual_seed(0)
     network = net.small_efficientdet(3)
-    truth = scenes_of([[[4.0, 4, 16, 20], [30, 30, 45, 60]]], [[0, 2]], size=64)
-    network(truth.images)
+    # an object for each level: its boxes learn at those with a positive only
+    places = [[4.0, 4, 12, 16], [40, 4, 54, 24], [10, 14, 40, 58]]
+    truth = scenes_of([places], [[0, 1, 2]], size=64)
     net.detection_loss(
         network(truth.images + torch.rand(1, 3, 64, 64)), truth, net.DIGIT_ANCHORS
     ).sum().backward()
-    assert all(p.grad is not None for p in network.parameters())
+    assert all(p.grad.abs().max() > 0 for p in network.parameters())
 
 
 def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss():
