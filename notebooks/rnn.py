@@ -862,9 +862,10 @@ for limit, number in clipped:
     norms = torch.tensor(clipped[limit, number][1])
     few = (norms <= 1).double().mean() < 0.05
     claim(few, "the norm is above the limit at nearly all steps")
-    claim(norms.max() < 5 * norms.median(), "no gradient is far longer than the others")
     if limit == 1:
-        claim(1.6 < norms.median() < 2.4, "clipping halves a gradient, about")
+        high = norms.quantile(0.95) < 3 * norms.median()
+        claim(high, "few gradients are far longer than the others")
+        claim(1.5 < norms.median() < 2.5, "clipping halves a gradient, about")
 
 # %% [markdown]
 # ## Padding
