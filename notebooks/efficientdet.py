@@ -361,7 +361,7 @@ for phi in range(7):
     size = (f"{width:.1f}", WIDTHS[phi], depth, DEPTHS[phi], head_depth)
     rows.append((f"D{phi}", *size, side, SIDES[phi]))
 names = ("64 · 1.35^φ", "width", "3 + φ", "depth", "heads", "512 + 128 φ", "side")
-table(rows, ("", *names))
+table(rows, ("network", *names))
 
 # %% tags=["scaling-claims"]
 computed = [scaled(phi) for phi in range(7)]
