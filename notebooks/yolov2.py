@@ -28,12 +28,11 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision import ops
 
 from workbench import claim, device, evaluating, record, record_spread, seed
 from workbench import spread, table
-from workbench import boxes, checks, comparison, counting, darknet, diagrams
-from workbench import plots, scenes, training
+from workbench import boxes, checks, comparison, counting, darknet, detectors
+from workbench import diagrams, plots, scenes, training
 
 SEEDS = (0, 1, 2)
 
@@ -559,18 +558,6 @@ def positives(truth: boxes.Scenes, scale: Scale) -> Positives:
     return Positives(image, index, box, centre.frac(), anchors[best], label)
 
 
-# %% tags=["overlap"]
-def best_overlap(places: Tensor, objects: Tensor) -> Tensor:
-    """Largest IoU of boxes (B, P, 4) with an object (B, M, 4) of the image: (B, P)."""
-    places = places.unsqueeze(2)
-    objects = objects.unsqueeze(1)
-    upper = torch.maximum(places[..., :2], objects[..., :2])  # (B, P, M, 2)
-    lower = torch.minimum(places[..., 2:], objects[..., 2:])
-    common = (lower - upper).clamp(min=0).prod(-1)
-    areas = [(box[..., 2:] - box[..., :2]).prod(-1) for box in (places, objects)]
-    return (common / (areas[0] + areas[1] - common)).amax(-1)
-
-
 # %% tags=["loss"]
 def objectness_wanted(places: Tensor, truth: boxes.Scenes, found: Positives):
     """What each box (B, P) should say of an object, and whether it counts.
@@ -580,8 +567,10 @@ def objectness_wanted(places: Tensor, truth: boxes.Scenes, found: Positives):
     """
     mine = places[found.image, found.index].unsqueeze(1)  # (N, 1, 4)
     wanted = torch.zeros_like(places[..., 0])
-    wanted[found.image, found.index] = best_overlap(mine, found.box.unsqueeze(1))[:, 0]
-    counted = best_overlap(places, truth.boxes) <= 0.6
+    wanted[found.image, found.index] = detectors.best_overlap(
+        mine, found.box.unsqueeze(1)
+    )[:, 0]
+    counted = detectors.best_overlap(places, truth.boxes) <= 0.6
     counted[found.image, found.index] = True
     return wanted, counted
 
@@ -863,22 +852,12 @@ comparison.compare(network, lambda x: find_all(network, x, digits))
 # ## What it finds and what it misses
 
 
-# %% tags=["mistakes"]
-def mistakes(found: boxes.Detections, truth: Tensor, labels: Tensor) -> int:
-    """Digits that no detection is right about, and detections that are not right."""
-    truth = truth[labels >= 0]
-    labels = labels[labels >= 0]
-    right = ops.box_iou(found.boxes, truth) >= 0.5
-    right &= found.labels[:, None] == labels
-    missed = (~right.any(0)).sum()
-    wrong = (~right.any(1)).sum()
-    return int(missed + wrong)
-
-
 # %% tags=["mistakes-run"]
 hundred = boxes.Scenes(*(part[:100] for part in test))
 found = detect(network, hundred.images.to(device), digits, least=0.25)
-counts = [mistakes(f, b, k) for f, b, k in zip(found, hundred.boxes, hundred.labels)]
+counts = [
+    detectors.mistakes(f, b, k) for f, b, k in zip(found, hundred.boxes, hundred.labels)
+]
 record("flawless", counts.count(0))
 worst = sorted(range(100), key=counts.__getitem__)[-4:]
 claim(counts.count(0) > 0 and min(counts[i] for i in worst) > 0, "both kinds are there")

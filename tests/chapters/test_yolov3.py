@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torchvision import ops
 
 import networks
+from detectors import Answers, scenes_of
 from loader import definitions
 from networks import close, macs_of, on_meta, parameters_of
 from workbench import boxes, darknet
@@ -31,13 +32,6 @@ def build(name):
 
 def narrow(**how):
     return net.YOLOv3(net.Darknet((4, 8, 8, 16, 24, 32), (1, 0, 2, 1, 1)), 3, **how)
-
-
-def scenes_of(places, labels, *, ignored=None, size=32):
-    labels = torch.tensor(labels)
-    aside = torch.zeros_like(labels, dtype=torch.bool) if ignored is None else ignored
-    images = torch.zeros(len(labels), 3, size, size)
-    return boxes.Scenes(images, torch.tensor(places), labels, aside)
 
 
 # ---- networks ------------------------------------------------------------------------------------
@@ -244,16 +238,6 @@ def test_boxes_of_several_scales_follow_each_other():
     close(places[0, 1], torch.tensor([38.0, 6, 58, 26]))
 
 
-class Answers(nn.Module):
-    def __init__(self, *outputs):
-        super().__init__()
-        self.outputs = outputs
-
-    def forward(self, x):
-        assert not self.training
-        return self.outputs
-
-
 def test_a_score_is_that_of_an_object_times_that_of_its_class():
     raw = torch.full((1, 8, 1, 2), -20.0)
     raw[0, :4] = 0
@@ -292,17 +276,6 @@ def test_the_best_anchor_is_that_of_the_largest_iou_on_one_centre():
     others = torch.cat((-anchors / 80, anchors / 80), 1)
     expected = ops.box_iou(boxed, others).argmax(1)
     assert net.best_anchor(shapes, anchors / 40).equal(expected)
-
-
-def test_the_largest_overlap_is_that_of_torchvision():
-    torch.manual_seed(0)
-    corner, size = torch.rand(3, 9, 2), torch.rand(3, 9, 2) + 0.1
-    places = torch.cat((corner, corner + size), 2)
-    found = net.best_overlap(places[:, :5], places[:, 5:])
-    for k in range(3):
-        close(found[k], ops.box_iou(places[k, :5], places[k, 5:]).amax(1))
-    nothing = net.best_overlap(places, torch.zeros(3, 2, 4))
-    close(nothing, torch.zeros(3, 9), 0)
 
 
 def two_scales():
@@ -469,18 +442,6 @@ def test_the_best_score_of_each_head():
     scales = (net.Scale(16, ((1, 1), (2, 2))), net.Scale(8, ((1, 1), (2, 2))))
     network = Answers(coarse, fine).eval()
     close(torch.tensor(net.best_by_head(network, None, scales, 1)), torch.tensor([0.25, 0.6]))
-
-
-def test_mistakes_are_what_is_missed_and_what_is_wrong():
-    truth = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30], [0, 0, 0, 0]])
-    labels = torch.tensor([3, 5, -1])
-    places = torch.tensor([[0.0, 0, 10, 6], [20, 20, 30, 24], [20, 20, 30, 30]])
-    found = boxes.Detections(places, torch.ones(3), torch.tensor([3, 5, 4]))
-    assert net.mistakes(found, truth, labels) == 3
-    right = boxes.Detections(truth[:2], torch.ones(2), labels[:2])
-    assert net.mistakes(right, truth, labels) == 0
-    nothing = boxes.Detections(truth[:0], torch.ones(0), labels[:0])
-    assert net.mistakes(nothing, truth, labels) == 2
 
 
 def test_one_head_alone_is_one_output():

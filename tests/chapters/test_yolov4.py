@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torchvision import ops
 
 import networks
+from detectors import Answers, scenes_of
 from loader import definitions
 from networks import close, macs_of, on_meta, parameters_of
 from workbench import boxes, darknet, scenes
@@ -29,13 +30,6 @@ def build(name):
 
 def narrow(**how):
     return net.YOLOv4(net.CSPDarknet((4, 8, 8, 16, 24, 32), (1, 0, 2, 1, 1)), 3, **how)
-
-
-def scenes_of(places, labels, *, ignored=None, size=32):
-    labels = torch.tensor(labels)
-    aside = torch.zeros_like(labels, dtype=torch.bool) if ignored is None else ignored
-    images = torch.zeros(len(labels), 3, size, size)
-    return boxes.Scenes(images, torch.tensor(places), labels, aside)
 
 
 def randomised(network):
@@ -441,16 +435,6 @@ def test_boxes_of_several_scales_follow_each_other():
     close(places[0, 1], torch.tensor([38.0, 6, 58, 26]))
 
 
-class Answers(nn.Module):
-    def __init__(self, *outputs):
-        super().__init__()
-        self.outputs = outputs
-
-    def forward(self, x):
-        assert not self.training
-        return self.outputs
-
-
 def test_a_score_is_that_of_an_object_times_that_of_its_class():
     raw = torch.full((1, 8, 1, 2), -20.0)
     raw[0, :4] = 0
@@ -516,17 +500,6 @@ def test_the_overlap_with_anchors_is_that_on_one_centre():
     boxed = torch.cat((-size / 2, size / 2), 1)
     others = torch.cat((-anchors / 2, anchors / 2), 1)
     close(net.anchor_overlap(size, anchors), ops.box_iou(boxed, others))
-
-
-def test_the_largest_overlap_is_that_of_torchvision():
-    torch.manual_seed(0)
-    corner, size = torch.rand(3, 9, 2), torch.rand(3, 9, 2) + 0.1
-    places = torch.cat((corner, corner + size), 2)
-    found = net.best_overlap(places[:, :5], places[:, 5:])
-    for k in range(3):
-        close(found[k], ops.box_iou(places[k, :5], places[k, 5:]).amax(1))
-    nothing = net.best_overlap(places, torch.zeros(3, 2, 4))
-    close(nothing, torch.zeros(3, 9), 0)
 
 
 def two_scales():

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torchvision import ops
 
 import networks
+from detectors import Answers, scenes_of
 from loader import definitions
 from networks import close, macs_of, on_meta, parameters_of
-from workbench import boxes
 
 net = definitions("yolov5")
 
@@ -33,13 +33,6 @@ def build(name):
 
 def narrow(K=3, levels=3):
     return net.YOLOv5(net.Size((4, 8, 12, 16, 24), (1, 2, 1, 0), 2), K, levels=levels)
-
-
-def scenes_of(places, labels, *, ignored=None, size=32):
-    labels = torch.tensor(labels)
-    aside = torch.zeros_like(labels, dtype=torch.bool) if ignored is None else ignored
-    images = torch.zeros(len(labels), 3, size, size)
-    return boxes.Scenes(images, torch.tensor(places), labels, aside)
 
 
 def randomised(network):
@@ -225,16 +218,6 @@ def test_boxes_of_several_scales_follow_each_other():
     places, t = net.every_box(outputs, scales)
     assert t[0, :, 0].tolist() == [1] * 8 + [0] * 2
     close(places[0, 9], torch.tensor([38.0, 6, 58, 26]))
-
-
-class Answers(nn.Module):
-    def __init__(self, *outputs):
-        super().__init__()
-        self.outputs = outputs
-
-    def forward(self, x):
-        assert not self.training
-        return self.outputs
 
 
 def test_a_score_is_that_of_an_object_times_that_of_its_class():
@@ -468,18 +451,6 @@ def test_training_uses_a_cycle_of_rates_over_all_batches(monkeypatch):
 
 
 # ---- measures, the hub, solutions ----------------------------------------------------------------
-
-
-def test_mistakes_are_what_is_missed_and_what_is_wrong():
-    truth = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30], [0, 0, 0, 0]])
-    labels = torch.tensor([3, 5, -1])
-    places = torch.tensor([[0.0, 0, 10, 6], [20, 20, 30, 24], [20, 20, 30, 30]])
-    found = boxes.Detections(places, torch.ones(3), torch.tensor([3, 5, 4]))
-    assert net.mistakes(found, truth, labels) == 3
-    right = boxes.Detections(truth[:2], torch.ones(2), labels[:2])
-    assert net.mistakes(right, truth, labels) == 0
-    nothing = boxes.Detections(truth[:0], torch.ones(0), labels[:0])
-    assert net.mistakes(nothing, truth, labels) == 2
 
 
 def test_all_scenes_are_searched_and_weak_detections_kept():
