@@ -1099,7 +1099,7 @@ record("crowd.scenes", len(crowd.images))
 table(rows, ("measure", f"{len(test.images)} test scenes"))
 
 # %% tags=["comparison"]
-compared = comparison.compare(
+comparison.compare(
     network, lambda x: find_all(network, test._replace(images=x), DIGIT_SCALES)
 )
 
