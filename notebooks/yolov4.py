@@ -167,7 +167,6 @@ axes.set_axisbelow(True)
 # %% tags=["mish-claims"]
 least = curves["Mish"].min().item()
 at = x[curves["Mish"].argmin()].item()
-record("mish.least", least)
 record("mish.at", at)
 claim(curves["Mish"][0] > least / 3, "far left Mish comes back towards zero")
 
@@ -581,7 +580,6 @@ for axes in plt.gcf().axes:  # a frame: the kept cells are as white as the page
 # %% tags=["drop-claims"]
 seed(0)
 dropped = (DropBlock(0.1, 7)(torch.ones(100, 64, 19, 19)) == 0).double().mean().item()
-record("drop.share", dropped)
 claim(0.08 < dropped < 0.1, "a little less than a tenth is dropped: squares overlap")
 
 # %% [markdown]
@@ -839,7 +837,6 @@ for scale in DIGIT_SCALES:
     words = [f"{w}×{h}: {v:.2f}" for (w, h), v in zip(scale.anchors, overlaps)]
     values += overlaps
     rows.append((str(scale.stride), *words))
-record("anchors.half", sum(value > 0.5 for value in values))
 record("anchors.least", min(values))
 claim(min(values) > 0.213, "all nine are responsible")
 table(rows, ("stride", "first anchor", "second", "third"))
@@ -1016,7 +1013,7 @@ FEW_SCALES = (
 )
 K = 2
 FEW = 16
-FEW_STEPS = 80
+FEW_STEPS = 70
 SEEDS = (0, 1, 2)
 WAYS = {"as they are": plain, "mosaics": mosaics, "resized": jittered}
 
@@ -1078,7 +1075,7 @@ axes.set_axisbelow(True)
 # Scenes of 64 pixels with up to eight of all ten digits.
 
 # %% tags=["digits"]
-STEPS = 280
+STEPS = 320
 seed(0)
 network = small_yolov4(len(digits.classes)).to(device)
 batches = (plain(crowd, 16).to(device) for _ in range(STEPS))
