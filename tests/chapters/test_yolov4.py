@@ -448,6 +448,7 @@ def test_the_few_scenes_have_the_first_digits_only():
     assert isinstance(source, scenes.DigitScenes)
     part = source.fixed("train", 60)
     assert part.images.shape == (60, 3, 48, 48)
+    assert (part.labels >= 0).sum(1).max() == part.labels.shape[1] == 3
     assert sorted(set(part.labels.flatten().tolist())) == [-1, 0, 1, 2]
     size = (part.boxes[..., 2:] - part.boxes[..., :2]).amax(-1)[part.labels >= 0]
     assert 13.9 < size.min() < 15
