@@ -1012,7 +1012,7 @@ FEW_SCALES = (
 )
 K = 2
 FEW = 16
-FEW_STEPS = 70
+FEW_STEPS = 60
 SEEDS = (0, 1, 2)
 WAYS = {"as they are": plain, "mosaics": mosaics, "resized": jittered}
 
@@ -1029,7 +1029,7 @@ def trained_on(few: boxes.Scenes, chosen, number: int) -> TinyYOLOv4:
 # %% tags=["headline-run"]
 source = first_classes(K)
 few = source.fixed("train", FEW)
-unseen = source.fixed("test", 300)
+unseen = source.fixed("test", 200)
 ends = {(name, kind): [] for name in WAYS for kind in ("training", "test")}
 for name, chosen in WAYS.items():
     for number in SEEDS:
@@ -1097,6 +1097,7 @@ record("small.parameters", counting.parameters(network))
 record("few.parameters", counting.parameters(small_tiny(K)))
 record("few.steps", FEW_STEPS)
 record("few.scenes", FEW)
+record("few.test", len(unseen.images))
 record("crowd.scenes", len(crowd.images))
 table(rows, ("measure", f"{len(test.images)} test scenes"))
 
