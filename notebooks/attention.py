@@ -23,6 +23,8 @@
 import math
 import random
 import re
+import string
+from functools import partial
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -293,7 +295,7 @@ class BahdanauDecoder(nn.Module):
         self.output = nn.Linear(d_model + d_memory + d_embed, V)
 
     def step(self, y: Tensor, state: Tensor, memory: Memory):
-        # the last symbol (B, d_embed), (B, D) -> what is put out, state, weights (B, 1, S)
+        # (B, d_embed), (B, D) -> what is put out, state, weights (B, 1, S)
         scores = self.score(state.unsqueeze(1), memory.states)
         context, weights = attend(scores, memory.states, memory.allowed)
         context = context.squeeze(1)  # (B, d_memory)
@@ -381,8 +383,8 @@ def reversal(B: int, *, shortest: int = 2, longest: int = 12) -> Batch:
     pairs = []
     for _ in range(B):
         length = random.randint(shortest, longest)
-        string = "".join(random.choices(LETTERS, k=length))
-        pairs.append((string, string[::-1]))
+        letters = "".join(random.choices(LETTERS, k=length))
+        pairs.append((letters, letters[::-1]))
     return as_batch(pairs, ALPHABET, ALPHABET)
 
 
@@ -536,13 +538,17 @@ table(rows, ("states", "weight, length 10"))
 # encoder and Bahdanau's decoder.
 
 # %% tags=["dates"]
+ENGLISH = text.Vocabulary([string.ascii_letters, string.digits, " ,/"])
+NUMERIC = text.Vocabulary([string.digits, "-"])
+
+
+def draw_dates(part: list[tuple[str, str]], B: int) -> Batch:
+    return as_batch(random.sample(part, B), ENGLISH, NUMERIC)
+
+
+# %% tags=["dates-shown"]
 pairs = text.dates()
-ENGLISH = text.Vocabulary([read for part in pairs for read, _ in part])
-NUMERIC = text.Vocabulary([written for part in pairs for _, written in part])
-
-
-def draw_dates(B: int) -> Batch:
-    return as_batch(random.sample(pairs.train, B), ENGLISH, NUMERIC)
+table(pairs.train[:4], ("read", "to be written"))
 
 
 # %% tags=["date-translator"]
@@ -555,7 +561,9 @@ def date_translator(d_model: int = 48) -> Translator:
 # %% tags=["date-training"]
 DATE_STEPS = 250
 seed(0)
-dated = train(date_translator().to(device), draw_dates, steps=DATE_STEPS)
+dated = train(
+    date_translator().to(device), partial(draw_dates, pairs.train), steps=DATE_STEPS
+)
 held_out = as_batch(pairs.test, ENGLISH, NUMERIC)
 
 # %% tags=["date-result"]
@@ -583,7 +591,7 @@ def alignment(model: Translator, read: str, written: str) -> Tensor:
 
 
 def on_field(weights: Tensor, read: str, field: str) -> tuple[float, float]:
-    """Weight of a field's digits on the field as it is read; and its share of places."""
+    """Weight of a field's digits on its characters; and their share of places."""
     first, end = re.search(FIELDS[field], read).span()
     on = weights[DIGITS[field], first:end].sum(1).mean().item()
     return on, (end - first) / len(read)
@@ -651,13 +659,13 @@ weights = scores.softmax(1)
 outputs = weights @ values
 
 # %% tags=["by-hand-result"]
-EXPECTED = {  # worked out with pencil and paper
+worked_out = {  # worked out with pencil and paper
     "queries": (queries, [[1, 0, 2], [2, 2, 2], [2, 1, 3]]),
     "keys": (keys, [[0, 1, 1], [4, 4, 0], [2, 3, 1]]),
     "values": (values, [[1, 2, 3], [2, 8, 0], [2, 6, 3]]),
     "scores": (scores, [[2, 4, 4], [4, 16, 12], [4, 12, 10]]),
 }
-for name, (found, wanted) in EXPECTED.items():
+for name, (found, wanted) in worked_out.items():
     off = checks.deviation(found, torch.tensor(wanted, dtype=torch.float32))
     claim(off == 0, f"the {name} are the integers worked out by hand")
 E1 = math.exp(-2)  # of the softmax of 2, 4, 4: e^-2, 1, 1 over their sum
@@ -699,8 +707,8 @@ record("hand.second.scaled", scaled[1].max())
 def softness(d: int, scale: float) -> tuple[float, float, float]:
     """Standard deviation of scores, largest weight, gradient left by the softmax.
 
-    1,000 queries and 16 keys each, all standard normal. The gradient is the trace of the
-    softmax's derivative, the sum of a (1 - a).
+    1,000 queries and 16 keys each, all standard normal. The gradient is the trace of
+    the softmax's derivative, the sum of a (1 - a).
     """
     seed(0)
     q = torch.randn(1000, 1, d)
@@ -902,7 +910,7 @@ in_einops = EinopsAttention(48, 6)
 in_einops.load_state_dict(ours.state_dict())
 x = torch.randn(2, 6, 48, requires_grad=True)
 other = torch.randn(2, 6, 48, requires_grad=True)
-CASES = {
+cases = {
     "self-attention": (x, torch.ones(1, 1, 6, 6, dtype=torch.bool)),
     "of another sequence": (other, torch.ones(1, 1, 6, 6, dtype=torch.bool)),
     "padding": (x, padding),
@@ -911,7 +919,7 @@ CASES = {
 }
 rows = []
 worst = []
-for name, (memory, allowed) in CASES.items():
+for name, (memory, allowed) in cases.items():
     y, weights = ours(x, memory, allowed)
     forbidden = ~allowed.expand(2, 6, 6, 6).flatten(0, 1)
     how = {"attn_mask": forbidden, "average_attn_weights": False}
