@@ -291,7 +291,7 @@ class BahdanauDecoder(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(V, d_embed)
         self.score = Additive(d_model, d_memory, d_hidden=d_model)
-        self.cell = nn.GRUCell(d_embed + d_memory, d_model)
+        self.rnn = nn.GRU(d_embed + d_memory, d_model, batch_first=True)
         self.output = nn.Linear(d_model + d_memory + d_embed, V)
 
     def step(self, y: Tensor, state: Tensor, memory: Memory):
@@ -299,7 +299,9 @@ class BahdanauDecoder(nn.Module):
         scores = self.score(state.unsqueeze(1), memory.states)
         context, weights = attend(scores, memory.states, memory.allowed)
         context = context.squeeze(1)  # (B, d_memory)
-        state = self.cell(torch.cat((y, context), -1), state)
+        fed = torch.cat((y, context), -1).unsqueeze(1)  # a sequence of one step
+        _, state = self.rnn(fed, state.unsqueeze(0))
+        state = state.squeeze(0)  # (B, D)
         return torch.cat((state, context, y), -1), state, weights
 
     def forward(self, before: Tensor, state: Tensor, memory: Memory):

@@ -151,7 +151,8 @@ def test_bahdanaus_decoder_asks_with_the_old_state_and_feeds_the_context_to_the_
         networks.close(weights[:, t], a[:, 0])
         context = (a @ memory.states)[:, 0]
         y = decoder.embed(before[:, t])
-        s = decoder.cell(torch.cat((y, context), 1), s)
+        _, s = decoder.rnn(torch.cat((y, context), 1)[:, None], s[None])
+        s = s[0]
         networks.close(scores[:, t], decoder.output(torch.cat((s, context, y), 1)))
     networks.close(last, s)
     assert attention.BahdanauDecoder(9, 5, d_memory=3).embed.embedding_dim == 32
@@ -285,7 +286,7 @@ def test_the_date_translator_reads_from_both_ends():
     assert model.encoder.rnn.bidirectional and model.encoder.rnn.hidden_size == 48
     assert model.encoder.embed.num_embeddings == len(attention.ENGLISH)
     assert model.decoder.embed.num_embeddings == len(attention.NUMERIC) == 14
-    assert model.decoder.cell.input_size == 32 + 96 and model.decoder.output.out_features == 14
+    assert model.decoder.rnn.input_size == 32 + 96 and model.decoder.output.out_features == 14
     assert model.decoder.score.U.in_features == 96
 
 
