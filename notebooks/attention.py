@@ -76,30 +76,31 @@ table([(shown, numbers)], ("weights", "context"))
 def draw_context(axes) -> None:
     """Four states of an encoder, their weights, the sum, a step of the decoder."""
     nodes = {
-        "sum": diagrams.Node(1.55, 0.95, "+"),
-        "c": diagrams.Node(3.1, 0.95, "context $c_2$", width=1.15),
-        "s1": diagrams.Node(3.1, 0.3, "$s_1$", width=0.5),
-        "s2": diagrams.Node(4.35, 0.95, "$s_2$", width=0.5),
-        "y": diagrams.Node(4.35, 0.3, "$y_2$"),
-        "a": diagrams.Node(1.55, 0.3, "scores", width=0.8),
+        "states": diagrams.Node(1.55, 2.15, " \n ", width=2.8),
+        "weights": diagrams.Node(1.55, 1.5, " ", width=2.8),
+        "scores": diagrams.Node(3.55, 1.5, "scores", width=0.8),
+        "sum": diagrams.Node(1.55, 0.85, "+"),
+        "c": diagrams.Node(3.1, 0.85, "context $c_2$", width=1.15),
+        "s1": diagrams.Node(4.6, 1.5, "$s_1$", width=0.5),
+        "s2": diagrams.Node(4.6, 0.85, "$s_2$", width=0.5),
+        "y": diagrams.Node(4.6, 0.25, "$y_2$"),
     }
-    arrows = [("c", "s2"), ("s2", "y"), ("s1", "a")]
-    arrows.append(((3.35, 0.3), (3.85, 0.3), (3.85, 0.8), "s2"))
+    arrows = [("states", (3.55, 2.15), "scores"), ("s1", "scores")]
+    arrows += [("scores", "weights"), ("c", "s2"), ("s1", "s2"), ("s2", "y")]
     weighted = [("sum", "c")]
     for place, letter in enumerate("abcd"):
         x = 0.5 + 0.7 * place
-        nodes[f"x{place}"] = diagrams.Node(x, 2.75, letter)
-        nodes[f"h{place}"] = diagrams.Node(x, 2.15, f"$h_{place + 1}$", width=0.45)
-        weight = diagrams.Node(x, 1.5, f"$a_{{2{place + 1}}}$")
-        nodes[f"w{place}"] = weight
+        nodes[f"x{place}"] = diagrams.Node(x, 2.8, letter)
+        nodes[f"h{place}"] = diagrams.Node(x, 2.15, f"$h_{place + 1}$", width=0.42)
+        nodes[f"w{place}"] = diagrams.Node(x, 1.5, f"$a_{{2{place + 1}}}$")
         arrows.append((f"x{place}", f"h{place}"))
-        weighted += [(f"h{place}", f"w{place}"), ((x, 1.4), (1.55, 1.07))]
+        weighted += [(f"h{place}", f"w{place}"), ((x, 1.4), (1.55, 0.97))]
         if place:
             arrows.append((f"h{place - 1}", f"h{place}"))
     diagrams.draw(axes, nodes, arrows, weighted)
 
 
-# %% tags=["context-figure"] alt="Below, a, b, c and d go up into four boxes h1 to h4, joined from left to right. From each an orange arrow leads up through a weight, a21 to a24, to a plus sign, and from there to a box, context c2. The box s1 leads to a box, scores, above the plus sign; s1 and the context lead to s2, and s2 to y2."
+# %% tags=["context-figure"] alt="Below, a, b, c and d go up into four boxes h1 to h4, joined from left to right and framed together. From each an orange arrow leads up to a weight, a21 to a24, and from there to a plus sign, which leads to a box, context c2. Grey arrows lead from the frame of the four states and from a box s1 to a box, scores, and from there to the frame of the four weights. The context and s1 lead to a box s2, and s2 to y2."
 axes = diagrams.sheet(2.95)
 draw_context(axes)
 
@@ -434,21 +435,18 @@ def exact(model: Translator, batch: Batch) -> float:
 # %% [markdown]
 # ## The headline: exact match by length
 #
-# The same encoder and decoder. Attention, with the additive score, may read all states; the
-# fixed vector is the last state, the only one that may be read, so that no score matters.
+# The same encoder and decoder, with the same weights at the start. Attention may read all
+# states; the fixed vector is the last state, the only one that may be read.
 
 # %% tags=["headline"]
 SEEDS = (0, 1, 2)
 STEPS = 250
-KINDS = {
-    "fixed vector": (Dot, last_place),
-    "attention": (lambda: Additive(64, 64, d_hidden=64), real_places),
-}
+KINDS = {"fixed vector": last_place, "attention": real_places}
 models = {}
-for name, (score, places) in KINDS.items():
+for name, places in KINDS.items():
     for number in SEEDS:
         seed(number)
-        model = reverser(score(), places).to(device)
+        model = reverser(Dot(), places).to(device)
         models[name, number] = train(model, reversal, steps=STEPS)
 
 # %% tags=["by-length"]
@@ -461,7 +459,7 @@ right = {}
 for run, model in models.items():
     right[run] = torch.tensor([exact(model, batch) for batch in unseen.values()])
 
-# %% tags=["lengths-figure"] alt="Share of strings written without a mistake against their length, 2 to 12, in two bands of three seeds. Both begin at 1. That of the fixed vector falls to nearly 0 at length 10; that of attention stays near 1, and comes down a little at 12."
+# %% tags=["lengths-figure"] alt="Share of strings written without a mistake against their length, 2 to 12, in two bands of three seeds. Both begin near 1. That of the fixed vector falls to nearly 0 at length 10; that of attention falls slowly, and stays above one half at 12."
 _, axes = plt.subplots()
 ends = {}
 pair = (plots.COLOURS[1], plots.COLOURS[0])
@@ -490,16 +488,19 @@ table(rows, ("decoder reads by", *(f"length {length}" for length in LENGTHS[2:])
 # %% tags=["lengths-claims"]
 record("steps", STEPS)
 sizes = {name: counting.parameters(models[name, 0]) for name in KINDS}
-record("fixed.parameters", sizes["fixed vector"])
-record("more", sizes["attention"] - sizes["fixed vector"])
-claim(sizes["attention"] - sizes["fixed vector"] == 2 * 64 * 64 + 64, "only the score")
+record("parameters", sizes["attention"])
+claim(sizes["attention"] == sizes["fixed vector"], "dot adds no parameters")
 for length in (6, 8, 10, 12):
     words = f"more strings of {length} are right by attention, seeds apart"
     claim(min(at["attention", length]) > max(at["fixed vector", length]) + 0.2, words)
-for length in (2, 4, 6, 8, 10):
+for length in (2, 4, 6):
     words = f"by attention more than nine strings of ten are right at {length}"
     claim(min(at["attention", length]) > 0.9, words)
-claim(min(at["attention", 12]) > 0.7, "and seven of ten at 12")
+for length in (8, 10, 12):
+    words = f"by attention more than half are right at {length}"
+    claim(min(at["attention", length]) > 0.5, words)
+words = "by attention fewer are right at 12 than at 8, seeds apart"
+claim(max(at["attention", 12]) < min(at["attention", 8]), words)
 claim(max(at["fixed vector", 10]) < 0.1, "by one vector fewer than a tenth at 10")
 for short, long in ((4, 6), (6, 8), (8, 10)):
     words = f"by one vector it falls from {short} to {long}, seeds apart"
@@ -636,7 +637,8 @@ for field in FIELDS:
     record(f"field.{field}", on)
     record(f"even.{field}", by_chance)
     rows.append((field, f"{on:.2f}", f"{by_chance:.2f}"))
-    claim(on > 2 * by_chance, f"more than twice the even share lies on the {field}")
+    claim(on > 0.6, f"most of the weight lies on the {field}")
+    claim(on > 2 * by_chance, "more than twice the even share")
 record("weekday", sum(weekday) / len(weekday))
 claim(sum(weekday) / len(weekday) < 0.1, "hardly any weight lies on the weekday")
 table(rows, ("digits of the", "weight on its characters", "were all weights equal"))
@@ -865,7 +867,7 @@ both = padding & causal  # (B, 1, T, S)
 both.shape
 
 # %% tags=["masks-figure"] alt="Three squares of six by six, the place that looks from top to bottom, the place looked at from left to right; allowed is filled. Padding: the first four columns. Causal: the diagonal and all below it. Both: what lies on or below the diagonal, within the first four columns."
-_, parts = plt.subplots(1, 3, figsize=(5, 1.9), sharey=True)
+_, parts = plt.subplots(1, 3, figsize=(5, 2.3), sharey=True)
 shown = {
     "padding": padding[0, 0].expand(6, 6),
     "causal": causal[0, 0],
@@ -1031,7 +1033,7 @@ table(rows, ("what is done, and compared", "difference"))
 # ## What we saw
 #
 # - Where one vector loses strings of 10 letters, a decoder that reads all states writes
-#   nearly all of them right; longer strings than it was trained on it does not.
+#   most of them right; longer strings than it was trained on it does not.
 # - On dates the weights lie on the part of the date that is being written.
 # - Self-attention is a weighted mean with weights made of dot products; scaled, cut into
 #   heads and masked it is torch's layer.
@@ -1099,24 +1101,28 @@ table(
 )
 
 # %% tags=["solution-4"]
-with_dot = {}
-seed(0)
-model = train(reverser(Dot()).to(device), reversal, steps=STEPS)
-for length, batch in unseen.items():
-    with_dot[length] = exact(model, batch)
+by_last = {}
+for length in (4, 6, 8):
+    by_last[length] = []
+    for number in SEEDS:
+        model = models["attention", number]
+        model.places = last_place
+        by_last[length].append(exact(model, unseen[length]))
+        model.places = real_places
 
 # %% tags=["solution-4-result"]
-claim(
-    counting.parameters(model) == sizes["fixed vector"], "as many as the fixed vector"
-)
 rows = []
-for length in LENGTHS[2:]:
-    record(f"with.dot.{length}", with_dot[length])
-    words = f"dot: more strings of {length} are right than by one vector"
-    claim(with_dot[length] > max(at["fixed vector", length]) + 0.2, words)
-    values = [spread(at[name, length], ".2f") for name in KINDS]
-    rows.append((length, values[0], f"{with_dot[length]:.2f}", values[1]))
-table(rows, ("length", "fixed vector", "dot, one seed", "additive"))
+for length, values in by_last.items():
+    trained = at["fixed vector", length]
+    shown = [
+        spread(found, ".2f") for found in (at["attention", length], values, trained)
+    ]
+    rows.append((length, *shown))
+    if length < 8:
+        words = f"fewer strings of {length} than by the network trained so, seeds apart"
+        claim(max(values) < min(trained), words)
+columns = ("attention", "the same, last state only", "trained with the last state only")
+table(rows, ("length", *columns))
 
 # %% tags=["solution-5"]
 seed(102)
