@@ -282,7 +282,7 @@ class LuongDecoder(nn.Module):
 
 # %% tags=["bahdanau-decoder"]
 class BahdanauDecoder(nn.Module):
-    """The last state asks before the step; the context enters the state.
+    """The state asks before its step; the context enters the next one.
 
     Bahdanau et al. 2014, section 3.1 and appendix A. One linear layer in place of the
     maxout layer in front of the softmax.
@@ -947,7 +947,7 @@ claim(
     max(worst) < 1e-5,
     "outputs, weights and gradients are those of torch, and in einops",
 )
-columns = ("outputs", "weights", "gradients", "scaled_dot_product_attention", "einops")
+columns = ("outputs", "weights", "gradients", "function", "einops")
 table(rows, ("case", *columns))
 
 # %% [markdown]
