@@ -306,7 +306,10 @@ axes.set_axisbelow(True)
 # %% tags=["letters"]
 @torch.no_grad()
 def letters_right(model: Seq2Seq, batch: Batch, forced: bool) -> Tensor:
-    """Share right at each place (T - 1,), after the true letters or its own."""
+    """Share right at each place (T - 1,), after the true letters or its own.
+
+    The strings have one length, so that there is no padding.
+    """
     if forced:
         written = teacher_forced(model, batch, 1.0).argmax(-1)
     else:
@@ -461,7 +464,11 @@ record_spread("gap.forced", gap["teacher forcing"])
 record("gap.scheduled", gap["scheduled sampling"][0])
 record("scheduled.6", sampled_at)
 rows = [
-    ("teacher forcing", spread(gap["teacher forcing"], ".2f"), spread(at[64, 6], ".2f")),
+    (
+        "teacher forcing",
+        spread(gap["teacher forcing"], ".2f"),
+        spread(at[64, 6], ".2f"),
+    ),
     ("scheduled sampling", f"{gap['scheduled sampling'][0]:.2f}", f"{sampled_at:.2f}"),
 ]
 table(rows, ("training", "gap at length 12", "exact match at length 6"))
@@ -890,7 +897,10 @@ def probe(model: Seq2Seq, train_part: Batch, test_part: Batch) -> Tensor:
 
 # %% tags=["probe-run"]
 seed(101)
-tens = (reversal(3000, shortest=10, longest=10), reversal(1000, shortest=10, longest=10))
+tens = (
+    reversal(3000, shortest=10, longest=10),
+    reversal(1000, shortest=10, longest=10),
+)
 probed = {}
 for run, model in models.items():
     probed[run] = probe(model, *tens)
