@@ -754,6 +754,8 @@ record("published.macs", total_macs)
 claim(weights == 384_000_000, "the weights are the 384 M of the paper, section 3.4")
 recurrent = rows[1][2] + rows[3][2]
 claim(recurrent == 64_000_000, "of them 64 M in the recurrent layers, as it says")
+claim(rows[0][1] + rows[2][1] > everything / 2, "most parameters are of the words")
+claim(rows[4][2] > total_macs / 2, "more than half of the MACs are scores")
 table(rows, ("part", "parameters", "MACs a word"))
 
 # %% [markdown]
@@ -831,7 +833,7 @@ cut = [verse[: len(verse) * 2 // 3] for verse in verses]
 doubled = [verse + verse for verse in verses]
 
 # %% tags=["bleu-result"]
-MAT = "the cat sat on the mat".split()
+MAT = ["the", "cat", "sat", "on", "the", "mat"]
 cases = {}
 for line in ("the cat sat on a mat", "the the the the the the", "the cat sat on"):
     cases[line] = ([line.split()], [[MAT]])

@@ -527,12 +527,12 @@ def test_bleu_is_that_of_sacrebleu(references, seed):
 
 
 def test_bleu_by_hand():
-    mat = "the cat sat on the mat".split()
-    score = s2s.bleu(["the cat sat on a mat".split()], [[mat]])
+    mat = ["the", "cat", "sat", "on", "the", "mat"]
+    score = s2s.bleu([["the", "cat", "sat", "on", "a", "mat"]], [[mat]])
     assert score.precisions == pytest.approx([5 / 6, 3 / 5, 2 / 4, 1 / 3])
     assert score.brevity == 1
     assert score.score == pytest.approx(100 * (1 / 12) ** 0.25)
-    short = s2s.bleu(["the cat sat on".split()], [[mat]])
+    short = s2s.bleu([["the", "cat", "sat", "on"]], [[mat]])
     assert short.precisions == [1, 1, 1, 1]
     assert short.score == pytest.approx(100 * math.exp(1 - 6 / 4))
     clipped = s2s.bleu([["the"] * 6], [[mat]])
@@ -543,7 +543,7 @@ def test_bleu_by_hand():
 
 
 def test_runs_count_as_often_as_in_the_reference_that_has_most_of_them():
-    words = "a b a b a".split()
+    words = ["a", "b", "a", "b", "a"]
     assert s2s.counted(words, 2) == {("a", "b"): 2, ("b", "a"): 2}
     assert s2s.counted(words, 6) == {}
     references = [["a", "a"], ["b", "a", "b", "c"]]
