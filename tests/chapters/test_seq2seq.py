@@ -89,6 +89,27 @@ def test_the_small_network_has_two_layers_of_vectors_two_grus_and_a_linear_layer
     assert on_meta(s2s.small, 8, d_embed=5).encoder.rnn.input_size == 5
 
 
+def test_a_squeezed_network_is_the_small_one_with_two_linear_layers_between():
+    assert parameters_of(on_meta(s2s.squeezed, 16, 3)) == (
+        parameters_of(on_meta(s2s.small, 16)) + 3 * 17 + 16 * 4
+    )
+    torch.manual_seed(0)
+    plain = s2s.small(16)
+    torch.manual_seed(0)
+    model = s2s.squeezed(16, 3)
+    source, lengths, target = mixed()
+    state = plain.encoder(source, lengths)
+    close(model.encoder.encoder(source, lengths), state, 0)
+    first = model.encoder.widen(model.encoder.narrow(state))
+    close(model.encoder(source, lengths), first, 0)
+    expected, _ = plain.decoder(target[:, :-1], first)
+    close(model(source, lengths, target[:, :-1]), expected, 0)
+    # what the decoder is handed differs between strings in three directions at most
+    many, sizes, _ = mixed(40)
+    states = model.encoder(many, sizes)[0]
+    assert torch.linalg.matrix_rank((states - states.mean(0)).double(), rtol=1e-4) == 3
+
+
 def test_the_published_network_has_the_weights_of_the_paper():
     size = {"num_layers": 4, "batch_first": True}
     encoder = on_meta(lambda: s2s.Encoder(160_000, nn.LSTM(1000, 1000, **size)))
