@@ -82,6 +82,7 @@ FIRST = {  # the page that must come first
     "drop block": "chapters/yolov4",
     "back-propagation through time": "chapters/rnn",
     "LSTM": "chapters/lstm",
+    "sequence to sequence": "chapters/seq2seq",
     "forget gate": "chapters/lstm",
     "soft alignment": "chapters/attention",
     '"identity shortcut"': "chapters/resnet",
