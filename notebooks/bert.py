@@ -32,7 +32,7 @@ from tokenizers import BertWordPieceTokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models._meta import _IMAGENET_CATEGORIES
-from transformers import BertConfig, BertForPreTraining, BertModel
+from transformers import BertConfig, BertModel
 
 from workbench import claim, device, evaluating, record, record_spread, seed
 from workbench import sources, spread, table
@@ -66,7 +66,10 @@ def split_words(text: str) -> list[str]:
 
 # %% tags=["wordpiece-train"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-PAD, UNK, CLS, SEP, MASK = range(5)
+PAD = 0
+CLS = 2
+SEP = 3
+MASK = 4
 
 
 def most_frequent(pairs: Counter, singles: Counter) -> tuple[str, str]:
@@ -224,9 +227,13 @@ for name, ours in (("own", tokenizer), ("real", minilm_tokenizer)):
     record(f"pieces.{name}", len(found))
 record("held.words", len(split_words(held_text)))
 library = BertWordPieceTokenizer()
-library.train_from_iterator(train_text.split("\n"), vocab_size=1000, show_progress=False)
+library.train_from_iterator(
+    train_text.split("\n"), vocab_size=1000, show_progress=False
+)
 shared = set(library.get_vocab()) & set(tokenizer.pieces)
-claim(len(shared) >= 990, "at most ten pieces differ from those of the library's trainer")
+claim(
+    len(shared) >= 990, "at most ten pieces differ from those of the library's trainer"
+)
 record("shared.pieces", len(shared))
 
 
@@ -441,7 +448,9 @@ for name, size in (("base", BASE), ("large", LARGE), ("MiniLM", MINILM)):
     claim(same, f"the tensors of {name} are those of transformers")
     record(f"{name}.parameters", parameters)
     record(f"{name}.macs", macs)
-    rows.append((name, size.n_layers, D, size.n_heads, parameters, f"{macs / 1e9:.2f} G"))
+    rows.append(
+        (name, size.n_layers, D, size.n_heads, parameters, f"{macs / 1e9:.2f} G")
+    )
 table(rows, ("size", "layers", "width", "heads", "parameters", "MACs, 128 pieces"))
 
 # %% tags=["load"]
@@ -682,9 +691,9 @@ table(rows, ("the vector of bank in", "1", "2", "3", "4"))
 
 # %% tags=["names"]
 def names_of(tokenizer: WordPiece) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Numbers (N, 8) and labels of 256 names to train and 240 held out, half of each kind.
+    """Numbers (N, 8) and labels of 256 names to train and of 240 held out.
 
-    A label is 1 for an animal. Names of more than six pieces are left out.
+    Half are things, 0, and half animals, 1. Names of more than six pieces are left out.
     """
     sources.append("names of ImageNet's classes from the package torchvision")
     rows = tokenizer.padded(_IMAGENET_CATEGORIES)
@@ -787,12 +796,15 @@ def right(network, x: Tensor, real: Tensor, kinds: Tensor) -> float:
 # %% tags=["counted"]
 def count_pieces(names: Tensor, kinds: Tensor, test: Tensor, V: int) -> Tensor:
     """The kind whose names had these pieces more often: naive Bayes, 0.1 added."""
-    scores = []
+    marks = torch.tensor([0, 101, 102])  # [PAD], [CLS], [SEP] say nothing
+    shares = []
     for kind in (0, 1):
         times = names[kinds == kind].flatten().bincount(minlength=V).double() + 0.1
-        times[torch.tensor([0, 101, 102])] = 1.0  # [PAD], [CLS], [SEP] say nothing
-        scores.append((times / times.sum()).log()[test].sum(1))
-    return (scores[1] > scores[0]).long()
+        times[marks] = 0.1
+        shares.append(times / times.sum())
+    says = (shares[1] / shares[0]).log()
+    says[marks] = 0.0
+    return (says[test].sum(1) > 0).long()
 
 
 # %% tags=["headline"]
@@ -836,7 +848,11 @@ for n in EXAMPLES:
 
 # %% tags=["headline-result"]
 rows = []
-titles = {"real": "real weights", "nothing": "from nothing", "counted": "counted pieces"}
+titles = {
+    "real": "real weights",
+    "nothing": "from nothing",
+    "counted": "counted pieces",
+}
 for side, runs in accuracy.items():
     rows.append((titles[side], *(spread(values, ".2f") for values in runs.values())))
     for n, values in runs.items():
@@ -844,6 +860,10 @@ for side, runs in accuracy.items():
 for n in EXAMPLES:
     others = accuracy["nothing"][n] + accuracy["counted"][n]
     claim(min(accuracy["real"][n]) > max(others), f"real weights are ahead at {n}")
+known = torch.isin(test_names, names) | (test_names == PAD)
+unknown = 1 - known.all(1).double().mean().item()
+claim(unknown > 0.5, "most held-out names have a piece that no example has")
+record("unknown", unknown)
 fewer = min(accuracy["real"][64])
 most = max(accuracy["nothing"][256] + accuracy["counted"][256])
 claim(fewer > most, "64 examples on real weights are ahead of 256 from nothing")
