@@ -574,7 +574,7 @@ seed(0)
 small = Pretraining(tiny).to(device).eval()
 for vectors in (small.bert.embed.word, small.bert.embed.position):
     nn.init.normal_(vectors.weight, std=0.3)
-losses = pretrain(small, stream, 600)
+losses = pretrain(small, stream, 500)
 
 
 # %% tags=["ask"]
@@ -610,15 +610,15 @@ claim(asked["hidden"] > 1.5 * unigram, "it finds more than the most frequent pie
 claim(asked["bits"] < unigram_bits - 0.2, "it needs fewer bits than the frequencies")
 claim(abs(asked["pairs"] - 0.5) < 0.06, "pairs are not told from chance")
 rows = [("frequencies", f"{unigram:.1%}", f"{unigram_bits:.2f}")]
-rows.append(("one layer, 600 steps", f"{asked['hidden']:.1%}", f"{asked['bits']:.2f}"))
+rows.append(("one layer, 500 steps", f"{asked['hidden']:.1%}", f"{asked['bits']:.2f}"))
 table(rows, ("guess by", "hidden pieces right", "bits a piece"))
 
-# %% tags=["curve"] alt="Loss of the hidden pieces in bits against the step of training, 0 to 600, mean of 20 steps. It falls steeply to the dotted line of the frequencies, stays there for some time, and falls slowly below it."
+# %% tags=["curve"] alt="Loss of the hidden pieces in bits against the step of training, 0 to 500, mean of 20 steps. It falls steeply to the dotted line of the frequencies, stays there for some time, and falls slowly below it."
 _, axes = plt.subplots()
 smooth = torch.tensor(losses).view(-1, 20).mean(1) / math.log(2)
-axes.plot(range(20, 601, 20), smooth)
+axes.plot(range(20, 501, 20), smooth)
 axes.axhline(unigram_bits, linestyle=":", color=plots.QUIET)
-axes.text(600, unigram_bits + 0.05, "frequencies", ha="right", color=plots.QUIET)
+axes.text(500, unigram_bits + 0.05, "frequencies", ha="right", color=plots.QUIET)
 axes.set(xlabel="step", ylabel="bits a hidden piece", ylim=(7, 11))
 axes.set_axisbelow(True)
 
@@ -885,7 +885,7 @@ axes.set_axisbelow(True)
 # %% tags=["same-network"]
 seed(0)
 same_size = Size(6, 384, 12, V=len(kept), longest=8)
-same_network = from_nothing(balanced(kinds, 256, 0), same_size, 20)
+same_network = from_nothing(balanced(kinds, 256, 0), same_size, 12)
 record("same.network", same_network)
 claim(same_network < min(accuracy["real"][256]) - 0.05, "nor is it the larger network")
 
