@@ -615,7 +615,7 @@ rows = [("frequencies", f"{unigram:.1%}", f"{unigram_bits:.2f}")]
 rows.append(("one layer, 500 steps", f"{asked['hidden']:.1%}", f"{asked['bits']:.2f}"))
 table(rows, ("guess by", "hidden pieces right", "bits a piece"))
 
-# %% tags=["curve"] alt="Loss of the hidden pieces in bits against the step of training, 0 to 500, mean of 20 steps. It falls steeply to the dotted line of the frequencies, stays there for some time, and falls slowly below it."
+# %% tags=["curve"] alt="Loss of the hidden pieces in bits against the step of training, 0 to 500, mean of 20 steps. It falls steeply at first, crosses the dotted line of the frequencies before the middle, and ends slowly falling below it."
 _, axes = plt.subplots()
 smooth = torch.tensor(losses).view(-1, 20).mean(1) / math.log(2)
 axes.plot(range(20, 501, 20), smooth)

@@ -16,7 +16,10 @@ from networks import on_meta, parameters_of
 from workbench import counting
 
 bert = definitions("bert")
-SMALL = bert.Size(2, 24, 3, V=50, longest=16)
+
+
+def small():
+    return bert.Size(2, 24, 3, V=50, longest=16)
 
 
 def config(size, **more):
@@ -30,10 +33,6 @@ def config(size, **more):
         attn_implementation="eager",
         **more,
     )
-
-
-def words(*rows, V=50):
-    return torch.tensor(rows)
 
 
 # ---- pieces --------------------------------------------------------------------------------------
@@ -119,6 +118,10 @@ def test_a_merge_keeps_all_counts_as_if_they_were_made_anew():
 
 def test_the_two_rules_by_hand():
     counts = bert.HUGS
+    learner = bert.WordPieceLearner(counts)
+    assert learner.pairs["##u", "##g"] == 20 and learner.pairs["##u", "##n"] == 16
+    assert learner.pairs["##g", "##s"] == learner.singles["##s"] == 5
+    assert learner.pairs["p", "##u"] == 17
     assert bert.first_merges(counts, bert.most_frequent, 3) == ["##ug", "##un", "hug"]
     assert bert.first_merges(counts, bert.most_likely, 1) == ["##gs"]
     assert bert.learn_pieces(Counter({"ab": 2}), 100)[5:] == ["##b", "a", "ab"]
@@ -156,6 +159,7 @@ def test_pieces_are_those_of_the_library_on_any_text():
 )
 def test_published_sizes_have_the_tensors_of_transformers(size, count):
     size = getattr(bert, size)
+    assert bert.published(size).to_dict() == config(size).to_dict()
     network, theirs = on_meta(bert.BERT, size), on_meta(lambda: BertModel(config(size)))
     assert parameters_of(network) == bert.formula(size) == count
     assert [p.shape for p in network.parameters()] == [p.shape for p in theirs.parameters()]
@@ -195,7 +199,7 @@ def both(size):
 
 
 def test_outputs_and_gradients_of_both_tasks_are_those_of_transformers():
-    ours, theirs, pairs = both(SMALL)
+    ours, theirs, pairs = both(small())
     numbers = torch.randint(5, 50, (3, 9))
     numbers[1, 6:] = 0
     segments = (torch.arange(9) > 4).long().expand(3, -1)
@@ -222,7 +226,7 @@ def test_outputs_and_gradients_of_both_tasks_are_those_of_transformers():
 
 
 def test_nothing_is_dropped_in_other_places_than_those_of_transformers():
-    ours, theirs = bert.BERT(SMALL), BertModel(config(SMALL))
+    ours, theirs = bert.BERT(small()), BertModel(config(small()))
     networks.share_weights(ours, theirs)
     numbers = torch.randint(5, 50, (2, 7))
     torch.manual_seed(3)
@@ -234,7 +238,7 @@ def test_nothing_is_dropped_in_other_places_than_those_of_transformers():
 
 def test_padding_changes_nothing_and_rows_do_not_meet():
     torch.manual_seed(0)
-    network = bert.BERT(SMALL).eval()
+    network = bert.BERT(small()).eval()
     numbers = torch.randint(5, 50, (3, 8))
     alone = network(numbers)
     networks.close(network(F.pad(numbers, (0, 4)))[:, :8], alone)
@@ -247,7 +251,7 @@ def test_padding_changes_nothing_and_rows_do_not_meet():
 
 def test_each_piece_sees_both_sides_its_place_and_its_segment():
     torch.manual_seed(0)
-    network = bert.BERT(SMALL).eval()
+    network = bert.BERT(small()).eval()
     numbers = torch.randint(5, 50, (1, 6))
     other = numbers.clone()
     other[0, 3] = (other[0, 3] + 1 - 5) % 45 + 5
@@ -278,7 +282,7 @@ def test_weights_start_normal_and_biases_at_zero():
 
 
 def test_it_runs_forward_and_backward_on_the_meta_device():
-    model = on_meta(bert.Pretraining, SMALL).eval()
+    model = on_meta(bert.Pretraining, small()).eval()
     with torch.device("meta"):
         numbers = torch.zeros(2, 7, dtype=torch.long)
         x = model.bert(numbers)
@@ -440,6 +444,8 @@ def test_128_of_each_kind_are_to_train_and_120_held_out():
     assert len(first.unique()) == 496
     assert ((first <= 398).long() == torch.cat((kinds, test_kinds))).all()
     assert ((first - 1) % 10 != 0).all()
+    again = bert.names_of(Words())
+    assert torch.equal(again[0], names) and torch.equal(again[2], test)
 
 
 def test_the_layers_below_and_a_classifier_of_the_last_make_the_whole_network():
@@ -456,7 +462,7 @@ def test_the_layers_below_and_a_classifier_of_the_last_make_the_whole_network():
         wanted = network.head(bert.mean_vector(model.eval()(numbers), real))
         networks.close(found, wanted)
         model.train()
-    assert found.shape == (4, 3)
+    assert found.shape == (4, 3) and network.head.bias.shape == (3,)
     fresh = bert.FromNothing(bert.Size(1, 8, 2, V=30, longest=16), 2).eval()
     networks.close(
         fresh(numbers, real), fresh.top.head(bert.mean_vector(fresh.bert(numbers), real))
@@ -501,6 +507,7 @@ def test_fine_tuning_goes_through_all_examples_and_learns_them(monkeypatch):
     assert bert.right(network, x, real, kinds) == 0.5
     bert.fine_tune(network, x, real, kinds, 150)
     assert network.training
+    assert network.head.weight.grad.norm() < 1  # of the last batch alone
     assert bert.right(network, x, real, kinds) == 1.0
     assert all(len(batch) == 16 for batch in batches) and len(batches) == 150
     stream = [v for batch in batches for v in batch]
