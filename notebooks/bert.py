@@ -617,8 +617,8 @@ table(rows, ("guess by", "hidden pieces right", "bits a piece"))
 
 # %% tags=["curve"] alt="Loss of the hidden pieces in bits against the step of training, 0 to 500, mean of 20 steps. It falls steeply at first, crosses the dotted line of the frequencies before the middle, and ends slowly falling below it."
 _, axes = plt.subplots()
-smooth = torch.tensor(losses).view(-1, 20).mean(1) / math.log(2)
-axes.plot(range(20, 501, 20), smooth)
+smooth = [part.mean() / math.log(2) for part in torch.tensor(losses).split(20)]
+axes.plot(range(20, 20 * len(smooth) + 1, 20), smooth)
 axes.axhline(unigram_bits, linestyle=":", color=plots.QUIET)
 axes.text(500, unigram_bits + 0.05, "frequencies", ha="right", color=plots.QUIET)
 axes.set(xlabel="step", ylabel="bits a hidden piece", ylim=(7, 11))
