@@ -490,6 +490,7 @@ def marked_batch(n: int, T: int, generator=None) -> tuple[Tensor, Tensor]:
 
 # %% tags=["task-shape"]
 tokens, first = order_batch(32, 16)
+record("trained", tokens.shape[1])
 tokens.shape, first.shape
 
 
@@ -803,8 +804,9 @@ for name, (size, build) in PUBLISHED.items():
         positions = build()
         macs = counting.macs(Attention(512, 8, positions), torch.empty(1, 128, 512))
     rows.append((name, size, counting.parameters(positions), macs))
-    record(f"{name}.parameters", counting.parameters(positions))
     record(f"{name}.macs", macs)
+bare = counting.parameters(Attention(512, 8, NoPositions()))
+record("attention.parameters", bare)
 table(rows, ("positions", "size", "parameters", "MACs of attention"))
 
 # %% [markdown]

@@ -45,6 +45,7 @@ FIRST = {  # the page that must come first
     "yolov5": "chapters/yolov5",
     "PANet": "chapters/panet",
     "EfficientDet": "chapters/efficientdet",
+    "positional encoding": "chapters/positional_encoding",
     # a term, where it is explained
     "adaptive feature pooling": "chapters/panet",
     "residual": "chapters/resnet",
