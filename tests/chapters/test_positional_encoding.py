@@ -449,13 +449,13 @@ def test_a_reader_that_learns_nothing_is_stopped():
         def forward(self, tokens):
             return self.same.expand(len(tokens), 2)
 
-    assert pe.train(Blind(), T=5) == 400
+    assert pe.train(Blind(), T=5) == 600
 
 
 @pytest.mark.parametrize("kind", ["relative", "RoPE"])
 def test_a_reader_with_positions_learns_the_order_of_few_tokens(kind):
     reader = pe.Reader(ALL[kind]())
-    assert pe.train(reader, T=6) < 400
+    assert pe.train(reader, T=6) < 300
     assert pe.share_right(reader, 6) > 0.95
 
 
@@ -464,4 +464,6 @@ def test_kinds_are_built_at_the_size_of_the_reader():
     assert pe.KINDS["relative"]().reach == 8
     assert pe.KINDS["T5"]().furthest == 16
     assert pe.KINDS["T5"]().rows.weight.shape == (16, 4)
-    assert pe.BATCHES == dict.fromkeys(pe.KINDS, pe.order_batch) | {"ALiBi": pe.marked_batch}
+    marked = {kind for kind, batch in pe.BATCHES.items() if batch is pe.marked_batch}
+    assert marked == {"ALiBi"}
+    assert set(pe.BATCHES.values()) == {pe.order_batch, pe.marked_batch}
