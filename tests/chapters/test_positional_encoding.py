@@ -16,9 +16,13 @@ from networks import close, macs_of, on_meta, parameters_of
 
 pe = definitions("positional_encoding")
 
-ALL = {"none": pe.NoPositions} | pe.KINDS
-EACH = pytest.mark.parametrize("kind", ALL)
 BY_DISTANCE = ("relative", "T5", "RoPE", "ALiBi")
+EACH = pytest.mark.parametrize("kind", ["none", "sinusoidal", "learned", *BY_DISTANCE])
+
+
+def kind_of(kind: str):
+    """What builds positions of a kind."""
+    return pe.NoPositions if kind == "none" else pe.KINDS[kind]
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +32,7 @@ def same_start():
 
 def attention(kind: str):
     """One layer of the reader's size, and an input: 3 sequences of 11."""
-    return pe.Attention(32, 4, ALL[kind]()), torch.randn(3, 11, 32)
+    return pe.Attention(32, 4, kind_of(kind)()), torch.randn(3, 11, 32)
 
 
 # ---- sinusoids -------------------------------------------------------------------------------
@@ -61,6 +65,27 @@ def test_learnt_rows_are_added_by_place_and_end():
     close(positions.at_input(x), x + positions.rows.weight[:5])
     with pytest.raises(IndexError):
         positions.at_input(torch.randn(2, 7, 8))
+
+
+def test_without_positions_nothing_changes():
+    positions, x = pe.NoPositions(), torch.randn(2, 4, 5, 8)
+    assert positions.turn(x) is x and positions.at_input(x) is x
+    assert positions.bias(x) == 0
+
+
+def test_places_are_made_where_the_inputs_are(monkeypatch):
+    seen, arange = [], torch.arange
+
+    def spy(*arguments, device=None, **how):
+        seen.append(str(device))
+        return arange(*arguments, device=device, **how)
+
+    monkeypatch.setattr(torch, "arange", spy)
+    positions = on_meta(pe.Learned, 9, 8)
+    positions.at_input(torch.empty(2, 5, 8, device="meta"))
+    for squeezed in (pe.Rotary(), pe.Interpolated()):
+        squeezed.places(5, torch.device("meta"))
+    assert seen == ["meta"] * 3
 
 
 # ---- distances -------------------------------------------------------------------------------
@@ -205,7 +230,7 @@ def test_where_distances_count_a_sequence_may_begin_anywhere(kind):
 
 @pytest.mark.parametrize("kind", ["sinusoidal", "learned"])
 def test_where_places_are_added_it_may_not(kind):
-    positions = ALL[kind]()
+    positions = kind_of(kind)()
     added = positions.at_input(torch.zeros(1, 9, 32))
     assert (added[:, 4:] - added[:, :5]).abs().min(1).values.max() > 0.1
 
@@ -264,11 +289,11 @@ def test_attention_costs_four_products_by_weights_and_two_of_tokens(kind):
 
 @EACH
 def test_a_reader_has_the_parameters_of_a_sum_by_hand(kind):
-    reader = on_meta(lambda: pe.Reader(ALL[kind]()))
+    reader = on_meta(lambda: pe.Reader(kind_of(kind)()))
     layer = 4 * (32 * 32 + 32) + (32 * 64 + 64) + (64 * 32 + 32) + 4 * 32
     rest = 18 * 32 + 2 * 32 + (32 * 2 + 2)
-    assert parameters_of(reader) == 2 * layer + rest + parameters_of(on_meta(ALL[kind]))
-    assert len(pe.Reader(ALL[kind](), n_layers=3).layers) == 3
+    assert parameters_of(reader) == 2 * layer + rest + parameters_of(on_meta(kind_of(kind)))
+    assert len(pe.Reader(kind_of(kind)(), n_layers=3).layers) == 3
 
 
 # ---- masks and the reader --------------------------------------------------------------------
@@ -289,9 +314,9 @@ def test_masks_hide_padding_and_what_comes_later():
 
 
 @EACH
-@pytest.mark.parametrize("mask", [pe.no_padding, pe.only_earlier])
+@pytest.mark.parametrize("mask", ["no_padding", "only_earlier"])
 def test_padding_changes_nothing_and_lengths_may_differ(kind, mask):
-    reader = pe.Reader(ALL[kind](), mask)
+    reader = pe.Reader(kind_of(kind)(), getattr(pe, mask))
     tokens = torch.randint(1, 18, (3, 12))
     lengths = (12, 9, 4)
     for row, length in zip(tokens, lengths, strict=True):
@@ -305,19 +330,19 @@ def test_padding_changes_nothing_and_lengths_may_differ(kind, mask):
 
 @EACH
 def test_with_a_causal_mask_a_later_token_changes_nothing_before_it(kind):
-    reader = pe.Reader(ALL[kind](), pe.only_earlier)
+    reader = pe.Reader(kind_of(kind)(), pe.only_earlier)
     tokens = torch.randint(3, 17, (2, 9))
     changed = tokens.clone()
     changed[:, 5] = pe.A
     before, after = reader.encode(tokens), reader.encode(changed)
     close(after[:, :5], before[:, :5])
     assert (after[:, 5:] - before[:, 5:]).abs().amax(2).min() > 1e-4
-    assert (pe.Reader(ALL[kind]()).encode(changed)[:, 0]).shape == (2, 32)
+    assert (pe.Reader(kind_of(kind)()).encode(changed)[:, 0]).shape == (2, 32)
 
 
 @EACH
 def test_the_mirror_image_gets_another_answer_where_the_sides_differ(kind):
-    reader = pe.Reader(ALL[kind]())
+    reader = pe.Reader(kind_of(kind)())
     tokens, _ = pe.order_batch(20, 11)
     same = torch.allclose(reader(tokens.flip(1)), reader(tokens), atol=1e-6)
     assert same == (kind in ("none", "ALiBi"))
@@ -329,7 +354,7 @@ def test_the_mirror_image_gets_another_answer_where_the_sides_differ(kind):
 
 @EACH
 def test_the_answer_is_of_the_mean_of_what_is_read(kind):
-    reader = pe.Reader(ALL[kind]())
+    reader = pe.Reader(kind_of(kind)())
     tokens = torch.randint(1, 18, (3, 7))
     x = reader.positions.at_input(reader.embed(tokens))
     for layer in reader.layers:
@@ -341,13 +366,13 @@ def test_the_answer_is_of_the_mean_of_what_is_read(kind):
 @EACH
 def test_a_reader_runs_forward_and_backward_on_the_meta_device(kind):
     for mask in (pe.no_padding, pe.only_earlier):
-        reader = on_meta(lambda mask=mask: pe.Reader(ALL[kind](), mask))
+        reader = on_meta(lambda mask=mask: pe.Reader(kind_of(kind)(), mask))
         tokens = torch.ones(3, 9, dtype=torch.long, device="meta")
         answers = reader(tokens)
         answers.sum().backward()
         assert answers.shape == (3, 2)
         assert all(p.grad is not None for p in reader.parameters())
-    layer = on_meta(lambda: pe.Attention(32, 4, ALL[kind]()))
+    layer = on_meta(lambda: pe.Attention(32, 4, kind_of(kind)()))
     used = kind in ("learned",)
     unused = ("positions",) if used else ()
     assert networks.runs_on_meta(layer, 2, 5, 32, unused=unused).shape == (2, 5, 32)
@@ -436,6 +461,9 @@ def test_training_ends_where_the_loss_stays_small_and_takes_adam_with_a_rising_r
     assert rates[10] == pytest.approx(0.005 * (0.05 + 0.95 / 2))
     assert rates[-1] == pytest.approx(0.005)
     assert len(rates) == steps
+    seen.clear()
+    pe.train(Sure())
+    assert seen[1] == (32, 16)
 
 
 def test_a_reader_that_learns_nothing_is_stopped():
@@ -454,7 +482,7 @@ def test_a_reader_that_learns_nothing_is_stopped():
 
 @pytest.mark.parametrize("kind", ["relative", "RoPE"])
 def test_a_reader_with_positions_learns_the_order_of_few_tokens(kind):
-    reader = pe.Reader(ALL[kind]())
+    reader = pe.Reader(kind_of(kind)())
     assert pe.train(reader, T=6) < 300
     assert pe.share_right(reader, 6) > 0.95
 
