@@ -74,6 +74,9 @@ def test_without_positions_nothing_changes():
 
 
 def test_places_are_made_where_the_inputs_are(monkeypatch):
+    positions = on_meta(
+        pe.Learned, 9, 8
+    )  # before the spy: torch keeps a list of what makes tensors
     seen, arange = [], torch.arange
 
     def spy(*arguments, device=None, **how):
@@ -81,7 +84,6 @@ def test_places_are_made_where_the_inputs_are(monkeypatch):
         return arange(*arguments, device=device, **how)
 
     monkeypatch.setattr(torch, "arange", spy)
-    positions = on_meta(pe.Learned, 9, 8)
     positions.at_input(torch.empty(2, 5, 8, device="meta"))
     for squeezed in (pe.Rotary(), pe.Interpolated()):
         squeezed.places(5, torch.device("meta"))
