@@ -46,6 +46,7 @@ FIRST = {  # the page that must come first
     "PANet": "chapters/panet",
     "EfficientDet": "chapters/efficientdet",
     "bert": "chapters/bert",
+    "positional encoding": "chapters/positional_encoding",
     # a term, where it is explained
     "adaptive feature pooling": "chapters/panet",
     "residual": "chapters/resnet",
