@@ -303,7 +303,8 @@ left = ("source + places", "attention to all", "MLP", "norm: memory")
 right = ("target + places", "causal attention", "attend to memory", "MLP", "norm")
 stack = draw_stack(axes, 1.15, left, "encoder")
 other = draw_stack(axes, 3.75, (*right, "scores"), "decoder")
-memory, cross = stack["encoder3"], other["decoder2"]
+memory = stack["encoder3"]
+cross = other["decoder2"]
 bend = [(2.45, memory.y), (2.45, cross.y)]
 diagrams.draw(axes, {"m": memory, "c": cross}, shortcuts=[("m", *bend, "c")])
 
@@ -552,7 +553,7 @@ class Reverser(nn.Module):
 
 # %% tags=["learn"]
 def learn(model: Reverser, rate: float, *, warmup: int, steps: int = 200) -> list:
-    """Share of symbols right by step, on batches never seen before; ends when solved."""
+    """Share of symbols right by step, on new batches each; ends when solved."""
     optimizer = adam(model, rate)
     shares = []
     while len(shares) < steps and min(shares[-5:], default=0) < 0.97:

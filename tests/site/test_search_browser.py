@@ -83,6 +83,7 @@ FIRST = {  # the page that must come first
     "back-propagation through time": "chapters/rnn",
     "LSTM": "chapters/lstm",
     "forget gate": "chapters/lstm",
+    "key-value cache": "chapters/transformer",
     '"identity shortcut"': "chapters/resnet",
     # numbers and sizes
     "1×1": "chapters/nin",
