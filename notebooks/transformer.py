@@ -856,7 +856,7 @@ keys, _ = layer.cross.keys_values(memory)
 q = layer.cross.split(layer.cross.to_q(x))
 looked = attention_weights(q, keys, mask)[0].detach().cpu()  # (h, T, S)
 
-# %% tags=["look-figure"] alt="A picture with the characters of a date in English along the bottom and those of the ISO date down the left, dark where a written character reads a character of the source; the sum over the heads."
+# %% tags=["look-figure"] alt="A picture with the characters of a date in English along the bottom and those of the ISO date down the left, dark where a written character reads a character of the source; the mean over the heads."
 _, axes = plt.subplots(figsize=(5, 3.2))
 axes.imshow(looked.mean(0), cmap="gray_r", vmin=0, aspect="auto")
 axes.set_xticks(range(len(read)), read)

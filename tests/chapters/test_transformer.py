@@ -15,18 +15,25 @@ from workbench.text import BEGIN, PAD
 
 t = definitions("transformer")
 
-TINY = t.Size(2, 16, 4, 24, dropout=0.0)
-NORMS = {"post": t.PostNorm, "pre": t.PreNorm}
+NORMS = {"post": "PostNorm", "pre": "PreNorm"}
+
+
+def residual(norm: str):
+    return getattr(t, NORMS[norm])
+
+
+def tiny():
+    return t.Size(2, 16, 4, 24, dropout=0.0)
 
 
 def tokens(*shape: int):
     return torch.randint(3, 20, shape)
 
 
-def fresh(norm: str = "post", size=TINY):
+def fresh(norm: str = "post"):
     """A network of 20 tokens whose every parameter is random, so that no scale of 1 hides."""
     torch.manual_seed(0)
-    model = t.Transformer(20, size, NORMS[norm])
+    model = t.Transformer(20, tiny(), residual(norm))
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
@@ -37,9 +44,10 @@ def fresh(norm: str = "post", size=TINY):
 
 
 @pytest.mark.parametrize(
-    ("size", "stacks", "D"), [(t.BASE, 44_140_544, 512), (t.BIG, 176_361_472, 1024)]
+    ("name", "stacks", "D"), [("BASE", 44_140_544, 512), ("BIG", 176_361_472, 1024)]
 )
-def test_published_sizes_have_the_parameters_of_torchs_stacks_and_one_table(size, stacks, D):
+def test_published_sizes_have_the_parameters_of_torchs_stacks_and_one_table(name, stacks, D):
+    size = getattr(t, name)
     model = on_meta(t.Transformer, 37_000, size)
     assert parameters_of(model.encoder) + parameters_of(model.decoder) == stacks
     assert parameters_of(model) == stacks + 37_000 * D
@@ -68,8 +76,8 @@ def test_macs_on_the_meta_device_are_those_of_the_formula(V, T):
 @pytest.mark.parametrize("norm", NORMS)
 def test_outputs_and_all_gradients_are_those_of_torchs_stacks(norm):
     torch.manual_seed(0)
-    theirs = t.torch_stacks(TINY, norm == "pre")
-    ours = t.Stacks(TINY, NORMS[norm])
+    theirs = t.torch_stacks(tiny(), norm == "pre")
+    ours = t.Stacks(tiny(), residual(norm))
     t.share(theirs, ours)
     x, y = torch.randn(3, 9, 16), torch.randn(3, 5, 16)
     hidden = torch.arange(9) >= torch.tensor([[9], [4], [1]])
@@ -188,7 +196,7 @@ def test_the_order_of_the_source_counts_only_with_places():
     scores = model(source, target)
     assert not torch.allclose(model(source.flip(1), target), scores, atol=1e-3)
     torch.manual_seed(0)
-    without = t.WithoutPlaces(20, TINY).eval()
+    without = t.WithoutPlaces(20, tiny()).eval()
     scores = without(source, target)
     networks.close(without(source.flip(1), target), scores)
     networks.close(without.embedded(source), 4 * without.embed(source), 0)
@@ -212,7 +220,7 @@ def test_a_step_with_a_cache_gives_the_scores_of_the_full_pass(norm):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_network_runs_forward_and_backward_on_the_meta_device(norm):
-    model = on_meta(t.Transformer, 20, TINY, NORMS[norm])
+    model = on_meta(t.Transformer, 20, tiny(), residual(norm))
     with torch.device("meta"):
         scores = model(torch.zeros(2, 9, dtype=torch.long), torch.zeros(2, 7, dtype=torch.long))
     scores.sum().backward()
@@ -252,9 +260,9 @@ def test_the_rate_rises_in_a_line_and_falls_with_the_root():
 
 def test_a_reverser_reads_eight_places_with_six_layers():
     torch.manual_seed(0)
-    for residual in NORMS.values():
-        model = t.Reverser(residual).eval()
-        assert type(model.encoder.layers[0].residual1) is residual
+    for norm in NORMS:
+        model = t.Reverser(residual(norm)).eval()
+        assert type(model.encoder.layers[0].residual1) is residual(norm)
         assert len(model.encoder.layers) == 6
         numbers = torch.randint(10, (3, 8))
         x = model.encoder(model.embed(numbers) + model.places)
