@@ -151,6 +151,8 @@ def test_a_token_is_its_row_times_the_root_of_the_width_and_its_place():
     networks.close(model.scores(x), F.linear(x, model.embed.weight))
     dropped = t.Transformer(20, t.Size(1, 16, 4, 24, dropout=1.0))
     assert not dropped.embedded(numbers).any()
+    dropped = t.LearntPlaces(20, t.Size(1, 16, 4, 24, dropout=1.0))
+    assert not dropped.embedded(numbers).any()
 
 
 def test_weights_start_as_glorot_has_them_and_rows_with_a_length_of_about_one():
@@ -267,6 +269,7 @@ def test_a_reverser_reads_eight_places_with_six_layers():
         numbers = torch.randint(10, (3, 8))
         x = model.encoder(model.embed(numbers) + model.places)
         networks.close(model(numbers), model.head(x))
+        assert model.embed.num_embeddings == model.head.out_features == 10
         assert not torch.allclose(model(numbers.flip(1)).flip(1), model(numbers), atol=1e-3)
         assert {m.p for m in model.modules() if type(m) is nn.Dropout} == {0}
         layer = model.encoder.layers[0]
