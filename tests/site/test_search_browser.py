@@ -87,6 +87,7 @@ FIRST = {  # the page that must come first
     "sequence to sequence": "chapters/seq2seq",
     "forget gate": "chapters/lstm",
     "soft alignment": "chapters/attention",
+    "key-value cache": "chapters/transformer",
     '"identity shortcut"': "chapters/resnet",
     # numbers and sizes
     "1×1": "chapters/nin",
