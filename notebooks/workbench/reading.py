@@ -90,7 +90,8 @@ def generated(
     A paragraph states `facts` facts of one territory in one of two ways each; a third of the
     questions ask for a fact that it does not state. wording: of the questions, "known" or "new".
     """
-    pool, draw = territories()[part], random.Random(seed)
+    pool = territories()[part]
+    draw = random.Random(seed)
     articles = []
     for number in range(count):
         place = draw.choice(pool)
@@ -153,26 +154,39 @@ def handwritten() -> dict:
     return {"version": "v2.0", "data": articles}
 
 
+def questions(
+    part: str, count: int, *, seed: int, facts: int = 3, wording: str = "known"
+) -> dict:
+    """A generated set; in the full profile SQuAD 2.0 whole, whatever the other arguments say."""
+    if workbench.PROFILE == "full":
+        return squad2(part)
+    return generated(part, count, seed=seed, facts=facts, wording=wording)
+
+
 def squad2(part: str) -> dict:
-    """SQuAD 2.0, "train" or "validation", through the package datasets; only in the full profile."""
-    if workbench.PROFILE != "full":
-        raise RuntimeError(
-            "SQuAD 2.0 is not part of the sample profile; set PROFILE=full"
-        )
+    """SQuAD 2.0 through the package datasets; "test" is its development set.
+
+    Of its training set every twentieth article is "validation".
+    """
     try:
         datasets = importlib.import_module("datasets")  # large, and only for this
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "the full profile reads SQuAD 2.0 through the package datasets: pip install datasets"
         ) from error
+    split = "validation" if part == "test" else "train"
     try:
-        rows = datasets.load_dataset("rajpurkar/squad_v2", split=part)
+        rows = datasets.load_dataset("rajpurkar/squad_v2", split=split)
     except (OSError, ValueError) as error:
         raise RuntimeError(
             f"SQuAD 2.0 could not be fetched: {error}. Without a network run with PROFILE=sample."
         ) from error
+    titles = sorted({row["title"] for row in rows})
+    apart = set() if part == "test" else set(titles[::20])
     articles = []
     for row in rows:
+        if part != "test" and (row["title"] in apart) != (part == "validation"):
+            continue
         pairs = zip(row["answers"]["text"], row["answers"]["answer_start"])
         answers = [{"text": text, "answer_start": start} for text, start in pairs]
         question = {
