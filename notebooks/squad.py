@@ -35,7 +35,7 @@ from transformers import BertConfig, BertForQuestionAnswering, BertModel
 
 import workbench
 from workbench import claim, device, evaluating, record, record_spread, seed, spread
-from workbench import checks, counting, diagrams, plots, pretrained, reading, table
+from workbench import checks, counting, plots, pretrained, reading, table
 from workbench import training
 
 SEEDS = (0, 1, 2)
@@ -488,11 +488,11 @@ BATCH = 8
 LENGTH = 128 if workbench.PROFILE == "sample" else 384
 
 
-def from_minilm() -> SpanReader:
+def from_minilm(weights: dict[str, Tensor]) -> SpanReader:
     """MiniLM with a new span layer; its embeddings and lower half stay as they are."""
     network = SpanReader(bert(*SIZES["MiniLM"]), 384)
-    weights = {k: v for k, v in minilm.weights.items() if not k.startswith("pooler")}
-    network.body.load_state_dict(weights)
+    wanted = {k: v for k, v in weights.items() if not k.startswith("pooler")}
+    network.body.load_state_dict(wanted)
     network.body.embeddings.requires_grad_(False)
     network.body.encoder.layer[:3].requires_grad_(False)
     return network.to(device)
@@ -520,7 +520,9 @@ def train(network: SpanReader, chosen: list[Window], *, rate: float) -> list[flo
 
 
 # %% tags=["all-windows"]
-def all_windows(examples, *, length: int = LENGTH, stride: int = 64) -> list[Window]:
+def all_windows(
+    tokenizer, examples, *, length: int = LENGTH, stride: int = 64
+) -> list[Window]:
     """The windows of all examples, in order."""
     found = []
     for number, example in enumerate(examples):
@@ -546,14 +548,14 @@ answers = {}
 # %% tags=["training"]
 for number in SEEDS:
     seed(number)
-    readers[number] = from_minilm()
-    chosen = all_windows(asked("train", STEPS * BATCH, seed=10 + number))
+    readers[number] = from_minilm(minilm.weights)
+    chosen = all_windows(tokenizer, asked("train", STEPS * BATCH, seed=10 + number))
     losses[number] = train(readers[number], chosen, rate=5e-4)
-    found = read(readers[number], all_windows(validation), validation)
+    found = read(readers[number], all_windows(tokenizer, validation), validation)
     thresholds[number] = best_threshold(found, validation)
     for wording, examples in tests.items():
         answers[number, wording] = read(
-            readers[number], all_windows(examples), examples
+            readers[number], all_windows(tokenizer, examples), examples
         )
 
 # %% tags=["result"]
@@ -636,7 +638,7 @@ right = {}
 for name in ("cut", "windows"):
     runs = []
     for number in SEEDS:
-        chosen = all_windows(long, length=LONG, stride=16)
+        chosen = all_windows(tokenizer, long, length=LONG, stride=16)
         if name == "cut":  # of each paragraph the first window
             chosen = list({w.number: w for w in reversed(chosen)}.values())[::-1]
         found = read(readers[number], chosen, long)
@@ -662,7 +664,7 @@ record("long.most", max(sizes))
 rows = []
 runs = []
 for number in SEEDS:
-    found = read(readers[number], all_windows(written), written)
+    found = read(readers[number], all_windows(tokenizer, written), written)
     runs.append(scored(found, written, thresholds[number]))
 for name in columns:
     record_spread(f"written.{name}", [run[name] for run in runs])
@@ -682,7 +684,7 @@ for kind in list(stated)[:2]:
     two.append(
         Example(kind, reading.ASKED[kind][0].format(t=place.name), context, [answer])
     )
-pair = all_windows(two)
+pair = all_windows(tokenizer, two)
 with torch.no_grad(), evaluating(readers[0]):
     chances = readers[0](batch_of(pair)).softmax(1).cpu()  # (2, T, 2)
 found = read(readers[0], pair, two)
@@ -736,14 +738,15 @@ def without_search(network, chosen: list[Window]) -> float:
 
 
 record_spread(
-    "unsearched", [without_search(readers[n], all_windows(long)) for n in SEEDS]
+    "unsearched",
+    [without_search(readers[n], all_windows(tokenizer, long)) for n in SEEDS],
 )
 
 # %% tags=["solution-2"]
 blind = [example._replace(question="What is it?") for example in tests["known"]]
 runs = []
 for number in SEEDS:
-    found = read(readers[number], all_windows(blind), blind)
+    found = read(readers[number], all_windows(tokenizer, blind), blind)
     runs.append(scored(found, blind, torch.inf)["exact, answer"])
 sighted = curves["exact, answer"][:, -1].tolist()
 record_spread("blind", runs)
@@ -755,7 +758,10 @@ lengths = (1, 2, 4, 15)
 rows = []
 for longest in lengths:
     found = read(
-        readers[0], all_windows(tests["known"]), tests["known"], longest=longest
+        readers[0],
+        all_windows(tokenizer, tests["known"]),
+        tests["known"],
+        longest=longest,
     )
     values = scored(found, tests["known"], torch.inf)
     rows.append(
@@ -766,7 +772,7 @@ table(rows, ("longest span", "exact, with answer", "F1, with answer"))
 # %% tags=["solution-4"]
 for stride in (16, 24):
     kept = set()
-    for window in all_windows(long, length=LONG, stride=stride):
+    for window in all_windows(tokenizer, long, length=LONG, stride=stride):
         if window.target != (0, 0):
             kept.add(window.number)
     record(f"whole.{stride}", len(kept) / len(long))
