@@ -81,6 +81,7 @@ FIRST = {  # the page that must come first
     "mosaic": "chapters/yolov4",
     "drop block": "chapters/yolov4",
     "back-propagation through time": "chapters/rnn",
+    "reading comprehension questions": "chapters/squad",
     "LSTM": "chapters/lstm",
     "forget gate": "chapters/lstm",
     '"identity shortcut"': "chapters/resnet",
