@@ -571,6 +571,9 @@ for wording, examples in tests.items():
     rows.append((wording, *cells))
 claims = [[run["exact"] for run in results[wording]] for wording in ("known", "new")]
 claim(min(claims[0]) > max(claims[1]), "known wordings are read better, seeds apart")
+none = [[run["exact, none"] for run in results[wording]] for wording in tests]
+touch = min(none[0]) <= max(none[1]) and min(none[1]) <= max(none[0])
+claim(touch, "refusals of known and new wordings are not told apart")
 table(rows, ("wording", "exact match", "F1", "exact, with answer", "exact, without"))
 
 # %% tags=["losses-claims"]
@@ -755,6 +758,7 @@ claim(max(runs) < min(sighted), "without the question fewer are right, seeds apa
 
 # %% tags=["solution-3"]
 lengths = (1, 2, 4, 15)
+exact = []
 rows = []
 for longest in lengths:
     found = read(
