@@ -483,7 +483,7 @@ table([("SpanReader", f"{deviation:.1e}")], ("network", "largest difference"))
 # ## Training
 
 # %% tags=["setting"]
-STEPS = 100
+STEPS = 90
 BATCH = 8
 LENGTH = 128 if workbench.PROFILE == "sample" else 384
 
@@ -641,7 +641,7 @@ right = {}
 for name in ("cut", "windows"):
     runs = []
     for number in SEEDS:
-        chosen = all_windows(tokenizer, long, length=LONG, stride=16)
+        chosen = all_windows(tokenizer, long, length=LONG, stride=24)
         if name == "cut":  # of each paragraph the first window
             chosen = list({w.number: w for w in reversed(chosen)}.values())[::-1]
         found = read(readers[number], chosen, long)
@@ -767,10 +767,10 @@ claim(max(runs) < min(sighted), "without the question fewer are right, seeds apa
 # %% tags=["solution-3"]
 exact = []
 rows = []
-known = all_windows(tokenizer, tests["known"])
-for longest in (1, 2, 4, 15):
-    found = read(readers[0], known, tests["known"], longest=longest)
-    values = scored(found, tests["known"], torch.inf)
+some = tests["known"][:50]
+for longest in (1, 2, 4):
+    found = read(readers[0], all_windows(tokenizer, some), some, longest=longest)
+    values = scored(found, some, torch.inf)
     exact.append(values["exact, answer"])
     rows.append((longest, f"{exact[-1]:.2f}", f"{values['f1, answer']:.2f}"))
 
@@ -779,7 +779,7 @@ claim(exact[0] < min(exact[1:]), "single pieces answer fewest")
 table(rows, ("longest span", "exact, with answer", "F1, with answer"))
 
 # %% tags=["solution-4"]
-for stride in (16, 24):
+for stride in (24, 32):
     kept = set()
     for window in all_windows(tokenizer, long, length=LONG, stride=stride):
         if window.target != (0, 0):
