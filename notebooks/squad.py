@@ -483,7 +483,7 @@ table([("SpanReader", f"{deviation:.1e}")], ("network", "largest difference"))
 # ## Training
 
 # %% tags=["setting"]
-STEPS = 90
+STEPS = 100
 BATCH = 8
 LENGTH = 128 if workbench.PROFILE == "sample" else 384
 
@@ -635,13 +635,13 @@ record_spread("always", curves["exact"][:, -1].tolist())
 
 # %% tags=["long"]
 LONG = 48
-long = [e for e in asked("test", 60, seed=5, facts=8) if e.answers]
+long = [e for e in asked("test", 50, seed=5, facts=8) if e.answers]
 rows = []
 right = {}
 for name in ("cut", "windows"):
     runs = []
     for number in SEEDS:
-        chosen = all_windows(tokenizer, long, length=LONG, stride=24)
+        chosen = all_windows(tokenizer, long, length=LONG, stride=16)
         if name == "cut":  # of each paragraph the first window
             chosen = list({w.number: w for w in reversed(chosen)}.values())[::-1]
         found = read(readers[number], chosen, long)
