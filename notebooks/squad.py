@@ -703,7 +703,7 @@ claim(scored(found, two)["exact"] == 1, "both questions are answered")
 rows = [(e.question, a.text, f"{a.margin:.1f}") for e, a in zip(two, found)]
 table(rows, ("question", "best span", "margin of no answer"))
 
-# %% tags=["inside-figure"] alt="Pieces of a paragraph from top to bottom, two panels, one for each question. In each panel a bar for the chance to be the first piece and one for the last: nearly all of it lies at the pieces of that question's answer, which is another place in the other panel."
+# %% tags=["inside-figure"] alt="Pieces of a paragraph from top to bottom, two panels, one for each question. In each panel a bar for the chance to be the first piece and one for the last: the longest bars lie at the pieces of that question's answer, which is another place in the other panel."
 _, panels = plt.subplots(1, 2, figsize=(5, 6), sharey=True)
 for axes, window, chance, example in zip(panels, pair, chances, two):
     end = window.first + len(window.offsets)
@@ -727,8 +727,10 @@ axes.set_axisbelow(True)
 # %% tags=["inside-claims"]
 for window, chance in zip(pair, chances):
     first, last = window.target
-    claim(bool(chance[first, 0] > 0.5), "most of the chance lies at the first piece")
-    claim(bool(chance[last, 1] > 0.5), "and at the last")
+    claim(
+        int(chance[:, 0].argmax()) == first, "the largest chance is the first piece's"
+    )
+    claim(int(chance[:, 1].argmax()) == last, "and the last piece's")
 claim(pair[0].target != pair[1].target, "another question, another place")
 
 # %% [markdown]
