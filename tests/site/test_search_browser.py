@@ -83,6 +83,7 @@ FIRST = {  # the page that must come first
     "mosaic": "chapters/yolov4",
     "drop block": "chapters/yolov4",
     "back-propagation through time": "chapters/rnn",
+    "reading comprehension questions": "chapters/squad",
     "LSTM": "chapters/lstm",
     "sequence to sequence": "chapters/seq2seq",
     "forget gate": "chapters/lstm",
