@@ -158,6 +158,28 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return (weights.flatten(2, 3) @ v).reshape(B, h, T, d)
 
 
+# %% tags=["draw-heads"]
+def draw_heads(axes, title: str, groups: int) -> None:
+    """Eight heads of queries above, and the heads of keys and values that they read."""
+    axes.set(xlim=(-0.7, 7.7), ylim=(2.2, -0.9), title=title)
+    axes.axis("off")
+    style = {"ha": "center", "va": "center", "fontsize": 11}
+    for head in range(8):
+        group = head // (8 // groups)
+        place = (group + 0.5) * 8 / groups - 0.5
+        axes.plot((head, place), (0.3, 1.2), color=plots.QUIET, linewidth=1)
+        axes.text(head, 0, "q", color=plots.COLOURS[0], **style)
+        axes.text(place, 1.5, "k, v", color=plots.COLOURS[1], **style)
+
+
+# %% tags=["heads-figure"] alt="Three drawings of eight heads of queries. Multi-head: each q has a line to a k, v of its own. Grouped-query: two neighbours share a k, v, four in all. Multi-query: all eight lines lead to a single k, v."
+_, panels = plt.subplots(3, 1, figsize=(5, 4.2))
+kinds = (("multi-head", 8), ("grouped-query", 4), ("multi-query", 1))
+for axes, (title, groups) in zip(panels, kinds):
+    draw_heads(axes, title, groups)
+axes.set_axisbelow(True)
+
+
 # %% tags=["size"]
 @dataclass(frozen=True)
 class Size:
@@ -698,6 +720,8 @@ table(rows, ("attention", "MACs", "cache in MB", "milliseconds a step"))
 slowest = min(taken["multi-head"])
 words = "reading 32 times as many numbers takes more than three times as long"
 claim(slowest > 3 * min(taken["multi-query"]), words)
+words = "a quarter of the numbers takes less than two thirds of the time"
+claim(min(taken["grouped-query"]) < slowest / 1.5, words)
 words = "the products of multi-head on one head's numbers take less than two thirds"
 claim(min(taken["one head read 32 times"]) < slowest / 1.5, words)
 
