@@ -21,8 +21,6 @@ from workbench import counting
 
 family = definitions("transformer_family")
 
-SMALL = family.Size(2, 32, n_heads=4, n_groups=2, d_mlp=20, V=11, T_most=16)
-GPT_SMALL = family.Size(2, 32, n_heads=4, n_groups=4, d_mlp=20, V=11, T_most=16)
 # What the authors' releases have, as transformers builds them.
 PARAMETERS = {
     "GPT-2 small": 124_439_808,
@@ -34,10 +32,19 @@ PARAMETERS = {
 }
 
 
+def small(**changes):
+    size = {"layers": 2, "d_model": 32, "n_heads": 4, "n_groups": 2, "d_mlp": 20}
+    return family.Size(**size | {"V": 11, "T_most": 16} | changes)
+
+
+def gpt_small():
+    return small(n_groups=4)
+
+
 def model(kind: str, **changes):
     """A small network whose vectors are random, too."""
     torch.manual_seed(0)
-    size = replace(GPT_SMALL if kind == "GPT2" else SMALL, **changes)
+    size = replace(gpt_small() if kind == "GPT2" else small(), **changes)
     network = getattr(family, kind)(size)
     for name, p in network.named_parameters():
         p.data = networks.random_like(name, p)
@@ -125,7 +132,7 @@ def test_one_memory_is_read_by_all_heads():
 
 def test_heads_must_come_in_equal_groups():
     with pytest.raises(AssertionError, match="n_groups must divide n_heads"):
-        family.Llama(replace(SMALL, n_groups=3))
+        family.Llama(small(n_groups=3))
 
 
 def test_products_of_a_step_do_not_depend_on_the_groups():
@@ -206,7 +213,7 @@ def test_products_of_gpt2_small_are_those_of_its_matrices_and_its_attention():
 
 def test_gpt2_is_that_of_transformers():
     torch.manual_seed(0)
-    theirs = family.their_gpt2(GPT_SMALL).eval()
+    theirs = family.their_gpt2(gpt_small()).eval()
     assert isinstance(theirs, GPT2Model)
     shape = (2, 32, 4, 11, 20, 16)
     names = ("n_layer", "n_embd", "n_head", "vocab_size", "n_inner", "n_positions")
@@ -214,7 +221,7 @@ def test_gpt2_is_that_of_transformers():
     assert theirs.config.activation_function == GPT2Config().activation_function
     for name, p in theirs.named_parameters():
         p.data = networks.random_like(name, p)
-    ours = family.GPT2(GPT_SMALL)
+    ours = family.GPT2(gpt_small())
     ours.load_state_dict(family.gpt2_weights(theirs))
     tokens = tokens_of(3, 9)
     expected = theirs(tokens).last_hidden_state @ theirs.wte.weight.T
@@ -223,7 +230,7 @@ def test_gpt2_is_that_of_transformers():
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_llama_is_that_of_transformers(groups):
-    size = replace(SMALL, n_groups=groups)
+    size = small(n_groups=groups)
     theirs = family.their_llama(size).eval()
     assert isinstance(theirs, LlamaForCausalLM)
     assert theirs.config.rms_norm_eps == LlamaConfig().rms_norm_eps == family.RMSNorm(2).eps
@@ -234,7 +241,7 @@ def test_llama_is_that_of_transformers(groups):
 
 
 def test_vectors_are_drawn_anew_and_matrices_stay():
-    network = family.GPT2(GPT_SMALL)
+    network = family.GPT2(gpt_small())
     before = {name: p.clone() for name, p in network.named_parameters()}
     torch.manual_seed(0)
     assert family.randomise(network) is network
@@ -299,7 +306,7 @@ def test_swapping_two_tokens_changes_what_a_full_mask_reads_by_their_places_only
 
 @pytest.mark.parametrize("kind", ["GPT2", "Llama"])
 def test_a_model_runs_forward_and_backward_on_the_meta_device(kind):
-    size = GPT_SMALL if kind == "GPT2" else SMALL
+    size = gpt_small() if kind == "GPT2" else small()
     network = on_meta(getattr(family, kind), size)
     with torch.device("cpu"):  # a tensor made on the wrong device fails
         scores, _ = network(torch.zeros(2, 3, dtype=torch.long, device="meta"))
@@ -445,7 +452,7 @@ def test_bits_are_the_mean_surprise_in_pieces():
 def test_a_text_that_repeats_is_learnt():
     torch.manual_seed(0)
     numbers = torch.arange(5).repeat(60)
-    network = family.Llama(replace(SMALL, V=5))
+    network = family.Llama(small(V=5))
     before = family.bits(network, numbers)
     family.train(network, numbers, 40)
     assert family.bits(network, numbers) < before / 10
@@ -459,7 +466,7 @@ def test_pooled_heads_are_the_mean_and_equal_heads_stay_what_they_are():
             heads[:, 1] = heads[:, 0]
     tokens = tokens_of(2, 7)
     fewer = family.pooled(network, 2)
-    assert fewer.size == replace(SMALL, n_groups=2)
+    assert fewer.size == small()
     networks.close(fewer(tokens)[0], network(tokens)[0])
     one = family.pooled(network, 1).blocks[1].attention
     heads = network.blocks[1].attention.to_v.weight.view(4, 8, 32)
