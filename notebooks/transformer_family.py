@@ -165,12 +165,13 @@ def draw_heads(axes, title: str, groups: int) -> None:
     axes.set(xlim=(-0.7, 7.7), ylim=(2.2, -0.9), title=title)
     axes.axis("off")
     style = {"ha": "center", "va": "center", "fontsize": 11}
-    for head in range(8):
-        group = head // (8 // groups)
-        place = (group + 0.5) * 8 / groups - 0.5
-        axes.plot((head, place), (0.3, 1.2), color=plots.QUIET, linewidth=1)
-        axes.text(head, 0, "q", color=plots.COLOURS[0], **style)
+    each = 8 // groups
+    for group in range(groups):
+        place = (group + 0.5) * each - 0.5
         axes.text(place, 1.5, "k, v", color=plots.COLOURS[1], **style)
+        for head in range(group * each, (group + 1) * each):
+            axes.plot((head, place), (0.3, 1.2), color=plots.QUIET, linewidth=1)
+            axes.text(head, 0, "q", color=plots.COLOURS[0], **style)
 
 
 # %% tags=["heads-figure"] alt="Three drawings of eight heads of queries. Multi-head: each q has a line to a k, v of its own. Grouped-query: two neighbours share a k, v, four in all. Multi-query: all eight lines lead to a single k, v."
@@ -741,7 +742,7 @@ def every(part: str, step: int) -> str:
 bible = text.english()
 train_text = every(bible.train, 4)
 unseen_text = every(bible.test, 8)
-vocabulary = text.Vocabulary([bible.train])
+vocabulary = text.Vocabulary(bible)
 train_numbers = torch.tensor(vocabulary.encode(train_text)).to(device)
 unseen_numbers = torch.tensor(vocabulary.encode(unseen_text)).to(device)
 record("characters", len(train_text))
@@ -790,10 +791,11 @@ model = Llama(writer).to(device)
 train(model, train_numbers, 600)
 
 # %% tags=["bits-result"]
-counts = Counter(train_text)
+counts = Counter(vocabulary.characters)  # once each, so that none has a chance of 0
+counts.update(train_text)
 alone = 0.0
 for character in unseen_text:
-    alone -= math.log2(counts[character] / len(train_text)) / len(unseen_text)
+    alone -= math.log2(counts[character] / counts.total()) / len(unseen_text)
 held_out = bits(model, unseen_numbers)
 record("bits", held_out)
 record("bits.alone", alone)
