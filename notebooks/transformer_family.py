@@ -884,13 +884,13 @@ for name, rule in RULES.items():
 def known(texts: list[str], vocabulary: set[str]) -> float:
     """Share of the whole words after the start that are in a vocabulary."""
     words = [word for one in texts for word in one[len(START) :].split()[:-1]]
-    return sum(word in vocabulary for word in words) / len(words)
+    return sum(word in vocabulary for word in words) / max(len(words), 1)
 
 
 def different(texts: list[str]) -> float:
     """Number of different words over number of words, in all texts together."""
     words = [word for one in texts for word in one[len(START) :].split()[:-1]]
-    return len(set(words)) / len(words)
+    return len(set(words)) / max(len(words), 1)
 
 
 # %% tags=["written-result"]
