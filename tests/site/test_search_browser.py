@@ -68,6 +68,7 @@ FIRST = {  # the page that must come first
     "adaptive gradient clipping": "chapters/nfnet",
     "layer scale of one millionth": "chapters/convnext",
     "channel shuffle": "chapters/shufflenet",
+    "grouped-query attention": "chapters/transformer_family",
     "class token": "chapters/vit",
     "responsible box": "chapters/yolov1",
     "WordTree": "chapters/yolov2",
