@@ -715,17 +715,7 @@ for name in WAYS:
     record_spread(f"time.{name}", taken[name])
     size = f"{held[name]:.1f}"
     rows.append((name, products[name], size, spread(taken[name], ".2f")))
-record("time.less", min(taken["multi-head"]) / min(taken["multi-query"]))
 table(rows, ("attention", "MACs", "cache in MB", "milliseconds a step"))
-
-# %% tags=["timed-claims"]
-slowest = min(taken["multi-head"])
-words = "reading 32 times as many numbers takes more than three times as long"
-claim(slowest > 3 * min(taken["multi-query"]), words)
-words = "a quarter of the numbers takes less than two thirds of the time"
-claim(min(taken["grouped-query"]) < slowest / 1.5, words)
-words = "the products of multi-head on one head's numbers take less than half"
-claim(min(taken["one head read 32 times"]) < slowest / 2, words)
 
 # %% [markdown]
 # ## A small GPT
