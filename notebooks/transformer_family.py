@@ -947,7 +947,7 @@ axes.set_axisbelow(True)
 #   through what an encoder-decoder does, with one stack in place of two.
 # - GPT-2 and LLaMA are one decoder with other parts, and equal those of transformers.
 # - Heads of keys that are shared make the cache smaller by their number; the products
-#   stay, but a step reads less memory and takes less time.
+#   stay, but a step reads less memory.
 
 # %% [markdown]
 # ## Solutions
