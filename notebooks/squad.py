@@ -347,7 +347,7 @@ rows = [(f"piece {i}", f"{starts[i]:.0f}", f"{ends[i]:.0f}") for i in range(4)]
 record("hand.score", found.score)
 record("hand.first", found.first)
 record("hand.last", found.last)
-table(rows, ("", "first", "last"))
+table(rows, ("place", "first", "last"))
 
 
 # %% tags=["answer"]

@@ -1,7 +1,7 @@
 """What the notebooks cost: CPU seconds of their last runs, the dearest cells of each; ``make budget``.
 
 A notebook aims at ``AIM`` CPU seconds after its imports and may take ``LIMIT``; the mean of the book
-stays below ``AIM``. Load alone makes the same run dearer by a fifth to a half and more, so that only
+stays below ``AIM``; ``MORE`` are exceptions. Load alone makes the same run dearer by a fifth to a half and more, so that only
 above ``FAR`` a test fails; measure on an idle machine, one thread to a kernel.
 """
 
@@ -14,8 +14,14 @@ from .notebook import code_cells, tags
 from .store import Store
 
 AIM, LIMIT = 25, 45
+MORE = {"squad": 90}  # the limit of a notebook that trains a real language model
 FAR = 70
 SHOWN = 3  # cells of each notebook
+
+
+def far(stem: str) -> float:
+    """CPU seconds that a notebook's run does not reach even under load."""
+    return FAR * MORE.get(stem, LIMIT) / LIMIT
 
 
 def dearest(nb: NotebookNode) -> str:
@@ -42,7 +48,7 @@ def report(stems: list[str], store: Store) -> str:
     lines = [f"{stem:{width}}  {cpu:5.1f}  {cells}" for cpu, stem, cells in rows]
     if rows:
         mean = sum(cpu for cpu, _, _ in rows) / len(rows)
-        above = [stem for cpu, stem, _ in rows if cpu > LIMIT]
+        above = [stem for cpu, stem, _ in rows if cpu > MORE.get(stem, LIMIT)]
         lines.append(f"mean {mean:.1f} CPU s of {len(rows)} notebooks, the aim is {AIM}")
         lines.append(f"above {LIMIT}: {', '.join(above) or 'none'}")
     if missing:

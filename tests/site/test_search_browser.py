@@ -84,11 +84,11 @@ FIRST = {  # the page that must come first
     "mosaic": "chapters/yolov4",
     "drop block": "chapters/yolov4",
     "back-propagation through time": "chapters/rnn",
-    "reading comprehension questions": "chapters/squad",
+    "unanswerable questions": "chapters/squad",
     "LSTM": "chapters/lstm",
     "sequence to sequence": "chapters/seq2seq",
     "forget gate": "chapters/lstm",
-    "soft alignment": "chapters/attention",
+    "additive score": "chapters/attention",
     "key-value cache": "chapters/transformer",
     '"identity shortcut"': "chapters/resnet",
     # numbers and sizes

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from engine.budget import FAR
+from engine.budget import far
 from engine.notebook import code_cells
 from loader import NOTEBOOKS, ROOT, STEMS
 
@@ -84,7 +84,7 @@ def test_a_cell_that_draws_leaves_its_figure_and_no_text(stored, stem):
 @pytest.mark.parametrize("stem", STEMS)
 def test_a_notebook_keeps_its_time_budget(stored, stem):
     """Where other tests and kernels run beside it, the same run costs up to half as much again."""
-    assert stored(stem).metadata["book"]["cpu"] < FAR
+    assert stored(stem).metadata["book"]["cpu"] < far(stem)
 
 
 @pytest.mark.parametrize("stem", STEMS)
