@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaForCausalLM
 
-from workbench import claim, device, record, record_spread, seed, spread, table
+from workbench import claim, device, record, seed, spread, table
 from workbench import checks, counting, plots, text, training
 
 # %% [markdown]
