@@ -15,7 +15,7 @@
 #
 # Encoders, decoders and both: what each mask lets through; GPT-2 and LLaMA from the same
 # parts, equal to transformers; keys and values shared between heads, their cache counted
-# and timed; and a small GPT that writes.
+# exactly; and a small GPT that writes.
 # The text to it is the [chapter](../chapters/transformer_family.rst), the papers are
 # [Radford et al. 2019](https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf)
 # and [Touvron et al. 2023](https://arxiv.org/abs/2302.13971).
@@ -128,7 +128,7 @@ def causal(T: int, start: int, where) -> Tensor:
 
 
 def prefix(T: int, start: int, where, *, length: int = 4) -> Tensor:
-    """Raffel et al. 2020, figure 3: all see the first tokens, the rest is causal."""
+    """Raffel et al. 2019, figure 3: all see the first tokens, the rest is causal."""
     mask = causal(T, start, where)
     mask[:, :length] = True
     return mask
@@ -613,9 +613,8 @@ for name, (kind, size) in SIZES.items():
     record(f"{key}.parameters", parameters)
     record(f"{key}.cache", numbers)
     heads = f"{size.n_heads} / {size.n_groups}"
-    kilobytes = f"{2 * numbers / 1e3:,.0f}"  # two bytes a number
-    rows.append((name, parameters, size.layers, heads, numbers, kilobytes))
-columns = ("model", "parameters", "layers", "heads: q / k, v", "numbers a token", "kB")
+    rows.append((name, parameters, size.layers, heads, numbers))
+columns = ("model", "parameters", "layers", "heads: q / k, v", "cache of a token")
 table(rows, columns)
 
 # %% tags=["macs"]
@@ -700,6 +699,7 @@ for name, (way, groups) in WAYS.items():
 
 # %% tags=["ways-claims"]
 claim(len(set(products.values())) == 1, "all steps have the same products")
+record("step.macs", products["multi-head"])
 for name, (_, groups) in WAYS.items():
     words = f"{name}: each number is used once for each head of queries on it"
     claim(products[name] * groups == 32 * held[name], words)
@@ -723,9 +723,8 @@ rows = []
 for name in WAYS:
     uses = products[name] // held[name]
     megabytes = f"{4 * held[name] / 1e6:.1f}"
-    took = spread(taken[name], ".2f")
-    rows.append((name, products[name], megabytes, uses, took))
-table(rows, ("attention", "MACs", "keys, values, MB", "MACs a number", "ms a step"))
+    rows.append((name, megabytes, uses, spread(taken[name], ".2f")))
+table(rows, ("attention", "keys, values, MB", "MACs a number", "ms a step"))
 
 # %% [markdown]
 # ## A small GPT
@@ -824,7 +823,7 @@ def top_k(chances: Tensor, k: int) -> Tensor:
 
 
 def top_p(chances: Tensor, p: float) -> Tensor:
-    """Holtzman et al. 2020: the fewest that have a share p together."""
+    """Holtzman et al. 2019: the fewest that have a share p together."""
     ordered, places = chances.sort(dim=-1, descending=True)
     before = ordered.cumsum(-1) - ordered
     kept = torch.where(before < p, ordered, 0)
@@ -873,7 +872,9 @@ def write(model: Decoder, tokens: Tensor, steps: int, rule) -> Tensor:
 
 # %% tags=["written"]
 START = "And the LORD said unto "
-start = torch.tensor([vocabulary.encode(START)] * 40).to(device)
+TEXTS = 30
+start = torch.tensor([vocabulary.encode(START)] * TEXTS).to(device)
+record("texts", TEXTS)
 written = {}
 for name, rule in RULES.items():
     for number in (0, 1, 2):
@@ -985,7 +986,7 @@ table(rows, columns)
 # %% tags=["solution-2"]
 seed(0)
 peeking = Llama(writer).to(device)
-losses = train(peeking, train_numbers, 150, mask=everything)
+losses = train(peeking, train_numbers, 110, mask=everything)
 in_training = sum(losses[-10:]) / 10 / math.log(2)
 honest = bits(peeking, unseen_numbers)
 
