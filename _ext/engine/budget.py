@@ -1,8 +1,8 @@
 """What the notebooks cost: CPU seconds of their last runs, the dearest cells of each; ``make budget``.
 
-A notebook aims at ``AIM`` CPU seconds after its imports and may take ``LIMIT``; the mean of the book
-stays below ``AIM``; ``MORE`` are exceptions. Load alone makes the same run dearer by a fifth to a half and more, so that only
-above ``FAR`` a test fails; measure on an idle machine, one thread to a kernel.
+A notebook aims at ``AIM`` CPU seconds after its imports and may take ``LIMIT``, or what ``MORE`` gives
+it; the mean of the book stays below ``AIM``. Load alone makes the same run dearer by a fifth to a half
+and more, so that a test fails only above ``far``; measure on an idle machine, one thread to a kernel.
 """
 
 import sys
