@@ -48,7 +48,7 @@ SEEDS = (0, 1, 2)
 
 # %% tags=["example"]
 class Example(NamedTuple):
-    """A question to a paragraph, and the answers that count; none where there is none."""
+    """A question to a paragraph, and the answers that count, if there are any."""
 
     name: str
     question: str
@@ -99,7 +99,7 @@ def exact_match(found: str, expected: str) -> float:
 
 
 def f1(found: str, expected: str) -> float:
-    """Harmonic mean of precision and recall over words; without words, 1 if both lack them."""
+    """Harmonic mean of precision and recall over words; 1 if both have none."""
     a = normalized(found).split()
     b = normalized(expected).split()
     if not a or not b:
@@ -107,7 +107,8 @@ def f1(found: str, expected: str) -> float:
     common = sum((Counter(a) & Counter(b)).values())
     if common == 0:
         return 0.0
-    precision, recall = common / len(a), common / len(b)
+    precision = common / len(a)
+    recall = common / len(b)
     return 2 * precision * recall / (precision + recall)
 
 
@@ -142,7 +143,7 @@ table(rows, ("found", "expected", "exact match", "F1"))
 
 # %% tags=["window"]
 class Window(NamedTuple):
-    """A question and a part of the paragraph, as pieces: [CLS] question [SEP] part [SEP]."""
+    """Pieces of a question and a part: [CLS] question [SEP] part [SEP]."""
 
     number: int  # of the example
     ids: list[int]
@@ -157,7 +158,7 @@ class Window(NamedTuple):
 def windows(
     tokenizer, example: Example, number: int, *, length: int, stride: int
 ) -> list[Window]:
-    """Parts of the paragraph, each beginning `stride` pieces behind the last (Devlin's code).
+    """Parts of the paragraph, each `stride` pieces behind the last (Devlin's code).
 
     length: of a window with the question. ValueError if the question leaves no room.
     """
@@ -167,7 +168,8 @@ def windows(
     if room < 1:
         raise ValueError(f"{example.name}: the question leaves no room in {length}")
     assert 1 <= stride <= room, f"a stride of 1 to {room} leaves nothing out"
-    cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
+    cls = tokenizer.token_to_id("[CLS]")
+    sep = tokenizer.token_to_id("[SEP]")
     found = []
     for start in range(0, len(context.ids), stride):
         part = slice(start, start + room)
@@ -183,11 +185,12 @@ def windows(
 
 # %% tags=["target"]
 def target_of(example: Example, first: int, offsets) -> tuple[int, int]:
-    """Places of the first answer if the part holds all of it, else (0, 0), which is [CLS]."""
+    """Places of the first answer if the part holds all of it, else (0, 0), [CLS]."""
     if not example.answers:
         return 0, 0
-    text, start = example.answers[0]["text"], example.answers[0]["answer_start"]
-    end = start + len(text)
+    answer = example.answers[0]
+    start = answer["answer_start"]
+    end = start + len(answer["text"])
     inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
     if not inside or offsets[inside[0]][0] > start or offsets[inside[-1]][1] < end:
         return 0, 0
@@ -258,7 +261,7 @@ claim(0 < len(held) < len(parts), "some windows hold the answer, others do not")
 
 # %% tags=["reader"]
 class SpanReader(nn.Module):
-    """BERT and one linear layer: of each piece the score to be the first, and to be the last.
+    """BERT and one linear layer: scores of each piece to be the first and the last.
 
     Devlin et al. 2018, section 4.2: a vector S and a vector E. Batch -> (B, T, 2).
     """
@@ -280,7 +283,7 @@ class SpanReader(nn.Module):
 
 # %% tags=["loss"]
 def span_loss(scores: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of the first and of the last place: (B, T, 2), (B, 2) -> ()."""
+    """Mean cross-entropy of first and last place: (B, T, 2), (B, 2) -> ()."""
     first = F.cross_entropy(scores[..., 0], targets[:, 0])
     last = F.cross_entropy(scores[..., 1], targets[:, 1])
     return (first + last) / 2
@@ -324,7 +327,7 @@ class Span(NamedTuple):
 
 
 def best_span(scores: Tensor, readable: Tensor, longest: int) -> Span:
-    """The readable span of at most `longest` pieces with the largest sum of its two scores.
+    """The readable span of at most `longest` pieces with the largest score.
 
     (T, 2), (T,) -> places of its first and last piece, first <= last.
     """
@@ -362,8 +365,8 @@ class Answer(NamedTuple):
 def read(network, chosen: list[Window], examples, *, longest: int = 15) -> list[Answer]:
     """An answer to each example, from the best span of all its windows.
 
-    The score of "no answer" is that of [CLS], of the window where it is lowest: an answer in one
-    window is enough (Devlin's code).
+    The score of "no answer" is that of [CLS], of the window where it is lowest: an
+    answer in one window is enough (Devlin's code).
     """
     best = {}
     none = {}
@@ -417,7 +420,7 @@ def scored(answers, examples, threshold: float = 0.0) -> dict[str, float]:
 
 # %% tags=["threshold"]
 def best_threshold(answers, examples) -> float:
-    """The threshold of the largest mean F1: one of the margins, or one below all of them."""
+    """The threshold of the largest mean F1: a margin, or a number below all."""
     margins = sorted(answer.margin for answer in answers)
     candidates = [margins[0] - 1, *margins]
     return max(candidates, key=lambda t: scored(answers, examples, t)["f1"])
@@ -740,7 +743,7 @@ claim(pair[0].target != pair[1].target, "another question, another place")
 # %% tags=["solution-1"]
 @torch.no_grad()
 def without_search(network, chosen: list[Window]) -> float:
-    """Share of windows where the likeliest first and last piece make no span of the part."""
+    """Share of windows whose likeliest first and last piece make no span."""
     x = batch_of(chosen)
     with evaluating(network):
         first, last = network(x).argmax(1).T
