@@ -9,6 +9,7 @@ DATA_MIRROR   a base address that is tried before the original ones
 import gzip
 import hashlib
 import http.client
+import importlib
 import importlib.util
 import io
 import os
@@ -17,6 +18,7 @@ import tarfile
 import time
 import urllib.request
 from collections.abc import Iterable
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +58,27 @@ def package_file(package: str, path: str, sha256: str) -> Path:
             " Install the version that requirements-data.txt names."
         )
     return file
+
+
+@contextmanager
+def through_datasets(name: str):
+    """The package datasets, to read a set of the full profile inside the block.
+
+    Raises ModuleNotFoundError where the package is not installed, and RuntimeError where the set
+    cannot be fetched; both say what to do.
+    """
+    try:
+        datasets = importlib.import_module("datasets")  # large, and only for this
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"the full profile reads {name} through the package datasets: pip install datasets"
+        ) from error
+    try:
+        yield datasets
+    except (OSError, ValueError) as error:
+        raise RuntimeError(
+            f"{name} could not be fetched: {error}. Without a network run with PROFILE=sample."
+        ) from error
 
 
 # The complete data sets: archive and SHA-256, as torchvision's prototype of its data sets (MNIST,

@@ -5,11 +5,11 @@ A set is a dictionary {"version", "data"}; data are articles {"title", "paragrap
 {"text", "answer_start"}, the number of characters of the context before it.
 """
 
-import importlib
 import random
 from typing import NamedTuple
 
 import workbench
+from workbench import archives
 from workbench.questions import ASKED, PARAGRAPHS, WRITTEN
 
 WORDINGS = {"known": (0, 1), "new": (2,)}
@@ -100,27 +100,35 @@ def generated(
         impossible = bool(missing) and draw.random() < UNANSWERABLE
         kind = draw.choice(missing if impossible else list(starts))
         answer = {"text": place.facts.get(kind), "answer_start": starts.get(kind)}
-        asked = ASKED[kind][draw.choice(WORDINGS[wording])].format(t=place.name)
-        question = {
-            "id": f"{part}-{seed}-{number}",
-            "question": asked,
-            "is_impossible": impossible,
-            "answers": [] if impossible else [answer],
-        }
-        written = {"context": context, "qas": [question]}
-        articles.append({"title": place.name, "paragraphs": [written]})
+        words = ASKED[kind][draw.choice(WORDINGS[wording])].format(t=place.name)
+        answers = [] if impossible else [answer]
+        question = as_question(f"{part}-{seed}-{number}", words, answers)
+        articles.append(as_article(place.name, context, [question]))
     workbench.sources.append(
         "facts about territories by Unicode's CLDR from the package Babel"
     )
     return {"version": "v2.0", "data": articles}
 
 
+def as_question(name: str, words: str, answers: list[dict]) -> dict:
+    """A question in the form of the files; without answers it is impossible."""
+    return {
+        "id": name,
+        "question": words,
+        "is_impossible": not answers,
+        "answers": answers,
+    }
+
+
+def as_article(title: str, context: str, qas: list[dict]) -> dict:
+    """An article of one paragraph in the form of the files."""
+    return {"title": title, "paragraphs": [{"context": context, "qas": qas}]}
+
+
 def paragraph(place: Territory, count: int, draw: random.Random) -> tuple[str, dict]:
     """A text that states some facts of a territory, and where in it each value starts."""
     kinds = draw.sample(sorted(place.facts), min(count, len(place.facts)))
-    if (
-        "share" in kinds
-    ):  # its sentence says "it", of the language: that one comes before
+    if "share" in kinds:  # it says "it", of the language: that one comes before
         kinds.remove("share")
         if "language" not in kinds:
             kinds[-1:] = ["language"]
@@ -141,15 +149,8 @@ def handwritten() -> dict:
         qas = []
         for place, (words, *answers) in enumerate(asked):
             starts = [{"text": a, "answer_start": context.index(a)} for a in answers]
-            question = {
-                "id": f"written-{number}-{place}",
-                "question": words,
-                "is_impossible": not answers,
-                "answers": starts,
-            }
-            qas.append(question)
-        paragraphs = [{"context": context, "qas": qas}]
-        articles.append({"title": title, "paragraphs": paragraphs})
+            qas.append(as_question(f"written-{number}-{place}", words, starts))
+        articles.append(as_article(title, context, qas))
     workbench.sources.append("paragraphs with questions written for this book")
     return {"version": "v2.0", "data": articles}
 
@@ -168,19 +169,9 @@ def squad2(part: str) -> dict:
 
     Of its training set every twentieth article is "validation".
     """
-    try:
-        datasets = importlib.import_module("datasets")  # large, and only for this
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "the full profile reads SQuAD 2.0 through the package datasets: pip install datasets"
-        ) from error
     split = "validation" if part == "test" else "train"
-    try:
+    with archives.through_datasets("SQuAD 2.0") as datasets:
         rows = datasets.load_dataset("rajpurkar/squad_v2", split=split)
-    except (OSError, ValueError) as error:
-        raise RuntimeError(
-            f"SQuAD 2.0 could not be fetched: {error}. Without a network run with PROFILE=sample."
-        ) from error
     titles = sorted({row["title"] for row in rows})
     apart = set() if part == "test" else set(titles[::20])
     articles = []
@@ -189,13 +180,7 @@ def squad2(part: str) -> dict:
             continue
         pairs = zip(row["answers"]["text"], row["answers"]["answer_start"])
         answers = [{"text": text, "answer_start": start} for text, start in pairs]
-        question = {
-            "id": row["id"],
-            "question": row["question"],
-            "is_impossible": not answers,
-            "answers": answers,
-        }
-        written = {"context": row["context"], "qas": [question]}
-        articles.append({"title": row["title"], "paragraphs": [written]})
+        question = as_question(row["id"], row["question"], answers)
+        articles.append(as_article(row["title"], row["context"], [question]))
     workbench.sources.append(f"SQuAD 2.0, {part}")
     return {"version": "v2.0", "data": articles}

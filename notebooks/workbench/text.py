@@ -1,6 +1,5 @@
 """Texts to learn from, dates written out in several languages, and strings as numbers."""
 
-import importlib
 from collections.abc import Iterable
 from datetime import date, timedelta
 from typing import NamedTuple
@@ -66,19 +65,9 @@ def complete(name: str, articles: int = 10_000) -> Text:
         raise ValueError(
             f"{name!r} is no set of texts; there are {', '.join(COMPLETE)}"
         )
-    try:
-        datasets = importlib.import_module("datasets")  # large, and only for this
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"the full profile reads {name} through the package datasets: pip install datasets"
-        ) from error
-    try:
+    with archives.through_datasets(name) as datasets:
         rows = datasets.load_dataset(*COMPLETE[name], split="train", streaming=True)
         found = [row["text"] for row in rows.take(articles)]
-    except (OSError, ValueError) as error:
-        raise RuntimeError(
-            f"{name} could not be fetched: {error}. Without a network run with PROFILE=sample."
-        ) from error
     workbench.sources.append(f"{name}, the first {len(found):,} articles")
     return parts(line for article in found for line in article.split("\n"))
 

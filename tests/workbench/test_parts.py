@@ -19,7 +19,7 @@ RESTS_ON = {
     "comparison": {"boxes", "counting", "scenes"},
     "scenes": {"annotated", "boxes", "images"},
     "pretrained": {"archives"},
-    "reading": {"questions"},
+    "reading": {"archives", "questions"},
     "text": {"archives"},
     "tracing": {"counting"},
     "drawing": {"plots", "tracing"},
