@@ -1173,9 +1173,7 @@ record("small.parameters", counting.parameters(network))
 # %% tags=["mistakes-run"]
 hundred = boxes.Scenes(*(part[:100] for part in test))
 found = detect(network, hundred.images.to(device), DIGIT_ANCHORS, least=0.4)
-counts = [
-    detectors.mistakes(f, b, k) for f, b, k in zip(found, hundred.boxes, hundred.labels)
-]
+counts = detectors.mistakes(found, hundred)
 record("flawless", counts.count(0))
 worst = sorted(range(100), key=counts.__getitem__)[-4:]
 claim(min(counts[i] for i in worst) > 0, "the four worst have mistakes")

@@ -859,9 +859,7 @@ comparison.compare(
 # %% tags=["mistakes-run"]
 hundred = boxes.Scenes(*(part[:100] for part in test))
 found = detect(network, hundred.images.to(device), DIGIT_SCALES, least=0.5)
-counts = [
-    detectors.mistakes(f, b, k) for f, b, k in zip(found, hundred.boxes, hundred.labels)
-]
+counts = detectors.mistakes(found, hundred)
 record("flawless", counts.count(0))
 worst = sorted(range(100), key=counts.__getitem__)[-4:]
 claim(counts.count(0) > 0 and min(counts[i] for i in worst) > 0, "both kinds are there")

@@ -952,9 +952,7 @@ comparison.compare(
 # %% tags=["mistakes-run"]
 hundred = boxes.Scenes(*(part[:100] for part in test))
 shown = detect(network, hundred.images.to(device), digit_scales, least=0.4)
-counts = [
-    detectors.mistakes(f, b, k) for f, b, k in zip(shown, hundred.boxes, hundred.labels)
-]
+counts = detectors.mistakes(shown, hundred)
 record("flawless", counts.count(0))
 worst = sorted(range(100), key=counts.__getitem__)[-4:]
 claim(counts.count(0) > 0 and min(counts[i] for i in worst) > 0, "both kinds are there")

@@ -18,16 +18,16 @@ def best_overlap(places: Tensor, objects: Tensor) -> Tensor:
     return (common / (areas[0] + areas[1] - common)).amax(-1)
 
 
-def mistakes(found: boxes.Detections, truth: Tensor, labels: Tensor) -> int:
-    """Objects that no detection is right about, and detections that are not right.
+def mistakes(found: list[boxes.Detections], part: boxes.Scenes) -> list[int]:
+    """Of each scene the objects that no detection is right about and the wrong detections.
 
-    truth (M, 4) and labels (M,), -1 where there is no object. Right: of the object's class, at an
-    IoU of one half or more.
+    Right: of the object's class, at an IoU of one half or more.
     """
-    truth = truth[labels >= 0]
-    labels = labels[labels >= 0]
-    right = ops.box_iou(found.boxes, truth) >= 0.5
-    right &= found.labels[:, None] == labels
-    missed = (~right.any(0)).sum()
-    wrong = (~right.any(1)).sum()
-    return int(missed + wrong)
+    counts = []
+    for detections, truth, labels in zip(found, part.boxes, part.labels, strict=True):
+        right = ops.box_iou(detections.boxes, truth[labels >= 0]) >= 0.5
+        right &= detections.labels[:, None] == labels[labels >= 0]
+        missed = (~right.any(0)).sum()
+        wrong = (~right.any(1)).sum()
+        counts.append(int(missed + wrong))
+    return counts

@@ -21,15 +21,30 @@ def test_the_largest_overlap_is_that_of_torchvision():
     close(nothing, torch.zeros(3, 9), 0)
 
 
+def mistakes(found):
+    part = boxes.Scenes(torch.zeros(1, 3, 32, 32), TRUTH[None], LABELS[None], LABELS[None] < -1)
+    (count,) = detectors.mistakes([found], part)
+    return count
+
+
 def test_mistakes_are_what_is_missed_and_what_is_wrong():
     places = torch.tensor([[0.0, 0, 10, 6], [20, 20, 30, 24], [20, 20, 30, 30]])
     found = boxes.Detections(places, torch.ones(3), torch.tensor([3, 5, 4]))
-    assert detectors.mistakes(found, TRUTH, LABELS) == 3
+    assert mistakes(found) == 3
     found.boxes[0, 3] = 5.0  # an IoU of one half is enough
-    assert detectors.mistakes(found, TRUTH, LABELS) == 3
+    assert mistakes(found) == 3
     right = boxes.Detections(TRUTH[:2], torch.ones(2), LABELS[:2])
-    assert detectors.mistakes(right, TRUTH, LABELS) == 0
+    assert mistakes(right) == 0
     half = boxes.Detections(torch.tensor([[0.0, 0, 10, 5]]), torch.ones(1), torch.tensor([3]))
-    assert detectors.mistakes(half, TRUTH, LABELS) == 1
+    assert mistakes(half) == 1
     nothing = boxes.Detections(TRUTH[:0], torch.ones(0), LABELS[:0])
-    assert detectors.mistakes(nothing, TRUTH, LABELS) == 2
+    assert mistakes(nothing) == 2
+
+
+def test_each_scene_has_its_own_mistakes():
+    empty = boxes.Detections(TRUTH[:0], torch.ones(0), LABELS[:0])
+    right = boxes.Detections(TRUTH[:2], torch.ones(2), LABELS[:2])
+    both = TRUTH.expand(2, -1, -1), LABELS.expand(2, -1)
+    part = boxes.Scenes(torch.zeros(2, 3, 32, 32), *both, both[1] < -1)
+    assert detectors.mistakes([empty, right], part) == [2, 0]
+    assert detectors.mistakes([right, empty], part) == [0, 2]
