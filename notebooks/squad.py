@@ -234,14 +234,14 @@ batch_of(parts).ids.shape
 
 # %% tags=["windows-figure"] alt="Bars of windows below a bar of the whole paragraph, each shifted to the right by the stride, so that neighbours overlap; a narrow mark, the answer, lies in some of the windows and is cut off by others."
 whole = len(tokenizer.encode(written[10].context, add_special_tokens=False).ids)
-asked = parts[0].first
+front = parts[0].first
 _, axes = plt.subplots(figsize=(5, 0.5 + 0.28 * (len(parts) + 1)))
 axes.barh(0, whole, height=0.5, color=plots.QUIET)
 for row, window in enumerate(parts, start=1):
     left = 16 * (row - 1)
     axes.barh(row, len(window.offsets), left=left, height=0.5, color=plots.COLOURS[0])
     if window.target != (0, 0):
-        place = left + window.target[0] - asked
+        place = left + window.target[0] - front
         size = window.target[1] - window.target[0] + 1
         axes.barh(row, size, left=place, height=0.5, color=plots.COLOURS[1])
 axes.invert_yaxis()
@@ -291,7 +291,7 @@ def span_loss(scores: Tensor, targets: Tensor) -> Tensor:
 
 # %% tags=["builders"]
 def bert(n_layers: int, d_model: int, n_heads: int) -> BertModel:
-    """BERT without its pooler, in evaluation free of dropout in training too."""
+    """BERT without its pooler; nothing is dropped in training."""
     config = BertConfig(
         num_hidden_layers=n_layers,
         hidden_size=d_model,
@@ -464,16 +464,10 @@ class Library(nn.Module):
 
 seed()
 ours = SpanReader(bert(*SIZES["MiniLM"]), 384).to(device)
+for parameter in ours.parameters():
+    nn.init.normal_(parameter, 0, 0.1)
 theirs = Library(ours.body.config).to(device)
-names = {"bert.": "body.", "qa_outputs.": "span."}
-state = {}
-for name, value in ours.state_dict().items():
-    new = name.replace("body.", "network.bert.", 1).replace(
-        "span.", "network.qa_outputs.", 1
-    )
-    state[new] = torch.randn_like(value) * 0.1
-theirs.load_state_dict(state)
-ours.load_state_dict(dict(zip(ours.state_dict(), state.values())))
+checks.transplant(ours, theirs)
 x = batch_of(parts)
 kept = x.mask.bool()
 with torch.no_grad(), evaluating(ours, theirs):
@@ -609,11 +603,8 @@ ends = {}
 names = {"exact": "all", "exact, answer": "with answer", "exact, none": "without"}
 for (name, runs), colour in zip(curves.items(), (plots.INK, *plots.COLOURS)):
     ends[names[name]] = plots.seed_band(axes, axis, runs, colour)
-for number in SEEDS:
-    right = scored(answers[number, "known"], tests["known"], thresholds[number])[
-        "exact"
-    ]
-    axes.plot(thresholds[number], right, "x", color=plots.INK)
+for number, run in zip(SEEDS, results["known"]):
+    axes.plot(thresholds[number], run["exact"], "x", color=plots.INK)
 axes.set(xlabel="threshold", ylabel="exact match", xlim=(-12, 20), xticks=(-10, 0, 10))
 plots.label_ends(axes, ends, (plots.INK, *plots.COLOURS))
 axes.set_axisbelow(True)
@@ -623,13 +614,8 @@ falls = curves["exact, none"].diff(dim=1) <= 0
 claim(bool(falls.all()), "without an answer, a larger threshold is never better")
 rises = curves["exact, answer"].diff(dim=1) >= 0
 claim(bool(rises.all()), "with an answer, a larger threshold is never worse")
-lost = []
-for number in SEEDS:
-    best = curves["exact"][number].max().item()
-    chosen = scored(answers[number, "known"], tests["known"], thresholds[number])[
-        "exact"
-    ]
-    lost.append(best - chosen)
+best = curves["exact"].amax(1).tolist()
+lost = [most - run["exact"] for most, run in zip(best, results["known"])]
 record_spread("threshold.lost", lost)
 record_spread("always", curves["exact"][:, -1].tolist())
 
@@ -639,19 +625,17 @@ record_spread("always", curves["exact"][:, -1].tolist())
 # %% tags=["long"]
 LONG = 48
 long = [e for e in asked("test", 50, seed=5, facts=8) if e.answers]
+every = all_windows(tokenizer, long, length=LONG, stride=16)
+firsts = {}
+for window in every:
+    firsts.setdefault(window.number, window)
 rows = []
 right = {}
-for name in ("cut", "windows"):
-    runs = []
-    for number in SEEDS:
-        chosen = all_windows(tokenizer, long, length=LONG, stride=16)
-        if name == "cut":  # of each paragraph the first window
-            chosen = list({w.number: w for w in reversed(chosen)}.values())[::-1]
-        found = read(readers[number], chosen, long)
-        runs.append(scored(found, long, torch.inf)["exact"])
-    right[name] = runs
-    record_spread(f"long.{name}", runs)
-    rows.append((name, len(chosen), spread(runs, ".2f")))
+for name, chosen in (("cut", list(firsts.values())), ("windows", every)):
+    found = [read(readers[number], chosen, long) for number in SEEDS]
+    right[name] = [scored(run, long, torch.inf)["exact"] for run in found]
+    record_spread(f"long.{name}", right[name])
+    rows.append((name, len(chosen), spread(right[name], ".2f")))
 table(rows, ("paragraph", "windows", "exact match"))
 
 # %% tags=["long-claims"]
