@@ -21,7 +21,7 @@ from sphinx.application import Sphinx
 from sphinx.builders.epub3 import Epub3Builder
 
 from formats import can_link
-from mathml import drawn_characters, font_file, write_font
+from mathml import all_drawn, font_file, write_font
 
 STATIC = ("ebook.css", "cover.png")  # what of the folder _static the book shows
 SHEETS = ("pygments.css", "ebook.css")
@@ -61,7 +61,7 @@ class Book(Epub3Builder):
     def build_content(self) -> None:
         """Write the list of files, and into it what Sphinx leaves out."""
         if source := font_file():
-            write_font(source, drawn_characters(self.env), self._static_dir / MATH_FONT)
+            write_font(source, all_drawn(self.env), self._static_dir / MATH_FONT)
         super().build_content()
         file = Path(self.outdir, "content.opf")
         for prefix, address in (("", OPF), ("dc", DC)):

@@ -17,6 +17,8 @@ from functools import lru_cache
 from html import unescape
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
 
 from docutils import nodes
 from math_core import LatexError, LatexToMathML
@@ -43,6 +45,9 @@ ITALIC = {"h": "\u210e"} | {
 NAMED = re.compile(r"&(?!(?:amp|lt|gt|quot);)[A-Za-z]+;")  # HTML has names for more than XML has
 XMLNS = 'xmlns="http://www.w3.org/1998/Math/MathML"'
 DRAWN = " \u221a\u2212"  # space, the radical sign of <msqrt>, the minus for a hyphen
+# Elements whose children, but for the first ones, may be drawn smaller.
+SMALLER = dict.fromkeys(("msub", "msup", "msubsup", "munder", "mover", "munderover", "mroot"), 1)
+SMALLER |= {"mfrac": 0, "mmultiscripts": 1}
 
 
 def latex(node: nodes.math | nodes.math_block) -> str:
@@ -82,6 +87,16 @@ def characters(markup: str) -> set[str]:
     return used | {ITALIC[letter] for letter in letters & ITALIC.keys()}
 
 
+def in_scripts(markup: str) -> set[str]:
+    """Of the characters those that stand in scripts or fractions, where they may be smaller."""
+    used = set()
+    for element in ElementTree.fromstring(markup).iter():
+        if element.tag in SMALLER:
+            for child in list(element)[SMALLER[element.tag] :]:
+                used |= characters(ElementTree.tostring(child, encoding="unicode"))
+    return used
+
+
 def font_file() -> Path | None:
     """Where ziamath keeps the font, or None after a warning; the package itself is not imported."""
     spec = find_spec("ziamath")
@@ -97,18 +112,30 @@ def font_file() -> Path | None:
 ALTERNATES = 3  # a type of lookup of the table GSUB: glyphs that may stand for one
 
 
-def write_font(source: Path, used: str, target: Path) -> None:
+class Drawn(NamedTuple):
+    """What the font must have: all characters, and of them those that may be smaller."""
+
+    used: set[str]
+    small: set[str]
+
+
+def write_font(source: Path, drawn: Drawn, target: Path) -> None:
     from fontTools import subset  # only when the font is made: it takes time to import
 
     options = subset.Options(flavor="woff2", notdef_outline=True, hinting=False)
     options.layout_features = ["ssty", "dtls", "flac"]  # scripts, dotless letters, flat accents
     with subset.load_font(source, options) as font:
+        glyphs = font.getBestCmap()
+        small = {glyphs.get(ord(character)) for character in drawn.small}
         for lookup in font["GSUB"].table.LookupList.Lookup:
             for table in lookup.SubTable if lookup.LookupType == ALTERNATES else ():
-                # scripts of scripts look like scripts: the first form for both spares a fifth
-                table.alternates = {name: [v[0]] * len(v) for name, v in table.alternates.items()}
+                # scripts of scripts look like scripts: the first form for both spares a fifth,
+                # and no form for what stands in none another sixth
+                table.alternates = {
+                    name: [v[0]] * len(v) for name, v in table.alternates.items() if name in small
+                }
         maker = subset.Subsetter(options)
-        maker.populate(text=used)
+        maker.populate(text="".join(drawn.used))
         maker.subset(font)
         subset.save_font(font, target, options)
 
@@ -117,24 +144,29 @@ class Characters(PerPage):
     """What each page's equations need from the font."""
 
     name, label = "equation-characters", "Characters of equations"
+    data_version = 1
 
     def process_doc(self, env: BuildEnvironment, docname: str, document: nodes.document) -> None:
-        used = set()
+        drawn = Drawn(set(), set())
         for node in document.findall(lambda n: isinstance(n, (nodes.math, nodes.math_block))):
             with suppress(LatexError):  # reported when the page is written
-                used |= characters(mathml(node))
-        if used:
-            self.pages[docname] = used
+                markup = mathml(node)
+                drawn.used.update(characters(markup))
+                drawn.small.update(in_scripts(markup))
+        if drawn.used:
+            self.pages[docname] = drawn
 
 
-def used_characters(env: BuildEnvironment) -> dict[str, set[str]]:
+def drawn_characters(env: BuildEnvironment) -> dict[str, Drawn]:
     """{docname: characters} of the pages with equations."""
     return env.get_domain("equation-characters").pages
 
 
-def drawn_characters(env: BuildEnvironment) -> str:
-    """All characters that the font must have."""
-    return "".join(sorted(set(DRAWN).union(*used_characters(env).values())))
+def all_drawn(env: BuildEnvironment) -> Drawn:
+    """What the font must have for all pages."""
+    pages = drawn_characters(env).values()
+    used = set(DRAWN).union(*(page.used for page in pages))
+    return Drawn(used, set().union(*(page.small for page in pages)))
 
 
 def add_font(app: Sphinx, exception: Exception | None) -> None:
@@ -142,14 +174,15 @@ def add_font(app: Sphinx, exception: Exception | None) -> None:
     source = font_file() if site and not exception else None
     if source is None:
         return
-    used = drawn_characters(app.env)
+    drawn = all_drawn(app.env)
     target = Path(app.outdir, "_static", "stix-two-math.woff2")
     stamp = Path(app.outdir, ".mathml-font")
     program = Path(__file__).stat().st_size
-    made_of = f"{source.stat().st_size} {program} {used}"
+    texts = ["".join(sorted(characters)) for characters in drawn]
+    made_of = f"{source.stat().st_size} {program} {texts}"
     if target.exists() and stamp.exists() and stamp.read_text("utf-8") == made_of:
         return
-    write_font(source, used, target)
+    write_font(source, drawn, target)
     stamp.write_text(made_of, "utf-8")
 
 

@@ -16,7 +16,7 @@ from sphinx.builders.html._assets import _JavaScript
 from sphinx.writers.html5 import HTML5Translator
 
 from formats import WEB_SITE
-from mathml import used_characters
+from mathml import drawn_characters
 
 FIRST_SCRIPT = """\
 (() => {
@@ -77,7 +77,7 @@ def fill(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) 
     if app.builder.name not in WEB_SITE:
         return
     context["content_policy"], context["first_script"] = POLICY, FIRST_SCRIPT
-    math = [MATH_FONT] if pagename in used_characters(app.env) else []
+    math = [MATH_FONT] if pagename in drawn_characters(app.env) else []
     context["fonts"] = [
         {"family": family, "href": context["pathto"](file, 1), "weight": weight, "style": style}
         for family, file, weight, style in TEXT_FONTS + math

@@ -237,7 +237,7 @@ def test_a_page_is_steady_and_as_wide_as_the_window_in_light_and_dark(visit, nam
     if "/chapters/" in name:
         sizes = tab.bytes()
         images = sizes.pop("image", 0)
-        assert sum(sizes.values()) <= 190_000, sizes
+        assert sum(sizes.values()) <= 180_000, sizes
         assert images <= 1_500_000 - sum(sizes.values())
 
 

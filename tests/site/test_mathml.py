@@ -3,7 +3,7 @@
 import pytest
 from fontTools.ttLib import TTFont
 
-from mathml import characters, convert
+from mathml import characters, convert, in_scripts
 from sites import ROOT, build, page, write_site
 
 CONF = f"""
@@ -140,6 +140,32 @@ def test_an_equation_that_is_not_understood_is_a_warning_at_its_line(
 )
 def test_what_a_browser_draws_is_collected(latex, drawn):
     assert set(drawn) <= characters(convert(latex, False))
+
+
+@pytest.mark.parametrize(
+    ("latex", "small"),
+    [
+        ("x", ""),
+        ("a + b_c^{d e}", "cd𝑐𝑑e𝑒"),
+        (r"\sum_{i}^n k", "i𝑖n𝑛"),
+        (r"\frac{x}{y} z", "x𝑥y𝑦"),
+        (r"\sqrt[3]{x} + \sqrt{y}", "3"),
+        (r"\hat{u}", "^ˆ"),
+    ],
+)
+def test_what_may_be_smaller_is_collected(latex, small):
+    assert in_scripts(convert(latex, False)) <= set(small)
+    assert set(small) - {"^", "ˆ"} <= in_scripts(convert(latex, False))
+
+
+def test_only_what_stands_in_scripts_has_a_form_for_them(tmp_path):
+    folder = site(tmp_path, "A\n=\n\n:math:`\\alpha_\\beta`\n")
+    assert build(folder).returncode == 0
+    made = font(folder)
+    names = {c: made.getBestCmap()[ord(c)] for c in "𝛼𝛽"}
+    tables = [t for lookup in made["GSUB"].table.LookupList.Lookup for t in lookup.SubTable]
+    forms = set().union(*(getattr(t, "alternates", {}) for t in tables))
+    assert names["𝛽"] in forms and names["𝛼"] not in forms
 
 
 def test_the_font_has_what_the_equations_need_and_no_more(tmp_path):
