@@ -480,7 +480,7 @@ table([("SpanReader", f"{deviation:.1e}")], ("network", "largest difference"))
 # ## Training
 
 # %% tags=["setting"]
-STEPS = 90
+STEPS = 80
 BATCH = 8
 LENGTH = 128 if workbench.PROFILE == "sample" else 384
 
@@ -532,10 +532,10 @@ def asked(part: str, count: int, **how) -> list[Example]:
     return examples_of(reading.questions(part, count, **how))
 
 
-validation = asked("validation", 100, seed=3)
+validation = asked("validation", 80, seed=3)
 tests = {
-    "known": asked("test", 120, seed=4),
-    "new": asked("test", 120, seed=4, wording="new"),
+    "known": asked("test", 100, seed=4),
+    "new": asked("test", 100, seed=4, wording="new"),
 }
 losses = {}
 readers = {}

@@ -288,7 +288,7 @@ claim(
 claim(
     checks.deviation(moved, centred) < 1e-5, "layer norm is RMSNorm of what is centred"
 )
-table(rows, ("", "1", "2", "3", "4"))
+table(rows, ("vector", "1", "2", "3", "4"))
 
 
 # %% tags=["rotation"]
