@@ -27,6 +27,7 @@ extensions = [
     "mathml",
     "chinese",
     "figures",
+    "sounds",
     "ebook",
     "book_files",
     "fold_outputs",

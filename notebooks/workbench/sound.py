@@ -80,7 +80,7 @@ def speak(texts: Iterable[str], voice: str = "en") -> list[Tensor]:
             heard.clear()
             line = text.encode()
             library.espeak_Synth(line, len(line) + 1, 0, 1, 0, PLAIN_UTF8, None, None)
-            if not heard:
+            if not any(part.any() for part in heard):
                 raise ValueError(f"eSpeak NG says nothing to the text {text!r}")
             waves.append(torch.from_numpy(np.concatenate(heard)).float() / 2**15)
         return waves
@@ -110,7 +110,9 @@ def ljspeech(count: int) -> list[Utterance]:
     try:
         archive = archives.fetch(path, addresses, LJSPEECH_SHA256)
     except (OSError, ValueError) as error:
-        words = f"LJ Speech could not be read or fetched: {error}. Place {LJSPEECH} under "
+        words = (
+            f"LJ Speech could not be read or fetched: {error}. Place {LJSPEECH} under "
+        )
         raise RuntimeError(
             f"{words}{str(path.parent)!r}, or run with PROFILE=sample."
         ) from error
@@ -149,14 +151,13 @@ def play(sounds: dict[str, Tensor], rate: int = RATE) -> None:
     loudest = max(1.0, *(wave.abs().max().item() for wave in waves.values()))
     players, lines = [], []
     for name, wave in waves.items():
-        words = html.escape(f"{name}, {len(wave) / rate:.1f} s")
+        words = f"{name}, {len(wave) / rate:.1f} s"
         data = base64.b64encode(mp3(wave / loudest, rate)).decode()
-        source = f'<audio controls preload="none" aria-label="{words}"'
-        source += f' src="data:audio/mpeg;base64,{data}"></audio>'
-        players.append(
-            f'<figure class="sound"><figcaption>{words}</figcaption>{source}</figure>'
-        )
-        lines.append(f"(sound) {name}, {len(wave) / rate:.1f} s")
+        shown = html.escape(words)
+        player = f'<audio controls preload="none" aria-label="{shown}"'
+        player += f' src="data:audio/mpeg;base64,{data}"></audio>'
+        players.append(f'<p class="sound"><span>{shown}</span> {player}</p>')
+        lines.append(f"(sound) {words}")
     display({"text/html": "\n".join(players), "text/plain": "\n".join(lines)}, raw=True)
 
 

@@ -20,6 +20,7 @@ RESTS_ON = {
     "scenes": {"annotated", "boxes", "images"},
     "pretrained": {"archives"},
     "reading": {"archives", "questions"},
+    "sound": {"archives"},
     "text": {"archives"},
     "tracing": {"counting"},
     "drawing": {"plots", "tracing"},
