@@ -35,11 +35,17 @@ function engine() {
 // {count, pages: [{url, title, excerpt, sections: [{url, title, excerpt}]}]}, texts as words() gives.
 export async function find(query, most) {
   const pagefind = await engine();
-  const { results } = await pagefind.search(asIndexed(query));
+  const typed = asIndexed(query);
+  const { results } = await pagefind.search(typed);
   const found = await Promise.all(results.slice(0, most).map((result) => result.data()));
   if (!found.length || !meant(query, found[0])) return { count: 0, pages: [] };
+  // Where both words of a term are on most pages, as in "layer scale", the engine makes little of them.
+  const explains = ({ meta }) => /\s/.test(typed) && has(` ${meta.terms} `, ` ${typed} `);
+  found.sort((a, b) => explains(b) - explains(a));
   return { count: results.length, pages: found.map(page) };
 }
+
+const has = (text, part) => text.toLowerCase().includes(part.toLowerCase());
 
 // A query in the words of the index: 3 × 3 is one, 138,357,544 another, nn.Conv2d two.
 function asIndexed(query) {

@@ -730,7 +730,7 @@ for name, colour in (("alone", plots.COLOURS[0]), ("in a pair", plots.COLOURS[1]
     ends[name] = plots.seed_band(axes, list(MIDDLES), torch.stack(runs), colour)
 single, paired = means.values()
 lowest = int(paired.argmin())
-claim(MIDDLES[lowest] == 24, "pairs are found least in the middle of a cell")
+claim(22 <= MIDDLES[lowest] <= 26, "pairs are found least near the middle of a cell")
 claim((paired < single).all(), "the line for pairs lies below at each place")
 claim(2 * (single.max() - single.min()) < paired.max() - paired.min(), "it moves more")
 for border in (16, 32):

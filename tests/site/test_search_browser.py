@@ -66,6 +66,7 @@ FIRST = {  # the page that must come first
     "depthwise": "chapters/cnn_evolution",
     "compound scaling": "chapters/efficientnet",
     "adaptive gradient clipping": "chapters/nfnet",
+    "layer scale": "chapters/convnext",  # two words that are on most pages
     "layer scale of one millionth": "chapters/convnext",
     "channel shuffle": "chapters/shufflenet",
     "grouped-query attention": "chapters/transformer_family",
