@@ -775,7 +775,7 @@ for kind, depth in CASES:
     for number in SEEDS:
         cut[kind, depth, number] = left_out(networks[kind, depth, number], validation)
 
-# %% tags=["left-out-figure"] alt="Accuracy of trained networks with one block left out, three columns of dots for plain 14, residual 14 and residual 32, with short lines at the accuracy of the whole networks. The dots of plain 14 lie near the dotted line of guessing, all below 0.3 and far below their short lines; those of the residual networks lie above 0.6."
+# %% tags=["left-out-figure"] alt="Accuracy of trained networks with one block left out, three columns of dots for plain 14, residual 14 and residual 32, with short lines at the accuracy of the whole networks. The dots of plain 14 lie near the dotted line of guessing, all below 0.3 and far below their short lines; those of the residual networks all lie above them."
 _, axes = plt.subplots()
 for place, (kind, depth) in enumerate(CASES):
     colour = plots.COLOURS[1] if kind == "plain" else plots.COLOURS[0]
@@ -807,8 +807,9 @@ for kind, depth in CASES:
             f"residual {depth} keeps more without any block than plain 14 without any"
         )
         claim(min(values) > highest, words)
-lowest = min(min(cut["residual", depth, n]) for depth in (14, 32) for n in SEEDS)
-claim(lowest > 0.6, "without one block a residual network keeps most of its accuracy")
+        kept = (sum(values) / len(values)) / (sum(whole) / len(whole))
+        words = "without one block a residual network keeps most of its accuracy, on average"
+        claim(kept > 0.7, words)
 claim(highest < 0.3, "without one block a plain network is close to guessing")
 for number in SEEDS:
     values = cut["residual", 32, number]
@@ -822,7 +823,8 @@ for number in SEEDS:
 # - The deeper plain network could be as good: kernels that copy change no answer. Training
 #   from the usual start does not get there in this budget.
 # - A residual block whose last scale is zero changes nothing, and training goes on from
-#   there. Without any one block a trained residual network keeps most of its accuracy.
+#   there. Without one block a trained residual network keeps most of its accuracy, on
+#   average.
 
 # %% [markdown]
 # ## Solutions
