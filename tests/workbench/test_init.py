@@ -83,7 +83,8 @@ TRUE = [True, np.bool_(True), torch.tensor(True), torch.tensor([[True]]), np.arr
 
 
 @pytest.mark.parametrize("condition", TRUE)
-def test_a_true_claim_leaves_no_output_and_a_false_one_fails_with_its_words(condition):
+def test_a_true_claim_leaves_no_output_and_a_false_one_fails_a_build(monkeypatch, condition):
+    monkeypatch.setattr(workbench, "BUILDING", True)
     with capture_output() as captured:
         workbench.claim(condition, "all is well")
     assert (captured.stdout, captured.outputs) == ("", [])
@@ -93,18 +94,17 @@ def test_a_true_claim_leaves_no_output_and_a_false_one_fails_with_its_words(cond
 
 
 @pytest.mark.parametrize(
-    ("profile", "device", "where"),
-    [
-        ("full", "cpu", "in the profile full on cpu"),
-        ("sample", "cuda:0", "in the profile sample on cuda:0"),
-    ],
+    ("building", "profile", "device"),
+    [(True, "full", "cpu"), (True, "sample", "cuda:0"), (False, "sample", "cpu")],
 )
-def test_elsewhere_a_false_claim_is_told_in_a_line(monkeypatch, profile, device, where):
+def test_elsewhere_a_false_claim_is_told_in_a_line(monkeypatch, building, profile, device):
+    monkeypatch.setattr(workbench, "BUILDING", building)
     monkeypatch.setattr(workbench, "PROFILE", profile)
     monkeypatch.setattr(workbench, "device", torch.device(device))
     with capture_output() as captured:
         workbench.claim(True, "all is well")
         workbench.claim(False, "the deeper network loses")
+    where = f"in this run (profile {profile}, {device})"
     assert captured.stdout == f"not shown {where}: the deeper network loses\n"
 
 
