@@ -34,9 +34,17 @@ def test_the_dearest_come_first_with_their_dearest_cells(tmp_path):
         "dear    52.0  train 40.0, code cell 3 9.0, curve 2.0",
         "cheap    2.0  a 2.0",
         "mean 27.0 CPU s of 2 notebooks, the aim is 25",
-        "above 45: dear",
+        "above its limit: dear",
         "not run yet (make html): fresh",
     ]
+
+
+def test_what_may_cost_more_has_its_own_limit_and_no_part_in_the_mean(tmp_path):
+    store = Store(tmp_path)
+    ran(store, "squad", ("train", 80.0))
+    assert report(["squad"], store).splitlines()[1:] == ["above its limit: none"]
+    ran(store, "cheap", ("a", 2.0))
+    assert "mean 2.0 CPU s of 1 notebooks, the aim is 25" in report(["squad", "cheap"], store)
 
 
 def test_a_book_that_never_ran_is_named_and_no_mean_is_made_up(tmp_path):
