@@ -428,6 +428,11 @@ def test_the_best_span_is_that_of_trying_all(longest):
         assert found.score == pytest.approx(tried[best])
 
 
+def test_the_best_span_may_have_a_score_below_zero():
+    scores = torch.tensor([[-3.0, -1.0], [-2.0, -4.0], [-5.0, -1.5]])
+    assert squad.best_span(scores, torch.ones(3).bool(), 3) == (-3.5, 1, 2)
+
+
 class Scripted(nn.Module):
     """Scores (T, 2) of each window, by its place in the order."""
 
