@@ -651,6 +651,8 @@ guessed = [by_heart(trained[n], tests["known"]) for n in SEEDS]
 record_spread("by.heart", guessed)
 read_right = [run["exact, answer"] for run in results["known"]]
 claim(min(read_right) > max(guessed) + 0.05, "a reader finds more than the commonest")
+
+# %% tags=["again-claims"]
 again = []
 for number in SEEDS:
     texts = {a["text"] for example in trained[number] for a in example.answers}
@@ -706,6 +708,8 @@ claim(bool(rises.all()), "with an answer, a larger threshold is never worse")
 best = curves["exact"].amax(1).tolist()
 lost = [most - run["exact"] for most, run in zip(best, results["known"])]
 record_spread("threshold.lost", [100 * value for value in lost])
+
+# %% tags=["always-claims"]
 every = [scored(answers[n, "known"], tests["known"], torch.inf) for n in SEEDS]
 claim(all(run["exact, none"] == 0 for run in every), "a reader that always answers")
 always = [run["exact"] for run in every]
@@ -742,6 +746,8 @@ claim(mean["windows"] > mean["first window"] + 0.05, "windows find more on avera
 claim(mean["windows"] > mean["whole"] + 0.05, "more than whole paragraphs, on average")
 pairs = zip(right["first window"], right["windows"])
 claim(all(a < b for a, b in pairs), "and more with each seed")
+
+# %% tags=["long-records"]
 held = sum(window.target != (0, 0) for window in firsts.values())
 record("long.held", held)
 claim(max(right["first window"]) <= held / len(long), "what is not there is not found")
@@ -774,7 +780,7 @@ table(rows, ("measure", f"{len(written)} questions by hand"))
 # ## Look inside
 
 
-# %% tags=["inside"]
+# %% tags=["two-questions"]
 def two_questions(place, draw) -> list[Example]:
     """A paragraph of four facts, and questions for the first two of them."""
     context, starts = reading.paragraph(place, 4, draw)
@@ -792,6 +798,7 @@ def chances_of(network, pair: list[Window]) -> Tensor:
         return network(batch_of(pair)).softmax(1).cpu()
 
 
+# %% tags=["inside"]
 place = reading.territories()["test"][3]
 for drawn in range(1, 51):  # until both answers have the largest chances
     two = two_questions(place, random.Random(drawn - 1))
@@ -801,9 +808,6 @@ for drawn in range(1, 51):  # until both answers have the largest chances
     if likeliest == [window.target for window in pair]:
         break
 found = read(readers[0], pair, two)
-record("inside.drawn", drawn)
-claim(all(answer.margin < 0 for answer in found), "no answer is behind")
-claim(scored(found, two)["exact"] == 1, "both questions are answered")
 rows = [(e.question, a.text, f"{a.margin:.1f}") for e, a in zip(two, found)]
 table(rows, ("question", "best span", "margin of no answer"))
 
@@ -829,6 +833,9 @@ panels[1].annotate(
 axes.set_axisbelow(True)
 
 # %% tags=["inside-claims"]
+record("inside.drawn", drawn)
+claim(all(answer.margin < 0 for answer in found), "no answer is behind")
+claim(scored(found, two)["exact"] == 1, "both questions are answered")
 claim(likeliest == [window.target for window in pair], "largest at the answer's ends")
 claim(pair[0].target != pair[1].target, "another question, another place")
 
@@ -892,7 +899,7 @@ def whole_somewhere(tokenizer, examples, *, length: int, stride: int) -> float:
     return len(kept) / len(examples)
 
 
-# %% tags=["solution-4-result"]
+# %% tags=["solution-4-room"]
 answered = [example for example in written if example.answers]
 short = all_windows(tokenizer, answered, length=32, stride=1)
 room = min(32 - window.first - 1 for window in short)
@@ -900,6 +907,9 @@ most = max(w.target[1] - w.target[0] + 1 for w in short if w.target != (0, 0))
 record("short.room", room)
 record("short.answer", most)
 safe = room - most + 1
+claim(safe < room, "a stride may leave nothing out and still lose an answer")
+
+# %% tags=["solution-4-result"]
 shares = {}
 for stride in (safe, room):
     shares[stride] = whole_somewhere(tokenizer, answered, length=32, stride=stride)
