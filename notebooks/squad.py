@@ -705,6 +705,9 @@ falls = curves["exact, none"].diff(dim=1) <= 0
 claim(bool(falls.all()), "without an answer, a larger threshold is never better")
 rises = curves["exact, answer"].diff(dim=1) >= 0
 claim(bool(rises.all()), "with an answer, a larger threshold is never worse")
+top = curves["exact"].mean(0)
+claim(bool(axis[top.argmax()].abs() < 6), "the top is around 0")
+claim(bool(torch.max(top[0], top[-1]) < top.max() - 0.04), "it falls to both sides")
 best = curves["exact"].amax(1).tolist()
 lost = [most - run["exact"] for most, run in zip(best, results["known"])]
 record_spread("threshold.lost", [100 * value for value in lost])
@@ -876,7 +879,7 @@ claim(shares[1] + 0.2 < shares[0], "with another question far fewer are right")
 # %% tags=["solution-3"]
 exact = []
 rows = []
-for longest in (1, 2, 4):
+for longest in (1, 4):
     found = read(readers[0], all_windows(tokenizer, some), some, longest=longest)
     values = scored(found, some, torch.inf)
     exact.append(values["exact"])
@@ -887,7 +890,7 @@ targets = [window.target for window in all_windows(tokenizer, some)]
 longer = sum(last > first for first, last in targets)
 record("several.pieces", longer)
 claim(exact[0] <= 1 - longer / len(some), "an answer of several pieces is not found")
-claim(exact[0] < min(exact[1:]), "single pieces answer fewest")
+claim(exact[0] + 0.05 < exact[1], "single pieces answer fewer")
 table(rows, ("longest span", "exact match", "F1"))
 
 
