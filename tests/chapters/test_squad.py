@@ -1,6 +1,7 @@
 """Measures, windows, spans and the reader of notebooks/squad.py."""
 
 import math
+import random
 
 import pytest
 import torch
@@ -81,6 +82,53 @@ def test_examples_are_all_questions_in_order():
     assert [e.context for e in found] == ["x y", "x y", "z"]
     assert [e.question for e in found] == ["p", "q", "p"]
     assert [e.answers for e in found] == [[answer], [], [answer]]
+
+
+def question(kind, wording, place="Aland"):
+    return squad.reading.ASKED[kind][wording].format(t=place)
+
+
+@pytest.mark.parametrize("wording", range(3))
+def test_the_kind_of_a_question_is_that_of_its_words(wording):
+    kinds = list(squad.reading.ASKED)
+    assert [squad.kind_of(question(kind, wording)) for kind in kinds] == kinds
+    assert squad.kind_of("Who winds the clockwork?") == ""
+    assert squad.kind_of("What money is used in") == ""
+
+
+@pytest.mark.parametrize("number", range(20))
+def test_a_paragraph_states_the_facts_that_it_was_made_of(number):
+    place = squad.reading.territories()["train"][number]
+    text, starts = squad.reading.paragraph(place, 3, random.Random(number))
+    stated = {kind for kind in squad.reading.WRITTEN if squad.states(text, kind)}
+    assert stated == set(starts) and not squad.states(text, "")
+
+
+def test_languages_and_days_are_plausible_for_one_another():
+    context = "X: Work stops on Friday. The official language is Y."
+    kinds = ["week", "minority", "currency", "weekend"]
+    asked = [example(context, question=question(kind, 0)) for kind in kinds]
+    assert squad.plausible(asked) == [True, True, False, False]
+    assert squad.plausible([asked[2], example(context, "Y", question(kinds[1], 0))]) == [False]
+    context = "X: A part of the people speaks Y. Calendars begin the week on a Monday."
+    asked = [example(context, question=question(kind, 2)) for kind in ("language", "weekend")]
+    assert squad.plausible(asked) == [True, True]
+
+
+def test_the_commonest_answer_that_stands_there_is_named():
+    known = [example(text, text, question("language", 0)) for text in ("A b", "A b", "A", "C")]
+    known += [example("D", "D", question("currency", 1))] * 3 + [example("E")]
+    asked = [
+        example("X: A c. C. D. A bc.", "A", question("language", 2)),  # A b is no word here
+        example("X: A b. A. D", "A", question("language", 0)),
+        example("X: D", "D", question("minority", 0)),  # no such question is known
+        example("X: D", "", question("currency", 0)),  # none expected, not counted
+        example("X: D", "D", question("currency", 0)),
+    ]
+    assert squad.by_heart(known, asked) == 2 / 4
+    two = [{"text": "C", "answer_start": 0}, {"text": "A", "answer_start": 2}]
+    both = squad.Example("", question("language", 0), "C A", two)
+    assert squad.by_heart([both], [asked[0], both]) == 1 / 2  # the first of two answers is known
 
 
 # ---- measures ------------------------------------------------------------------------------------
@@ -380,6 +428,11 @@ def test_the_best_span_is_that_of_trying_all(longest):
         assert found.score == pytest.approx(tried[best])
 
 
+def test_the_best_span_may_have_a_score_below_zero():
+    scores = torch.tensor([[-3.0, -1.0], [-2.0, -4.0], [-5.0, -1.5]])
+    assert squad.best_span(scores, torch.ones(3).bool(), 3) == (-3.5, 1, 2)
+
+
 class Scripted(nn.Module):
     """Scores (T, 2) of each window, by its place in the order."""
 
@@ -502,3 +555,34 @@ def test_windows_without_a_span_are_counted(tokenizer):
     assert squad.without_search(network, chosen) == 0.5
     same = Scripted({(4, 0): 1.0, (4, 1): 1.0}, *[{(0, 0): 1.0, (4, 1): 1.0}] * 3)
     assert squad.without_search(same, chosen) == 0.75
+
+
+def test_a_batch_of_two_windows_has_two_rows_of_chances(tokenizer):
+    chosen = squad.all_windows(tokenizer, [example(), example("a b")])
+    network = Scripted({(4, 0): 9.0, (5, 1): 9.0}, {(0, 0): 9.0, (0, 1): 9.0}).train()
+    chances = squad.chances_of(network, chosen)
+    assert chances.argmax(1).tolist() == [[4, 5], [0, 0]] and network.training
+    close(chances.sum(1), torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("stride, share", [(1, 1), (3, 1), (4, 2 / 3)])
+def test_a_stride_above_room_less_answer_plus_one_loses_answers(tokenizer, stride, share):
+    room, size = 4, 2
+    assert (stride <= room - size + 1) == (share == 1)
+    asked = [example(answer=answer) for answer in ("d e", "c d", "i j")]
+    found = squad.whole_somewhere(tokenizer, asked, length=9, stride=stride)
+    assert found == pytest.approx(share)
+
+
+def test_the_two_questions_ask_for_the_first_two_facts():
+    place = squad.reading.territories()["test"][3]
+    two = squad.two_questions(place, random.Random(1))
+    assert [squad.kind_of(e.question) for e in two] == [e.name for e in two]
+    assert len({e.context for e in two}) == 1
+    starts = []
+    for each in two:
+        (answer,) = each.answers
+        assert each.context[answer["answer_start"] :].startswith(place.facts[each.name])
+        assert squad.states(each.context, each.name)
+        starts.append(answer["answer_start"])
+    assert starts[0] < starts[1] and sum(squad.states(two[0].context, k) for k in place.facts) == 4
