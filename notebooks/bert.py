@@ -76,8 +76,8 @@ def most_frequent(pairs: Counter, singles: Counter) -> tuple[str, str]:
     return max(pairs, key=pairs.get)
 
 
-def most_likely(pairs: Counter, singles: Counter) -> tuple[str, str]:
-    """The pair that is more frequent than its halves let expect."""
+def highest_score(pairs: Counter, singles: Counter) -> tuple[str, str]:
+    """The pair that is more frequent than its parts let expect."""
     return max(pairs, key=lambda p: pairs[p] / (singles[p[0]] * singles[p[1]]))
 
 
@@ -117,13 +117,14 @@ class WordPieceLearner:
             self.singles[piece] += times
         for pair in zip(spelt, spelt[1:]):
             self.pairs[pair] += times
+            if self.pairs[pair] == 0:
+                del self.pairs[pair]
 
     def merge(self, pair: tuple[str, str]) -> str:
         for word in sorted(self.where.pop(pair)):
             if word_has(self.spelt[word], pair):
                 self.count(word, -self.counts[word])
                 self.put(word, join(self.spelt[word], pair))
-        del self.pairs[pair]
         return pair[0] + pair[1].removeprefix("##")
 
 
@@ -135,14 +136,14 @@ def learn_pieces(counts: Counter, size: int, best=most_frequent) -> list[str]:
     """A vocabulary: special pieces, letters, and one merge after the other."""
     learner = WordPieceLearner(counts)
     vocabulary = dict.fromkeys([*SPECIAL, *sorted(learner.singles)])
-    while len(vocabulary) < size and max(learner.pairs.values(), default=0) > 0:
+    while len(vocabulary) < size and learner.pairs:
         pair = best(learner.pairs, learner.singles)
         vocabulary[learner.merge(pair)] = None
     return list(vocabulary)
 
 
 # %% tags=["by-hand"]
-HUGS = Counter({"hug": 10, "pug": 5, "pun": 12, "bun": 4, "hugs": 5})
+FIVE = Counter({"seam": 4, "seat": 10, "rest": 5, "read": 6, "rose": 6})
 
 
 def first_merges(counts: Counter, best, steps: int) -> list[str]:
@@ -151,11 +152,12 @@ def first_merges(counts: Counter, best, steps: int) -> list[str]:
 
 
 # %% tags=["by-hand-result"]
+RULES = {"frequency": most_frequent, "score": highest_score}
 by_rule = {}
-for name, best in (("pair", most_frequent), ("likelihood", most_likely)):
-    by_rule[name] = first_merges(HUGS, best, 3)
-claim(by_rule["pair"][0] == "##ug", "the pair u g is the most frequent, 20 times")
-claim(by_rule["likelihood"][0] == "##gs", "g s is 5 of 20 and 5")
+for name, best in RULES.items():
+    by_rule[name] = first_merges(FIVE, best, 3)
+claim(by_rule["frequency"][0] == "##ea", "the pair e a is the most frequent, 20 times")
+claim(by_rule["score"][0] == "##os", "o s is 6 of 6 and 11")
 rows = [(name, *found) for name, found in by_rule.items()]
 table(rows, ("merged by", "first", "second", "third"))
 
@@ -231,9 +233,7 @@ library.train_from_iterator(
     train_text.split("\n"), vocab_size=1000, show_progress=False
 )
 shared = set(library.get_vocab()) & set(tokenizer.pieces)
-claim(
-    len(shared) >= 990, "at most ten pieces differ from those of the library's trainer"
-)
+claim(len(shared) >= 980, "at most twenty pieces differ from the library's")
 letters = {piece for piece in set(library.get_vocab()) - shared if len(piece) == 1}
 claim(letters == {"x"}, "the library keeps x, too, which begins no word")
 record("shared.pieces", len(shared))
@@ -367,7 +367,7 @@ def initialise(layer: nn.Module) -> None:
 
 
 # %% tags=["bert-shape"]
-tiny = Size(1, 128, 8, V=1000, longest=32)
+tiny = Size(1, 64, 4, V=1000, longest=32)
 BERT(tiny)(torch.randint(5, 1000, (3, 7))).shape
 
 
@@ -392,7 +392,7 @@ class Pretraining(nn.Module):
         return pieces, self.follows(self.bert.pool(x))
 
 
-# %% tags=["input-figure"] alt="A table of seven columns, one for each piece of the input: CLS, the, cat, SEP, it, sleeps, SEP. Below each piece stand three boxes joined by plus signs: a vector of the piece, a vector of its segment, A for the first four and B for the last three, and a vector of its place, 0 to 6."
+# %% tags=["input-figure"] alt="A table of seven columns, one for each piece of the input: CLS, the, cat, SEP, it, sleeps, SEP. Below each piece stand three boxes joined by plus signs: a vector of the piece, a vector of its segment, s A for the first four and s B for the last three, and a vector of its place, 0 to 6."
 axes = diagrams.sheet(2.0)
 shown = ("[CLS]", "the", "cat", "[SEP]", "it", "sleeps", "[SEP]")
 nodes = {}
@@ -402,7 +402,7 @@ for place, piece in enumerate(shown):
     colour = plots.COLOURS[0] if place < 4 else plots.COLOURS[1]
     nodes[f"piece{place}"] = diagrams.Node(x, 0.25, piece)
     nodes[f"word{place}"] = diagrams.Node(x, 0.75, "$w$", 0.4)
-    nodes[f"segment{place}"] = diagrams.Node(x, 1.2, f"${side}$", 0.4, colour=colour)
+    nodes[f"segment{place}"] = diagrams.Node(x, 1.2, f"$s_{side}$", 0.4, colour=colour)
     nodes[f"place{place}"] = diagrams.Node(x, 1.65, f"$p_{place}$", 0.4)
 diagrams.draw(axes, nodes)
 for y in (0.975, 1.425):
@@ -473,10 +473,12 @@ with torch.no_grad():
     theirs = their_minilm(batch, attention_mask=(batch != PAD).long())
     pooled = minilm.pool(ours.to(device)).cpu()
 kept = batch != PAD
+claim(not kept.all(), "the paragraphs are padded")
 found = checks.deviation(ours[kept], theirs.last_hidden_state[kept])
 pool_found = checks.deviation(pooled, theirs.pooler_output)
-rows.append(("MiniLM, real weights", "four paragraphs", f"{found:.1e}"))
-rows.append(("its pooler", "four paragraphs", f"{pool_found:.1e}"))
+largest = max(found, pool_found)
+rows.append(("MiniLM, real weights", "four paragraphs, padded", f"{found:.1e}"))
+rows.append(("its pooler", "four paragraphs, padded", f"{pool_found:.1e}"))
 for name, size in (("base", BASE), ("large", LARGE)):
     shallow = Size(2, size.d_model, size.n_heads, V=100, longest=32)
     mine = BERT(shallow).eval()
@@ -487,10 +489,10 @@ for name, size in (("base", BASE), ("large", LARGE)):
     with torch.no_grad():
         wanted = their(numbers, token_type_ids=segments).last_hidden_state
         value = checks.deviation(mine(numbers, segments), wanted)
-    rows.append((f"two layers of {name}", "random", f"{value:.1e}"))
-    found = max(found, value)
-record("deviation", found)
-claim(found < 1e-5, "the outputs are those of transformers")
+    rows.append((f"two layers of {name}", "random, two segments", f"{value:.1e}"))
+    largest = max(largest, value)
+record("deviation", largest)
+claim(largest < 1e-5, "the outputs are those of transformers")
 table(rows, ("network", "input", "largest difference"))
 
 # %% [markdown]
@@ -534,94 +536,114 @@ def pairs_of(stream: Tensor, B: int, half: int) -> tuple[Tensor, Tensor, Tensor]
 
 
 # %% tags=["hide-result"]
-seed(0)
-line = tokenizer.padded(["And God said, Let there be light: and there was light."])
+seed(393)  # a draw in which all three happen
+verse = "And God said, Let there be light: and there was light. And God saw the light."
+line = tokenizer.padded([verse])
 read, chosen = hide(line, 1000)
-shown = [tokenizer.pieces[n] for n in read[0]]
-table([(" ".join(shown), int(chosen.sum()))], ("what is read", "asked for"))
+was = [tokenizer.pieces[n] for n in line[0]]
+now = [tokenizer.pieces[n] for n in read[0]]
+asked = [a if there else "-" for a, there in zip(was, chosen[0])]
+rows = [
+    ("text", " ".join(was)),
+    ("read", " ".join(now)),
+    ("asked for", " ".join(asked)),
+]
+table(rows, ("", "pieces"))
+
+# %% tags=["hide-claims"]
+changed = [n for a, n in zip(was, now) if a != n]
+claim(len(changed) == 3 and changed.count("[MASK]") == 2, "two hidden, one other")
+claim(int(chosen.sum()) == 4, "and one stays")
 
 
 # %% tags=["pretrain"]
 def pretrain(model: Pretraining, stream: Tensor, steps: int) -> list[float]:
-    """Adam on the sum of both losses; returns that of the hidden pieces, step by step.
+    """Adam on the sum of both losses, 128 pairs of two times 4 pieces a step.
 
-    A step has 32 pairs of two times 8 pieces. Nothing is dropped: the steps are few.
+    Nothing is dropped: the steps are few. Returns the loss behind [MASK], step by step.
     """
-    optimizer = torch.optim.Adam(model.parameters(), lr=4e-3, betas=(0.9, 0.98))
+    model.eval()
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3, betas=(0.9, 0.98))
     schedule = training.one_cycle(optimizer, steps)
     where = next(model.parameters()).device
     losses = []
     for _ in training.progress(range(steps), "steps"):
-        numbers, segments, label = (t.to(where) for t in pairs_of(stream, 32, 8))
+        numbers, segments, label = (t.to(where) for t in pairs_of(stream, 128, 4))
         read, chosen = hide(numbers, len(model.bias))
         pieces, follows = model(read, segments, chosen)
-        masked = F.cross_entropy(pieces, numbers[chosen])
-        loss = masked + F.cross_entropy(follows, label)
+        each = F.cross_entropy(pieces, numbers[chosen], reduction="none")
+        loss = each.mean() + F.cross_entropy(follows, label)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-        losses.append(masked.item())
+        losses.append(each[read[chosen] == MASK].mean().item())
     return losses
 
 
-# %% tags=["pretrain-run"]
+# %% tags=["numbered"]
 def numbered(tokenizer: WordPiece, text: str) -> Tensor:
     return torch.tensor([tokenizer.numbers[token] for token in tokenizer.tokens(text)])
 
 
 stream = numbered(tokenizer, train_text)
 unseen = numbered(tokenizer, held_text)
+
+# %% tags=["pretrain-run"]
 seed(0)
-small = Pretraining(tiny).to(device).eval()
-for vectors in (small.bert.embed.word, small.bert.embed.position):
-    nn.init.normal_(vectors.weight, std=0.3)
-losses = pretrain(small, stream, 500)
+small = Pretraining(tiny).to(device)
+for p in small.parameters():
+    if p.ndim == 2:  # wider than 0.02: the network is narrow
+        nn.init.normal_(p, std=0.1)
+losses = pretrain(small, stream, 600)
 
 
 # %% tags=["ask"]
 @torch.no_grad()
-def ask(model: Pretraining, stream: Tensor, B: int) -> dict[str, float]:
-    """Shares of hidden pieces and of pairs that are right, and bits a hidden piece."""
+def ask(model: Pretraining, stream: Tensor, B: int) -> tuple[Tensor, Tensor, float]:
+    """Scores (M, V) and pieces (M,) behind [MASK], and the share of pairs right."""
     where = next(model.parameters()).device
-    numbers, segments, label = (t.to(where) for t in pairs_of(stream, B, 8))
-    read, chosen = hide(numbers, len(model.bias))
+    numbers, segments, label = (t.to(where) for t in pairs_of(stream, B, 4))
+    read, _ = hide(numbers, len(model.bias))
     with evaluating(model):
-        pieces, follows = model(read, segments, chosen)
-    wanted = numbers[chosen]
-    return {
-        "hidden": (pieces.argmax(1) == wanted).double().mean().item(),
-        "pairs": (follows.argmax(1) == label).double().mean().item(),
-        "bits": F.cross_entropy(pieces, wanted).item() / math.log(2),
-    }
+        scores, follows = model(read, segments, read == MASK)
+    pairs = (follows.argmax(1) == label).double().mean().item()
+    return scores.cpu(), numbers[read == MASK].cpu(), pairs
+
+
+def judge(scores: Tensor, wanted: Tensor) -> tuple[float, float]:
+    """The share whose largest score is right, and the bits that each of them costs."""
+    share = (scores.argmax(1) == wanted).double().mean().item()
+    return share, F.cross_entropy(scores, wanted).item() / math.log(2)
 
 
 # %% tags=["pretrain-result"]
 seed(1)
-asked = ask(small, unseen, 1000)
-often = stream.bincount(minlength=1000).double()
-share = (often + 1) / (often + 1).sum()
-unigram = (unseen.cpu() == often.argmax()).double().mean().item()
-unigram_bits = -share[unseen].log2().mean().item()
-for name, value in asked.items():
-    record(f"tiny.{name}", value)
-record("unigram.hidden", unigram)
-record("unigram.bits", unigram_bits)
-record("most.frequent", tokenizer.pieces[often.argmax()])
-claim(asked["hidden"] > 1.5 * unigram, "it finds more than the most frequent piece")
-claim(asked["bits"] < unigram_bits - 0.2, "it needs fewer bits than the frequencies")
-claim(abs(asked["pairs"] - 0.5) < 0.06, "pairs are not told from chance")
+scores, wanted, pairs_right = ask(small, unseen, 4000)
+often = stream.bincount(minlength=1000) + 1.0
+by_frequency = (often / often.sum()).log().expand(len(wanted), -1)
+found, bits = judge(scores, wanted)
+unigram, unigram_bits = judge(by_frequency, wanted)
 rows = [("frequencies", f"{unigram:.1%}", f"{unigram_bits:.2f}")]
-rows.append(("one layer, 500 steps", f"{asked['hidden']:.1%}", f"{asked['bits']:.2f}"))
+rows.append(("one layer, 600 steps", f"{found:.1%}", f"{bits:.2f}"))
 table(rows, ("guess by", "hidden pieces right", "bits a piece"))
 
-# %% tags=["curve"] alt="Loss of the hidden pieces in bits against the step of training, 0 to 500, mean of 20 steps. It falls steeply at first, crosses the dotted line of the frequencies before the middle, and ends slowly falling below it."
-_, axes = plt.subplots()
+# %% tags=["pretrain-claims"]
+record("tiny.pairs", pairs_right)
+record("most.frequent", tokenizer.pieces[often.argmax()])
+claim(found > 1.4 * unigram, "it finds more than the most frequent piece")
+claim(bits < unigram_bits - 0.15, "it needs fewer bits than the frequencies")
+claim(abs(pairs_right - 0.5) < 0.06, "pairs are not told from chance")
 smooth = [part.mean() / math.log(2) for part in torch.tensor(losses).split(20)]
+claim(min(smooth[:5]) > unigram_bits - 0.2, "a hundred steps end at the frequencies")
+claim(smooth[-1] < smooth[12] - 0.15, "the second half goes below them")
+
+# %% tags=["curve"] alt="Bits for each hidden piece against the step of training, 0 to 600, mean of 20 steps. They fall steeply to the dotted line of the frequencies, stay near it, and go below it in the second half."
+_, axes = plt.subplots()
 axes.plot(range(20, 20 * len(smooth) + 1, 20), smooth)
 axes.axhline(unigram_bits, linestyle=":", color=plots.QUIET)
-axes.text(500, unigram_bits + 0.05, "frequencies", ha="right", color=plots.QUIET)
-axes.set(xlabel="step", ylabel="bits a hidden piece", ylim=(7, 11))
+axes.text(600, unigram_bits + 0.05, "frequencies", ha="right", color=plots.QUIET)
+axes.set(xlabel="step", ylabel="bits a hidden piece", ylim=(7, 10))
 axes.set_axisbelow(True)
 
 # %% [markdown]
@@ -655,7 +677,8 @@ SENTENCES = (
 numbers = minilm_tokenizer.padded(SENTENCES).to(device)
 alike = sentence_vectors(minilm, numbers)
 alike = (alike @ alike.T).cpu()
-claim(min(alike[0, 1], alike[2, 3]) > 2 * alike[:2, 2:].max(), "paraphrases are nearer")
+near = min(alike[0, 1], alike[2, 3])
+claim(near > 2 * alike[:2, 2:].max(), "pairs on one subject are nearer")
 rows = [(s, *(f"{v:.2f}" for v in line)) for s, line in zip(SENTENCES, alike)]
 table(rows, ("sentence", "1", "2", "3", "4"))
 
@@ -682,6 +705,9 @@ banks = [token_vector(minilm, minilm_tokenizer, line, "bank") for line in BANKS]
 banks = torch.stack(banks)
 banks = (banks @ banks.T).cpu()
 claim(banks[0, 1] > banks[:2, 2:].max() + 0.05, "rivers are nearer than money")
+claim(abs(banks[1, 2] - banks[2, 3]) < 0.03, "the banks with money are hardly nearer")
+record("bank.across", banks[1, 2])
+record("bank.money", banks[2, 3])
 rows = [(s, *(f"{v:.2f}" for v in line)) for s, line in zip(BANKS, banks)]
 table(rows, ("the vector of bank in", "1", "2", "3", "4"))
 
@@ -795,6 +821,13 @@ def right(network, x: Tensor, real: Tensor, kinds: Tensor) -> float:
         return (network(x, real).argmax(1) == kinds).double().mean().item()
 
 
+# %% tags=["class-means"]
+def class_means(vectors: Tensor, kinds: Tensor, test: Tensor) -> Tensor:
+    """The kind whose mean vector is nearer: nothing is trained."""
+    means = torch.stack([vectors[kinds == kind].mean(0) for kind in (0, 1)])
+    return torch.cdist(test, means).argmin(1)
+
+
 # %% tags=["counted"]
 def count_pieces(names: Tensor, kinds: Tensor, test: Tensor, V: int) -> Tensor:
     """The kind whose names had these pieces more often: naive Bayes, 0.1 added."""
@@ -809,6 +842,14 @@ def count_pieces(names: Tensor, kinds: Tensor, test: Tensor, V: int) -> Tensor:
     return (says[test].sum(1) > 0).long()
 
 
+def by_length(names: Tensor, kinds: Tensor, test: Tensor) -> Tensor:
+    """An animal where pieces are more than the limit that suits the examples best."""
+    lengths = (names != PAD).sum(1)
+    fits = [((lengths > n).long() == kinds).sum() for n in range(names.shape[1])]
+    limit = torch.stack(fits).argmax()
+    return ((test != PAD).sum(1) > limit).long()
+
+
 # %% tags=["headline"]
 EXAMPLES = (16, 64, 256)
 SEEDS = (0, 1, 2)
@@ -818,9 +859,17 @@ own_test = torch.searchsorted(kept, test_names).to(device)
 fresh_size = Size(2, 128, 4, V=len(kept), longest=8)
 seen = below(minilm, names.to(device), 1)
 seen_test = below(minilm, test_names.to(device), 1)
+with torch.no_grad():
+    last = [
+        minilm.layers[-1](seen, own != PAD),
+        minilm.layers[-1](seen_test, own_test != PAD),
+    ]
+vectors = F.normalize(mean_vector(last[0], own != PAD)).cpu()
+test_vectors = F.normalize(mean_vector(last[1], own_test != PAD)).cpu()
 answer = test_kinds.to(device)
 
 
+# %% tags=["sides"]
 def from_real(chosen: Tensor, layers: nn.ModuleList) -> float:
     """The last layers go on learning, those below stay as they are."""
     network = Classifier(copy.deepcopy(layers), 384, 2).to(device)
@@ -829,67 +878,92 @@ def from_real(chosen: Tensor, layers: nn.ModuleList) -> float:
     return right(network, seen_test, own_test != PAD, answer)
 
 
-def from_nothing(chosen: Tensor, size: Size, steps: int) -> float:
+def from_nothing(chosen: Tensor, size: Size) -> float:
     network = FromNothing(size, 2).to(device)
     x = own[chosen]
-    fine_tune(network, x, x != PAD, kinds[chosen].to(device), steps)
+    fine_tune(network, x, x != PAD, kinds[chosen].to(device), 60)
     return right(network, own_test, own_test != PAD, answer)
 
 
 # %% tags=["headline-run"]
-accuracy = {side: {n: [] for n in EXAMPLES} for side in ("real", "nothing", "counted")}
+TITLES = {
+    "real": "fine-tuned",
+    "means": "class means",
+    "nothing": "from nothing",
+    "counted": "counted pieces",
+    "length": "number of pieces",
+}
+
+
+def share_right(guess: Tensor) -> float:
+    return (guess == test_kinds).double().mean().item()
+
+
+accuracy = {side: {n: [] for n in EXAMPLES} for side in TITLES}
 for n in EXAMPLES:
     for number in SEEDS:
         chosen = balanced(kinds, n, number)
+        labels = kinds[chosen]
         seed(number)
         accuracy["real"][n].append(from_real(chosen, minilm.layers[-1:]))
         seed(number)
-        accuracy["nothing"][n].append(from_nothing(chosen, fresh_size, 60))
-        guess = count_pieces(names[chosen], kinds[chosen], test_names, 30_522)
-        accuracy["counted"][n].append((guess == test_kinds).double().mean().item())
+        accuracy["nothing"][n].append(from_nothing(chosen, fresh_size))
+        guess = class_means(vectors[chosen], labels, test_vectors)
+        accuracy["means"][n].append(share_right(guess))
+        guess = count_pieces(names[chosen], labels, test_names, 30_522)
+        accuracy["counted"][n].append(share_right(guess))
+        guess = by_length(names[chosen], labels, test_names)
+        accuracy["length"][n].append(share_right(guess))
 
 # %% tags=["headline-result"]
 rows = []
-titles = {
-    "real": "real weights",
-    "nothing": "from nothing",
-    "counted": "counted pieces",
-}
 for side, runs in accuracy.items():
-    rows.append((titles[side], *(spread(values, ".2f") for values in runs.values())))
+    rows.append((TITLES[side], *(spread(values, ".2f") for values in runs.values())))
     for n, values in runs.items():
         record_spread(f"{side}.{n}", values)
+table(rows, ("start", *(f"{n} examples" for n in EXAMPLES)))
+
+# %% tags=["headline-claims"]
+without = ("nothing", "counted", "length")
 for n in EXAMPLES:
-    others = accuracy["nothing"][n] + accuracy["counted"][n]
-    claim(min(accuracy["real"][n]) > max(others), f"real weights are ahead at {n}")
+    others = max(max(accuracy[side][n]) for side in without)
+    claim(min(accuracy["real"][n]) > others, f"fine-tuned is ahead at {n}")
+    if n > 16:
+        claim(min(accuracy["means"][n]) > others + 0.05, f"so are the means at {n}")
 known = torch.isin(test_names, names) | (test_names == PAD)
 unknown = 1 - known.all(1).double().mean().item()
 claim(unknown > 0.5, "most held-out names have a piece that no example has")
 record("unknown", unknown)
-fewer = min(accuracy["real"][64])
-most = max(accuracy["nothing"][256] + accuracy["counted"][256])
-claim(fewer > most, "64 examples on real weights are ahead of 256 from nothing")
-table(rows, ("start", *(f"{n} examples" for n in EXAMPLES)))
+most = max(max(accuracy[side][256]) for side in without)
+fewer = min(accuracy["real"][64] + accuracy["means"][64])
+claim(fewer > most + 0.03, "64 examples on real weights are ahead of 256 without")
 
-# %% tags=["headline-figure"] alt="Accuracy on held-out names against the number of examples, 16, 64 and 256 on a logarithmic axis, bands over three seeds. The line of real weights lies above the others everywhere and rises. The lines from nothing and of counted pieces lie close together and rise, too; at 256 examples they are below where the real weights are at 64."
+# %% tags=["centre-claims"]
+centre = {
+    side: {n: sum(v) / 3 for n, v in runs.items()} for side, runs in accuracy.items()
+}
+for n in EXAMPLES:
+    apart = abs(centre["real"][n] - centre["means"][n])
+    claim(apart < 0.08, f"fine-tuning and means are close at {n}")
+claim(centre["nothing"][64] < centre["length"][64], "64 names teach less than length")
+claim(centre["counted"][64] < centre["length"][64] + 0.03, "counting them, too")
+for side in ("nothing", "counted"):
+    claim(min(accuracy[side][256]) > 0.02 + centre["length"][256], "256 teach more")
+apart = abs(centre["nothing"][256] - centre["counted"][256])
+claim(apart < 0.06, "a fresh network and counting end together")
+
+# %% tags=["headline-figure"] alt="Accuracy on held-out names against the number of examples, 16, 64 and 256 on a logarithmic axis, bands over three seeds. Two lines, fine-tuned and class means, rise close together above all others. The number of pieces is flat near two thirds; from nothing and counted pieces start below it and end together above it, lower than the first two are with 64."
 _, axes = plt.subplots()
 ends = {}
 for (side, runs), colour in zip(accuracy.items(), plots.COLOURS):
     runs = torch.tensor(list(runs.values())).T
-    ends[titles[side]] = plots.seed_band(axes, EXAMPLES, runs, colour)
+    ends[TITLES[side]] = plots.seed_band(axes, EXAMPLES, runs, colour)
 axes.set(xlabel="examples", ylabel="right on held-out names", xscale="log")
-axes.set(xlim=(14, 900), ylim=(0.45, 1))
+axes.set(xlim=(14, 1000), ylim=(0.45, 1))
 axes.set_xticks(EXAMPLES, [str(n) for n in EXAMPLES])
 axes.minorticks_off()
 plots.label_ends(axes, ends)
 axes.set_axisbelow(True)
-
-# %% tags=["same-network"]
-seed(0)
-same_size = Size(6, 384, 12, V=len(kept), longest=8)
-same_network = from_nothing(balanced(kinds, 256, 0), same_size, 12)
-record("same.network", same_network)
-claim(same_network < min(accuracy["real"][256]) - 0.05, "nor is it the larger network")
 
 # %% [markdown]
 # ## Look inside
@@ -906,34 +980,38 @@ def neighbours_agree(vectors: Tensor, kinds: Tensor) -> float:
 # %% tags=["plane"]
 seed(0)
 fresh = BERT(MINILM).to(device)
+fresh_vectors = sentence_vectors(fresh, test_names.to(device)).cpu()
+lengths = (test_names != PAD).sum(1)
 clouds = {}
 agree = {}
-for name, model in (("fresh weights", fresh), ("real weights", minilm)):
-    vectors = sentence_vectors(model, test_names.to(device)).cpu()
-    agree[name] = neighbours_agree(vectors, test_kinds)
-    centred = vectors - vectors.mean(0)
+for name, x in (("fresh", fresh_vectors), ("real", test_vectors)):
+    agree[name] = neighbours_agree(x, test_kinds)
+    record(f"agree.{name}", agree[name])
+    centred = x - x.mean(0)
     clouds[name] = centred @ torch.linalg.svd(centred).Vh[:2].T
-    record(f"agree.{name.split()[0]}", agree[name])
-claim(agree["real weights"] > 0.75 > 0.7 > agree["fresh weights"], "neighbours agree")
+same_length = neighbours_agree(fresh_vectors, lengths)
+record("same.length", same_length)
+claim(agree["real"] > 0.75 > 0.7 > agree["fresh"], "neighbours agree")
+claim(same_length > 0.8, "fresh weights sort by the number of pieces")
 
-# %% tags=["plane-figure"] alt="Two clouds of points, one a held-out name, blue for things and orange for animals. Left, with fresh weights, both colours lie over each other. Right, with the real weights and before any training on the task, most blue points lie on one side and most orange ones on the other."
+# %% tags=["plane-figure"] alt="Two clouds of points, one a held-out name, blue for things and orange for animals. Left, with fresh weights, the points lie in groups, and both colours are in each. Right, with the real weights and before any training on the task, most blue points lie on one side and most orange ones on the other."
 figure, cells = plt.subplots(1, 2, figsize=(5, 2.6))
 for cell, (name, points) in zip(cells, clouds.items()):
     for kind in (0, 1):
         x, y = points[test_kinds == kind].T
         cell.plot(x, y, ".", color=plots.COLOURS[kind], markersize=4)
-    cell.set_title(name)
+    cell.set_title(f"{name} weights")
     cell.set(xticks=[], yticks=[])
 cells[0].set_axisbelow(True)
 
 # %% [markdown]
 # ## What we saw
 #
-# - A word is cut into pieces of a learnt vocabulary, so that no word is unknown.
-# - Two tasks without labels train the network; ours has learnt a little of the first in
-#   ten seconds, and nothing of the second.
-# - Real weights know what a name means: 64 examples on them are worth more than 256
-#   from nothing.
+# - A word is cut into pieces of a learnt vocabulary; only a letter that it lacks is unknown.
+# - Two tasks without labels train the network; in 600 small steps ours has learnt a part
+#   of the first, and nothing of the second.
+# - Real weights tell animals from things: 64 examples on them are worth more than 256
+#   from nothing, and the means of both kinds do as well as training.
 
 # %% [markdown]
 # ## Solutions
@@ -958,27 +1036,38 @@ claim(open_change > 0.01, "without the mask it does")
 table([(f"{masked_change:.0e}", f"{open_change:.2f}")], ("with a mask", "without"))
 
 # %% tags=["solution-2"]
-rows = []
-for name, best in (("frequency", most_frequent), ("likelihood", most_likely)):
-    rows.append((name, ", ".join(first_merges(word_counts, best, 5))))
+merges = {}
+for name, best in RULES.items():
+    merges[name] = first_merges(word_counts, best, 5)
 
 # %% tags=["solution-2-result"]
+letters = WordPieceLearner(word_counts)
+pair = ("##z", "##z")
+record("zz", letters.pairs[pair])
+record("z", letters.singles["##z"])
+claim("##zz" in merges["score"], "the score joins z and z")
+often_joined = letters.pairs[max(letters.pairs, key=letters.pairs.get)]
+claim(often_joined > 100 * letters.pairs[pair], "which is rare")
+expected = letters.singles["##z"] ** 2 / letters.singles.total()
+claim(letters.pairs[pair] > 10 * expected, "and yet more frequent than expected")
+rows = [(name, ", ".join(found)) for name, found in merges.items()]
 table(rows, ("merged by", "first five pieces of the Bible"))
 
 # %% tags=["solution-3"]
-nothing_trained = []
+head_alone = []
 for number in SEEDS:
     seed(number)
     chosen = balanced(kinds, 64, number)
     network = Classifier(copy.deepcopy(minilm.layers[-1:]), 384, 2).to(device)
     for p in network.layers.parameters():
         p.requires_grad_(False)
-    fine_tune(network, seen[chosen], own[chosen] != PAD, kinds[chosen].to(device), 30)
-    nothing_trained.append(right(network, seen_test, own_test != PAD, answer))
-record_spread("head.64", nothing_trained)
+    fine_tune(network, seen[chosen], own[chosen] != PAD, kinds[chosen].to(device), 100)
+    head_alone.append(right(network, seen_test, own_test != PAD, answer))
 
 # %% tags=["solution-3-result"]
-rows = [("last layer and head", spread(accuracy["real"][64], ".2f"))]
-claim(max(nothing_trained) < min(accuracy["real"][64]), "the last layer helps")
-rows.append(("head", spread(nothing_trained, ".2f")))
-table(rows, ("what is trained, 64 examples", "right"))
+rows = [("last layer and head", 30, spread(accuracy["real"][64], ".2f"))]
+rows.append(("head", 100, spread(head_alone, ".2f")))
+rows.append(("nothing, class means", 0, spread(accuracy["means"][64], ".2f")))
+centres = [centre["real"][64], centre["means"][64], sum(head_alone) / 3]
+claim(max(centres) - min(centres) < 0.06, "the three are not far apart")
+table(rows, ("what is trained, 64 examples", "steps", "right"))
