@@ -46,7 +46,7 @@ from workbench import checks, counting, diagrams, plots, sound, table, text, tra
 
 # %% tags=["content"]
 class ContentAttention(nn.Module):
-    """Additive attention (Bahdanau et al. 2014): energy v . tanh(W query + V memory)."""
+    """Additive attention (Bahdanau et al. 2014): v . tanh(W query + V memory)."""
 
     def __init__(self, size: "Size"):
         super().__init__()
@@ -58,7 +58,7 @@ class ContentAttention(nn.Module):
         return self.to_query(query).unsqueeze(1) + keys  # (B, S, d_attention)
 
     def forward(self, query, keys, past, mask) -> Tensor:
-        """query (B, d_rnn), past (B, 2, S), mask (B, S): weights (B, S), 0 at padding."""
+        """query (B, d_rnn), past (B, 2, S), mask (B, S): weights (B, S)."""
         hidden = torch.tanh(self.before_tanh(query, keys, past))
         energies = self.to_energy(hidden).squeeze(-1)  # (B, S)
         return energies.masked_fill(~mask, -math.inf).softmax(-1)
@@ -117,7 +117,7 @@ def conv_norm(c_in: int, c_out: int, activation: nn.Module, dropout: float):
 
 # %% tags=["encoder"]
 class Encoder(nn.Module):
-    """Characters (B, S) and their lengths to the memory (B, S, d_encoder) (section 2.2)."""
+    """Characters (B, S) to the memory (B, S, d_encoder) (section 2.2)."""
 
     def __init__(self, size: Size):
         super().__init__()
@@ -146,7 +146,7 @@ class Encoder(nn.Module):
 
 # %% tags=["prenet"]
 class Prenet(nn.Module):
-    """Two layers with a dropout of one half that is never switched off (section 2.2)."""
+    """Two layers with a dropout that is never switched off (section 2.2)."""
 
     def __init__(self, size: Size):
         super().__init__()
@@ -433,7 +433,7 @@ def loss_of(model: Tacotron2, batch: Batch) -> Tensor:
 
 
 def train(model: Tacotron2, utterances, vocabulary, steps: int = STEPS) -> list:
-    """Adam with the paper's settings, but a rate of 0.005 that rises and falls; losses."""
+    """Adam as in the paper, but for a rate that rises and falls; the losses."""
     how = {"lr": 5e-3, "eps": 1e-6, "weight_decay": 1e-6, "fused": True}
     optimizer = torch.optim.Adam(model.parameters(), **how)
     schedule = training.one_cycle(optimizer, steps)
@@ -470,7 +470,7 @@ def words_seen(weights: Tensor, said: str) -> list[int]:
 
 
 def complete(weights: Tensor, said: str) -> bool:
-    """Whether each word is looked at, in order, none twice, until the last is reached."""
+    """Whether each word is looked at once, in order, until the last is reached."""
     n = len(said.split())
     return words_seen(weights, said)[:n] == list(range(n))
 
@@ -483,7 +483,7 @@ def end_of(logits: Tensor) -> int:
 
 
 def how_it_ends(logits: Tensor, weights: Tensor, said: str) -> str:
-    """Whether the stop token fires before the last word is reached, behind, or never."""
+    """Whether the token fires before the last word is reached, behind, or never."""
     end = end_of(logits)
     if words_seen(weights[:end], said)[-1:] != [len(said.split()) - 1]:
         return "early"
@@ -492,7 +492,7 @@ def how_it_ends(logits: Tensor, weights: Tensor, said: str) -> str:
 
 # %% tags=["listen"]
 def listen(model: Tacotron2, part, vocabulary) -> tuple[Speech, Tensor]:
-    """Each text said without a teacher, and the steps allowed: half more than the truth."""
+    """Texts said without a teacher, and the steps allowed: half more than true."""
     batch = Batch.of(part, vocabulary, model.size.r)
     allowed = (1.5 * batch.steps).ceil().int()
     with evaluating(model):
@@ -501,11 +501,14 @@ def listen(model: Tacotron2, part, vocabulary) -> tuple[Speech, Tensor]:
 
 
 class Judgement(NamedTuple):
-    """Of the texts of a part: the share read completely, how each ends, its length."""
+    """Of the texts of a part: the share read completely, how each ends, the length."""
 
     read: float
     ends: list[str]
-    lengths: list[float]  # up to the stop token, divided by the true one
+    length: float  # up to the stop token, divided by the true one, mean
+
+    def share(self, end: str) -> float:
+        return self.ends.count(end) / len(self.ends)
 
 
 def judged(model: Tacotron2, part, vocabulary) -> Judgement:
@@ -520,7 +523,7 @@ def judged(model: Tacotron2, part, vocabulary) -> Judgement:
         right += complete(weights, said)
         ends.append(how_it_ends(stop, weights, said))
         lengths.append(end_of(stop) * model.size.r / len(mel))
-    return Judgement(right / len(part), ends, lengths)
+    return Judgement(right / len(part), ends, sum(lengths) / len(part))
 
 
 # %% [markdown]
@@ -537,7 +540,7 @@ PAST = torch.tensor([[[0.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]]])  # b was rea
 
 @torch.no_grad()
 def abab(attention) -> Tensor:
-    """Weights over the four letters: energy 10 tanh(key + 2 f), f the weight to the left."""
+    """Weights of four letters: energy 10 tanh(key + 2 f), f the weight to the left."""
     layer = attention(ONE)
     layer.to_energy.weight.fill_(10)
     if attention is LocationAttention:
@@ -563,7 +566,8 @@ table(rows, ("weights", "a", "b", "second a", "second b"))
 # %% tags=["drawing"]
 def draw_network(axes) -> None:
     """The text at the left, one step of the decoder at the right."""
-    left, right = 0.95, 3.3
+    left = 0.95
+    right = 3.3
     places = {
         "text": diagrams.Node(left, 0.3, "characters"),
         "encoder": diagrams.Node(left, 0.95, "encoder", width=1.3),
@@ -577,7 +581,7 @@ def draw_network(axes) -> None:
         "postnet": diagrams.Node(right, 4.1, "post-net", width=1.5),
         "mel": diagrams.Node(left, 4.1, "spectrogram"),
         "query": diagrams.Node(2.1, 1.45, "query"),
-        "context": diagrams.Node(2.1, 2.65, "what is read"),
+        "context": diagrams.Node(2.05, 2.4, "what is read"),
     }
     down = ("frame", "prenet", "first", "second", "frames", "postnet")
     arrows = [("text", "encoder"), ("encoder", "attention"), *zip(down, down[1:])]
@@ -597,23 +601,23 @@ ORANGE = plots.COLOURS[1]
 # %% tags=["network-figure"] alt="Two columns of boxes. Left: characters, encoder, attention. Right: the frame before, pre-net, first LSTM, second LSTM, next frames and end, post-net. The first LSTM sends a query to the attention; what is read goes to both LSTMs. An orange arrow leads from the attention to its weights so far and back into it, another from the next frames up to the frame before. The post-net gives the spectrogram."
 draw_network(diagrams.sheet(4.4))
 
+
 # %% tags=["count"]
-with torch.device("meta"):
-    published = Tacotron2(Size())
-rows = []
-decoder = dict(published.decoder.named_children())
-names = {
-    "encoder": published.encoder,
-    "pre-net": decoder["prenet"],
-    "first LSTM": decoder["first"],
-    "attention": decoder["attention"],
-    "second LSTM": decoder["second"],
-    "frames and stop": nn.ModuleList((decoder["to_frames"], decoder["to_stop"])),
-    "post-net": published.postnet,
-}
+def parts_of(model: Tacotron2) -> dict[str, nn.Module]:
+    """Its parts, in the order of the table."""
+    decoder = model.decoder
+    ends = nn.ModuleList((decoder.to_frames, decoder.to_stop))
+    parts = {"encoder": model.encoder, "pre-net": decoder.prenet}
+    parts |= {"first LSTM": decoder.first, "attention": decoder.attention}
+    parts |= {"second LSTM": decoder.second, "frames and stop": ends}
+    return parts | {"post-net": model.postnet}
+
 
 # %% tags=["count-result"]
-rows = [(name, counting.parameters(part)) for name, part in names.items()]
+with torch.device("meta"):
+    published = Tacotron2(Size())
+named = parts_of(published).items()
+rows = [(name, counting.parameters(part)) for name, part in named]
 total = counting.parameters(published)
 claim(sum(row[1] for row in rows) == total, "the parts are all of it")
 claim(total == 28_193_153, "as many as NVIDIA's implementation has")
@@ -673,7 +677,7 @@ def with_same_dropout(function, *arguments):
 
 @torch.no_grad()
 def share_postnet(ours: Postnet, theirs: SpeechT5SpeechDecoderPostnet) -> None:
-    """Random statistics for ours, no biases, which theirs does not have; then copies."""
+    """Random statistics and no biases for ours, since theirs has none; then copies."""
     for layer, other in zip(ours.layers, theirs.layers):
         conv, norm, *_ = layer
         norm.running_mean.normal_(0, 0.1)
@@ -737,6 +741,8 @@ for n in LENGTHS:
 wanted["one word, 3 times"] = [" ".join([word] * 3) for word in WORDS]
 wanted["one word, 7 times"] = [" ".join([word] * 7) for word in WORDS]
 utterances = iter(sound.spoken([said for texts in wanted.values() for said in texts]))
+
+# %% tags=["parts"]
 filters = mel_filters()
 parts = {}
 waves = {}
@@ -750,22 +756,27 @@ for name, texts in wanted.items():
 everything = [said for part in parts.values() for said in part]
 vocabulary = text.Vocabulary([said.text for said in everything])
 SEEDS = (0, 1, 2)
-KINDS = {"location": LocationAttention, "content": ContentAttention}
-KIND_NAMES = {"location": "location-sensitive", "content": "content alone"}
+KINDS = {"location": "location-sensitive", "content": "content alone"}
 SMALL = {"r": 8, "d_encoder": 64, "d_prenet": 64, "d_rnn": 96, "d_attention": 32}
 SMALL |= {"filters": 8, "kernel": 11, "c_post": 24, "n_post": 3, "dropout": 0.1}
 small = Size(V=len(vocabulary), **SMALL)
 record("texts", len(parts["train"]))
-record("frames", sum(len(said.mel) for said in parts["train"]) / len(parts["train"]))
+record("seconds", sum(len(wave) for wave in waves["train"]) / sound.RATE)
 
 # %% tags=["headline"]
 networks = {}
-for kind, attention in KINDS.items():
-    for number in SEEDS:
-        seed(number)
-        model = Tacotron2(small, attention, nn.LSTMCell).to(device)
-        train(model, parts["train"], vocabulary)
-        networks[kind, number] = model
+for number in SEEDS:
+    seed(number)
+    model = Tacotron2(small, LocationAttention, nn.LSTMCell).to(device)
+    train(model, parts["train"], vocabulary)
+    networks["location", number] = model
+
+# %% tags=["headline-content"]
+for number in SEEDS:
+    seed(number)
+    model = Tacotron2(small, ContentAttention, nn.LSTMCell).to(device)
+    train(model, parts["train"], vocabulary)
+    networks["content", number] = model
 
 # %% tags=["headline-run"]
 NAMES = ("2 to 4", *map(str, LENGTHS), "one word, 3 times", "one word, 7 times")
@@ -797,12 +808,16 @@ for name in (*map(str, LENGTHS), "one word, 7 times"):
     words = f"location-sensitive attention reads more texts, seeds apart: {name}"
     claim(least[name] > most[name], words)
 for name in NAMES:
-    claim(least[name] >= 0.95, f"location-sensitive attention reads nearly all: {name}")
+    claim(least[name] >= 0.9, f"location-sensitive attention reads nine of ten: {name}")
 claim(most["10"] == 0, "no text of ten words is read by content alone")
-for name in ("2 to 4", "one word, 3 times"):
-    claim(most[name] >= 0.95, f"one network reads by content alone at {name}")
+claim(least["2 to 4"] <= most["2 to 4"], "at trained lengths the seeds touch")
+claim(
+    min(reads["content", "2 to 4", n] for n in SEEDS) > 0.8, "content reads short ones"
+)
+content_threes = min(reads["content", "one word, 3 times", n] for n in SEEDS)
+claim(content_threes > 0.8, "and three times the same word")
 
-# %% tags=["headline-figure"] alt="Share of texts read completely against the number of words, 2 to 4, 6, 8 and 10, three seeds. The line of location-sensitive attention lies at 1 everywhere. That of content alone starts in a wide band at 2 to 4 words and falls to 0 at ten."
+# %% tags=["headline-figure"] alt="Share of texts read completely against the number of words, 2 to 4, 6, 8 and 10, three seeds. The line of location-sensitive attention stays near 1. That of content alone starts in a band just below it at 2 to 4 words and falls to 0 at eight and ten."
 _, axes = plt.subplots()
 drawn = {}
 for place, kind in enumerate(KINDS):
@@ -838,7 +853,7 @@ _, axes = plt.subplots(1, 2, figsize=(5, 3.2), sharey=True)
 starts = [0, *(i + 1 for i, character in enumerate(said) if character == " ")]
 for one, (kind, weights) in zip(axes, looked.items()):
     one.imshow(weights.mT, cmap="gray_r", vmin=0, aspect="auto")
-    one.set(xlabel="step of the decoder", title=KIND_NAMES[kind])
+    one.set(xlabel="step of the decoder", title=KINDS[kind])
     one.set_yticks(starts, said.split())
 
 # %% [markdown]
@@ -846,22 +861,51 @@ for one, (kind, weights) in zip(axes, looked.items()):
 
 # %% tags=["stop-result"]
 rows = []
-late = {}
+answers = {}
 for name in NAMES[:4]:
+    answers[name] = [found["location", name, number] for number in SEEDS]
     row = [name]
     for end in ("early", "in time", "never"):
-        shares = []
-        for number in SEEDS:
-            ends = found["location", name, number].ends
-            shares.append(ends.count(end) / len(ends))
-        row.append(spread(shares, ".2f"))
-        record_spread(f"{end.replace(' ', '_')}.{name.replace(' ', '_')}", shares)
-    late[name] = []
-    for number in SEEDS:
-        lengths = found["location", name, number].lengths
-        late[name].append(sum(lengths) / len(lengths))
-    rows.append((*row, spread(late[name], ".2f")))
+        row.append(spread([one.share(end) for one in answers[name]], ".2f"))
+    rows.append((*row, spread([one.length for one in answers[name]], ".2f")))
 table(rows, ("words", "early", "after the last word", "never", "length"))
+
+# %% tags=["stop-claims"]
+for name, some in answers.items():
+    least_share = min(one.share("in time") for one in some)
+    claim(least_share >= 0.8, f"the token comes behind the last word: {name}")
+for name in NAMES[1:4]:
+    for long, short in zip(answers[name], answers["2 to 4"]):
+        claim(long.length > short.length, f"each network takes more time: {name}")
+
+# %% [markdown]
+# ## Without one row of the past
+
+
+# %% tags=["blind"]
+@torch.no_grad()
+def blind(model: Tacotron2, row: int) -> Tacotron2:
+    """A copy that does not see one row of the past: 0 the last weights, 1 their sum."""
+    changed = copy.deepcopy(model)
+    changed.decoder.attention.conv.weight[:, row] = 0
+    return changed
+
+
+# %% tags=["blind-result"]
+rows = [("nothing", spread([reads["location", "10", n] for n in SEEDS], ".2f"))]
+blinded = {}
+for row, name in enumerate(("last weights", "sum of all")):
+    blinded[name] = []
+    for number in SEEDS:
+        seed(number)
+        changed = blind(networks["location", number], row)
+        blinded[name].append(judged(changed, parts["10"], vocabulary).read)
+    rows.append((name, spread(blinded[name], ".2f")))
+table(rows, ("taken away", "texts of ten words read"))
+
+# %% tags=["blind-claims"]
+claim(max(blinded["sum of all"]) == 0, "without the sum no text is read")
+claim(min(blinded["last weights"]) > 0, "without the last weights some are")
 
 # %% [markdown]
 # ## A voice
@@ -887,12 +931,12 @@ claim(errors["300"] < errors["100"], "the frames are nearer after 300 steps")
 for name, error in errors.items():
     record(f"error.{name}", error)
 longer = judged(voice, parts["10"], vocabulary)
-record("voice.read", longer.read)
+claim(longer.read >= 0.95, "and ten words are still read")
 
 
 # %% tags=["griffin-lim"]
 def wave_of(mel: Tensor) -> Tensor:
-    """Frames (T, M) to sound: magnitudes by the pseudo-inverse, phases by Griffin-Lim."""
+    """Frames (T, M) to sound: pseudo-inverse, then phases by Griffin-Lim."""
     filters = mel_filters(mel.shape[1])
     bins = FLOOR * (mel.cpu().exp() - 1).clamp(min=0)  # silence is 0
     magnitudes = (torch.linalg.pinv(filters) @ bins.mT).clamp(min=0)  # (513, T)
@@ -923,10 +967,11 @@ axes[1].set_ylabel("mel bin")
 axes[2].set_xlabel("frame")
 
 # %% tags=["sounds"]
-heard = {"the synthesiser": waves["2 to 4"][HEARD]}
+words = parts["2 to 4"][HEARD].text
+heard = {f"Synthesiser, {words}": waves["2 to 4"][HEARD]}
 for name, mel in pictures.items():
-    named = "its mel spectrogram made sound again" if name == "spoken" else name
-    heard[named] = wave_of(mel)
+    source = "Synthesiser, from its frames" if name == "spoken" else f"Network, {name}"
+    heard[f"{source}, {words}"] = wave_of(mel)
 for kind, model in (
     ("location-sensitive", voice),
     ("content alone", networks["content", 0]),
@@ -934,14 +979,8 @@ for kind, model in (
     seed(0)
     ten, _ = listen(model, [parts["10"][TEN]], vocabulary)
     until = end_of(ten.stop[0]) * small.r
-    heard[f"ten words, {kind}"] = wave_of(ten.mel[0, :until])
-said_there = parts["2 to 4"][HEARD].text
-sound.play(
-    {
-        f"{name}: {said_there}" if "ten" not in name else name: w
-        for name, w in heard.items()
-    }
-)
+    heard[f"Network, free-running, {kind}, {said}"] = wave_of(ten.mel[0, :until])
+sound.play(heard)
 
 # %% [markdown]
 # ## What we saw
@@ -982,29 +1021,6 @@ rows = [(f"{in_evaluation.item():.2f}", f"{in_training.mean().item():.2f}")]
 table(rows, ("evaluation", "training, mean of 10,000"))
 
 
-# %% tags=["solution-3"]
-@torch.no_grad()
-def blind(model: Tacotron2, row: int) -> Tacotron2:
-    """A copy that does not see one row of the past: 0 the last weights, 1 the sum."""
-    changed = copy.deepcopy(model)
-    changed.decoder.attention.conv.weight[:, row] = 0
-    return changed
-
-
-# %% tags=["solution-3-result"]
-rows = []
-blinded = {}
-for row, name in enumerate(("last weights", "sum")):
-    shares = []
-    for number in SEEDS:
-        seed(number)
-        changed = blind(networks["location", number], row)
-        shares.append(judged(changed, parts["10"], vocabulary).read)
-    blinded[name] = shares
-    rows.append((name, spread(shares, ".2f")))
-table(rows, ("not seen", "texts of ten words read"))
-
-
 # %% tags=["solution-4"]
 class SurePrenet(Prenet):
     """Without dropout."""
@@ -1026,4 +1042,5 @@ for number in SEEDS:
     seed(number)
     changed = surely(networks["location", number])
     shares.append(judged(changed, parts["10"], vocabulary).read)
+claim(min(shares) >= 0.9, "nine of ten texts are read without dropout")
 table([(spread(shares, ".2f"),)], ("texts of ten words read without dropout",))

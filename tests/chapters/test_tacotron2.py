@@ -575,7 +575,8 @@ def test_texts_are_said_for_half_more_than_the_truth_and_judged_up_to_there(monk
     assert asked == [5] and allowed.tolist() == [2, 5]
     found = t2.judged(model, utterances, vocabulary)
     assert found.read == 1 and found.ends == ["in time", "in time"]
-    assert found.lengths == pytest.approx([2 * 4 / 4, 4 * 4 / 9])
+    assert found.length == pytest.approx((2 * 4 / 4 + 4 * 4 / 9) / 2)
+    assert found.share("in time") == 1 and found.share("early") == 0
 
 
 def test_a_network_says_texts_in_evaluation_mode():
