@@ -482,7 +482,7 @@ def test_one_batch_is_fitted(kind):
     model = t2.Tacotron2(size, getattr(t2, kind), nn.LSTMCell)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     losses = []
-    for _ in range(120):
+    for _ in range(80):
         speech = model(batch.numbers, batch.lengths, batch.mel)
         live = t2.live_steps(batch.steps, speech.stop.shape[1])
         loss = t2.frame_loss(speech, batch.mel, live)
