@@ -460,7 +460,7 @@ def test_live_steps_reach_one_behind_the_end():
     assert found.tolist() == [[1, 1, 0, 0, 0], [1, 1, 1, 1, 0]]
 
 
-def test_the_loss_is_the_sum_of_the_three_the_guide_five_times():
+def test_the_loss_is_the_sum_of_the_three_the_guide_by_its_weight():
     batch, _, vocabulary = batch_of_two()
     size = t2.Size(V=len(vocabulary), M=6, r=4, d_encoder=8, d_prenet=7, d_rnn=10, d_attention=5)
     torch.manual_seed(0)
@@ -468,8 +468,8 @@ def test_the_loss_is_the_sum_of_the_three_the_guide_five_times():
     speech = same_dropout(model, batch.numbers, batch.lengths, batch.mel)
     live = t2.live_steps(batch.steps, 3)
     expected = t2.frame_loss(speech, batch.mel, live) + t2.stop_loss(speech.stop, batch.steps, live)
-    expected += 5 * t2.guided_loss(speech.weights, batch.lengths, batch.steps, live)
-    close(same_dropout(t2.loss_of, model, batch), expected)
+    expected += 3 * t2.guided_loss(speech.weights, batch.lengths, batch.steps, live)
+    close(same_dropout(t2.loss_of, model, batch, 3.0), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -513,8 +513,11 @@ def test_training_takes_the_papers_adam_and_clips_gradients(monkeypatch):
     monkeypatch.setattr(torch.optim.Adam, "step", watched)
     monkeypatch.setattr(t2.Batch, "of", watch)
     before = copy.deepcopy(model.state_dict())
+    guides, real_loss = [], t2.loss_of
+    told = lambda m, b, guide: (guides.append(guide), real_loss(m, b, guide))[1]  # noqa: E731
+    monkeypatch.setitem(t2._namespace, "loss_of", told)
     losses = t2.train(model, utterances, vocabulary, 10)
-    assert len(losses) == len(seen) == 10 and drawn == [16] * 10
+    assert len(losses) == len(seen) == 10 and drawn == [16] * 10 and guides == [5.0] * 10
     assert max(seen) < 1 + 1e-4
     settings = rates[0][0]
     assert (settings["eps"], settings["weight_decay"]) == (1e-6, 1e-6)
@@ -605,3 +608,26 @@ def test_a_blind_copy_does_not_see_one_row_of_the_past():
         other[:, 1 - row] += torch.rand(9)
         assert (layer(query, keys, other, mask) - layer(query, keys, past, mask)).abs().max() > 1e-5
     assert model.decoder.attention.conv.weight.abs().min() > 0
+
+
+def test_frames_are_nearest_to_the_text_that_they_say_faster_or_slower():
+    torch.manual_seed(0)
+    part = [t2.Said(f"text {i}", torch.rand(12, 6)) for i in range(4)]
+    for i, one in enumerate(part):
+        assert t2.nearest(one.mel.repeat_interleave(2, 0) + 0.05, part) == i
+        assert t2.nearest(one.mel[::2], part) == i
+    long = t2.Said("long", torch.cat((part[0].mel, part[0].mel + 0.9)))
+    assert t2.nearest(part[0].mel, [long, part[0]]) == 1
+
+
+def test_texts_are_recognised_by_their_frames_up_to_the_stop_token(monkeypatch):
+    torch.manual_seed(0)
+    part = [t2.Said(f"text {i}", torch.rand(8, 6)) for i in range(3)]
+    mel = torch.stack([said.mel for said in part])
+    mel[1] = part[2].mel
+    mel = torch.cat((mel, torch.full((3, 4, 6), 50.0)), 1)  # behind the end
+    stop = torch.tensor([[-1.0, 1, 1]] * 3)
+    listened = t2.Speech(None, mel, stop, None), torch.tensor([3, 3, 3])
+    monkeypatch.setitem(t2._namespace, "listen", lambda *_: listened)
+    model = SimpleNamespace(size=SimpleNamespace(r=4))
+    assert t2.recognised(model, part, None) == pytest.approx(2 / 3)
