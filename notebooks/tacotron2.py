@@ -965,8 +965,7 @@ table(rows, ("steps", "error of the frames", "ten words read", "recognised"))
 
 # %% tags=["voice-claims"]
 claim(errors["300"] < errors["100"], "the frames are nearer after 300 steps")
-claim(shares["300"] > 0.7, "most texts of four words are recognised after 300 steps")
-claim(shares["100"] < 0.4, "and few after 100")
+claim(shares["300"] > shares["100"] + 0.2, "more texts are recognised after 300 steps")
 claim(read >= 0.9, "ten words are still read")
 
 
