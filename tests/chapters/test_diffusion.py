@@ -45,9 +45,7 @@ def random_weights(network: nn.Module) -> nn.Module:
 
 def share_called(ours, theirs, *inputs):
     """Copy the library's weights, layer by layer in the order of the calls."""
-    pairs = zip(
-        diffusion.called(ours, *inputs), diffusion.called(theirs, *inputs), strict=True
-    )
+    pairs = zip(diffusion.called(ours, *inputs), diffusion.called(theirs, *inputs), strict=True)
     for layer, other in pairs:
         assert str(layer) == str(other)
         layer.load_state_dict(other.state_dict())
@@ -78,9 +76,7 @@ def test_two_steps_by_hand():
     networks.close(
         schedule.posterior_variance, torch.tensor([0, 0.2 * 0.1 / 0.28], dtype=torch.float64)
     )
-    networks.close(
-        schedule.from_x0, torch.tensor([1, 0.2 * 0.9**0.5 / 0.28], dtype=torch.float64)
-    )
+    networks.close(schedule.from_x0, torch.tensor([1, 0.2 * 0.9**0.5 / 0.28], dtype=torch.float64))
     networks.close(schedule.from_xt, torch.tensor([0, 0.8**0.5 * 0.1 / 0.28]).double())
 
 
@@ -183,9 +179,9 @@ def test_one_batch_of_noise_is_learnt():
     schedule = diffusion.Schedule(diffusion.cosine_betas(50))
     x0, noise = torch.randn(2, 4, 4, 4).tanh(), torch.randn(2, 4, 4, 4)
     t, y = torch.tensor([10, 40]), torch.tensor([1, 2])
-    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
     losses = []
-    for _ in range(60):
+    for _ in range(40):
         loss = diffusion.noise_loss(network, x0, y, t, noise, schedule)
         optimizer.zero_grad()
         loss.backward()
@@ -346,7 +342,7 @@ def test_the_way_ends_in_the_sample():
     pairs = diffusion.on_the_way(noise_in, x, schedule, 5)
     assert len(pairs) == 5
     networks.close(pairs[0][0], x, 0)
-    for noisy, clear in pairs:
+    for _, clear in pairs:
         networks.close(clear, picture, 1e-4)
     bar = schedule.alpha_bar[0]
     expected = diffusion.diffuse(picture, noise_in(pairs[-1][0], torch.tensor([0])), bar[None])
