@@ -118,7 +118,7 @@ table(rows, ("betas", "alpha bar at 500", "alpha bar at 1,000"))
 
 # %% tags=["forward-figure"] alt="Two rows of eight pictures of the same digit with the same noise, from clear at the left to nothing but noise at the right. In the upper row, linear betas, the digit can hardly be seen from the middle on; in the lower row, cosine, it can be seen much longer."
 data = images.digits(16)
-digit = 2 * data.train[0][:1] - 1
+digit = 2 * data.train[0][data.train[1] == 5][:1] - 1
 noise = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 shown = []
 for betas in (linear_betas(1000), cosine_betas(1000)):
@@ -838,6 +838,9 @@ plain = columns[1.0]
 strong = columns[3.0]
 claim(max(strong[1]) < min(plain[1]), "at 3 they are nearer to real ones than at 1")
 claim(max(strong[2]) < min(plain[2]), "and two of one digit are more alike")
+claim(max(strong[2]) < truth[2], "more alike than real ones")
+claim(min(plain[2]) > truth[2], "at 1 they are less alike than real ones")
+claim(max(columns[0.0][0]) < 0.2, "without the label they are as asked by chance")
 
 # %% tags=["guidance-figure"] alt="Three rows of ten pictures, one row for each guidance, from the same ten pieces of noise; asked for are the digits 0 to 9. With guidance 0 they are digits and strokes of no order, with 1 more than half are the digit that was asked for, with 3 nearly all are."
 shown = []
@@ -1001,6 +1004,11 @@ chosen = pairs[::2]
 shown = [unfolded(x[7:8])[0] for x, _ in chosen]
 shown += [unfolded(clear[7:8])[0] for _, clear in chosen]
 plots.image_grid(shown, columns=10, scale=0.5, vmin=0, vmax=1)
+
+# %% tags=["way-claims"]
+cleared = torch.cat([unfolded(clear[7:8]) for _, clear in chosen])
+read = training.predict(judge, cleared).argmax(1)
+claim(bool((read[1:] == 7).all()), "from the second on the judge reads a 7")
 
 # %% tags=["average-run"]
 last = {}
