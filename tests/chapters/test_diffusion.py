@@ -173,6 +173,17 @@ def test_levels_are_counted_whole():
     assert rows[3][2] == 2 * block
 
 
+def test_a_silent_network_begins_with_no_branch_and_no_answer():
+    torch.manual_seed(0)
+    network = diffusion.silent(diffusion.LabelledUNet())
+    x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([1, 9]), torch.tensor([0, 10])
+    networks.close(network(x, t, y), network.conv_out.bias[:, None, None].expand_as(x), 1e-6)
+    block, attention = network.middle1.residual, network.middle1.attention
+    h, e = torch.randn(2, 48, 4, 4), torch.randn(2, 96)
+    networks.close(block(h, e), h + block.conv2.bias[:, None, None], 1e-6)
+    networks.close(attention(h), h + attention.to_out.bias[:, None, None], 1e-6)
+
+
 def test_one_batch_of_noise_is_learnt():
     torch.manual_seed(0)
     network = diffusion.LabelledUNet()
