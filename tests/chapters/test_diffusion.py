@@ -111,6 +111,24 @@ def test_the_published_network_has_the_layers_and_the_parameters_of_the_library_
     assert all(type(a) is type(b) and a.extra_repr() == b.extra_repr() for a, b in described)
 
 
+def test_the_published_network_costs_what_the_library_s_costs():
+    class Theirs(nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x):
+            return self.network(x, 0).sample
+
+    ours = diffusion.AtOneStep(on_meta(diffusion.UNet))
+    theirs = Theirs(on_meta(UNet2DModel, **PUBLISHED))
+    macs = [networks.macs_of(network, 1, 3, 32, 32) for network in (ours, theirs)]
+    assert macs[0] == macs[1]
+    small = diffusion.UNet(small_size())
+    x = torch.randn(2, 2, 8, 8)
+    networks.close(diffusion.AtOneStep(small)(x), small(x, torch.tensor([0, 0])), 0)
+
+
 @pytest.mark.parametrize("classes", [None, 11])
 @pytest.mark.parametrize(
     "how", [{}, {"blocks": 1}, {"attention": (True, False, True), "widths": (16, 8, 24)}]
