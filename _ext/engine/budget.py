@@ -15,7 +15,7 @@ from .notebook import code_cells, tags
 from .store import Store
 
 AIM, LIMIT = 25, 45
-MORE = {"squad": 90}
+MORE = {"squad": 90, "stable_diffusion": 90}
 FAR = 70
 SHOWN = 3  # cells of each notebook
 
