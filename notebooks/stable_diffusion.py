@@ -22,6 +22,7 @@
 # %%
 import copy
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
@@ -599,19 +600,66 @@ table(
 )
 
 
+# %% tags=["watched"]
+@contextmanager
+def watched(layers, note):
+    """Call note(layer, inputs, output) after each call of one of the layers, inside."""
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def with_weights(model: nn.Module) -> list[nn.Module]:
+    """The layers that have weights of their own."""
+    return [m for m in model.modules() if any(True for _ in m.parameters(False))]
+
+
+# %% tags=["levels"]
+def predict(unet: UNet, x: Tensor) -> Tensor:
+    """One call of the published U-Net, with 77 tokens."""
+    t = torch.zeros(len(x), device=x.device)
+    return unet(x, t, torch.zeros(len(x), 77, 768, device=x.device))
+
+
+def levels(unet: UNet, x: Tensor) -> list[tuple]:
+    """A row for each level on its way: where, shape that it gives, parameters."""
+    down = [unet.conv_in, *unet.down]
+    ways = {"down": (down, 3), "middle": (unet.middle, 2), "up": (unet.up, 3)}
+    shapes = {}
+
+    def note(layer, _, y) -> None:
+        shapes[layer] = tuple(y.shape[1:])
+
+    with watched([*unet.down, *unet.middle, *unet.up], note):
+        predict(unet, x)
+    rows = []
+    for way, (layers, length) in ways.items():
+        for start in range(0, len(layers), length):
+            part = layers[start : start + length]
+            count = sum(counting.parameters(layer) for layer in part)
+            rows.append((way, shapes[part[-1]], count))
+    return rows
+
+
+# %% tags=["levels-result"]
+with torch.device("meta"):
+    latents = torch.empty(1, 4, 64, 64)
+rows = []
+for way, shape, count in levels(real["U-Net"], latents):
+    rows.append((way, "×".join(map(str, shape)), count))
+table(rows, ("way", "gives", "parameters"))
+
+
 # %% tags=["called"]
 def called(model: nn.Module, *inputs) -> list[nn.Module]:
     """The layers with weights of their own, in the order in which a pass calls them."""
     found = []
-    hooks = []
-    for layer in model.modules():
-        if any(True for _ in layer.parameters(recurse=False)):
-            hook = layer.register_forward_hook(lambda layer, *_: found.append(layer))
-            hooks.append(hook)
-    with torch.no_grad():
+    with watched(with_weights(model), lambda layer, *_: found.append(layer)):
         model(*inputs)
-    for hook in hooks:
-        hook.remove()
     return found
 
 
@@ -765,57 +813,62 @@ class Calling(nn.Module):
         return self.use(self.model, x)
 
 
-def predict(unet: UNet, x: Tensor) -> Tensor:
-    """One call of the published U-Net, with 77 tokens."""
-    t = torch.zeros(len(x), device=x.device)
-    return unet(x, t, torch.zeros(len(x), 77, 768, device=x.device))
+def largest_output(model: nn.Module, x: Tensor) -> int:
+    """How many numbers the largest output of a layer has."""
+    sizes = []
+    with watched(with_weights(model), lambda layer, _, y: sizes.append(y.numel())):
+        model(x)
+    return max(sizes)
 
 
 # %% tags=["cost"]
 with torch.device("meta"):
-    latents = torch.empty(1, 4, 64, 64)
     pixels = torch.empty(1, 3, 512, 512)
     numbers = torch.zeros(1, 77, dtype=torch.long)
     on_pixels = UNet(UNetSize(c_latent=3))
-decoding = Calling(real["autoencoder"], VAE.decode)
-step = counting.macs(Calling(real["U-Net"], predict), latents)
 record("fewer", pixels.numel() / latents.numel())
-costs = {
-    "text encoder": (counting.macs(real["text encoder"], numbers), 2),
-    "U-Net": (step, 100),
-    "decoder": (counting.macs(decoding, latents), 1),
+uses = {
+    "text encoder": (real["text encoder"], numbers, 2),
+    "U-Net": (Calling(real["U-Net"], predict), latents, 100),
+    "decoder": (Calling(real["autoencoder"], VAE.decode), latents, 1),
 }
+costs = {name: counting.macs(model, x) for name, (model, x, _) in uses.items()}
+step = costs["U-Net"]
+record("step.macs", step)
 
 # %% tags=["cost-result"]
-whole = sum(macs * times for macs, times in costs.values())
+whole = sum(costs[name] * times for name, (_, _, times) in uses.items())
 rows = []
-for name, (macs, times) in costs.items():
-    share = macs * times / whole
-    record(f"share.{name.replace(' ', '.')}", share)
-    rows.append((name, f"{macs / 1e9:,.0f}", times, f"{share:.1%}"))
-claim(costs["U-Net"][0] * 100 > 0.9 * whole, "the U-Net has over nine tenths")
-record("step.macs", step)
-table(rows, ("part", "G MACs a call", "calls", "share of the picture"))
+largest_map = {}
+for name, (model, x, times) in uses.items():
+    share_of_picture = costs[name] * times / whole
+    largest_map[name] = 2 * largest_output(model, x) / 1e6
+    numbers_of_row = (f"{costs[name] / 1e9:,.0f}", times, f"{share_of_picture:.1%}")
+    rows.append((name, *numbers_of_row, f"{largest_map[name]:,.0f}"))
+heads = ("part", "G MACs a call", "calls", "share", "MB of the largest map")
+table(rows, heads)
+
+# %% tags=["cost-claims"]
+claim(100 * step > 0.9 * whole, "the U-Net has over nine tenths of the cost")
+record("share.U-Net", 100 * step / whole)
+claim(
+    largest_map["decoder"] > 2 * largest_map["U-Net"],
+    "the largest map is the decoder's",
+)
 
 # %% tags=["pixel-cost"]
 pixel_step = counting.macs(Calling(on_pixels, predict), pixels)
 ratio = pixel_step / step
 claim(ratio > 64, "a step on pixels costs more than 64 times one on latents")
 record("pixel.ratio", ratio)
-scores = {"latents": 8 * (64 * 64) ** 2, "pixels": 8 * (512 * 512) ** 2}
-rows = [
-    ("64×64×4 latents", f"{step / 1e9:,.0f}", f"{2 * scores['latents'] / 1e9:,.2f}"),
-    (
-        "512×512×3 pixels",
-        f"{pixel_step / 1e9:,.0f}",
-        f"{2 * scores['pixels'] / 1e9:,.0f}",
-    ),
-]
-record("scores.latents", 2 * scores["latents"] / 1e9)
-record("scores.pixels", 2 * scores["pixels"] / 1e9)
-table(
-    rows, ("the U-Net works on", "G MACs a step", "GB of scores in the first attention")
-)
+rows = []
+for name, macs, places in (
+    ("64×64×4 latents", step, 64 * 64),
+    ("512×512×3 pixels", pixel_step, 512 * 512),
+):
+    scores = 2 * 8 * places**2 / 1e9  # 2 bytes, 8 heads
+    rows.append((name, f"{macs / 1e9:,.0f}", f"{scores:,.2f}"))
+table(rows, ("the U-Net works on", "G MACs a step", "GB of scores, first attention"))
 
 # %% [markdown]
 # ## Digits with prompts
@@ -1229,21 +1282,16 @@ def reading_weights(cross: Attention, x: Tensor, text: Tensor) -> Tensor:
     return scores.softmax(dim=-1).mean(1)
 
 
-@torch.no_grad()
 def where_read(painter: Painter, z: Tensor, t: Tensor, numbers: Tensor) -> Tensor:
     """How much each place reads each token, the mean over the layers: (B, H W, T)."""
+    blocks = [m for m in painter.modules() if isinstance(m, TransformerBlock)]
     found = []
-    hooks = []
-    for module in painter.unet.modules():
-        if isinstance(module, TransformerBlock):
-            hooks.append(
-                module.cross.register_forward_pre_hook(
-                    lambda cross, inputs: found.append(reading_weights(cross, *inputs))
-                )
-            )
-    painter(z, t, numbers)
-    for hook in hooks:
-        hook.remove()
+
+    def note(cross, inputs, _) -> None:
+        found.append(reading_weights(cross, *inputs))
+
+    with watched([block.cross for block in blocks], note):
+        painter(z, t, numbers)
     return torch.stack(found).mean(0)
 
 

@@ -61,6 +61,13 @@ def test_a_use_of_a_model_is_counted_as_the_model_itself():
     assert vae.decode(z).shape == (1, 1, 16, 16)
 
 
+def test_the_largest_output_is_that_of_the_widest_layer():
+    model = nn.Sequential(nn.Linear(3, 7), nn.ReLU(), nn.Linear(7, 2))
+    x = torch.empty(5, 3)
+    assert sd.largest_output(model, x) == 35
+    assert not any(layer._forward_hooks for layer in model)
+
+
 # ---- reference -----------------------------------------------------------------------------------
 
 
@@ -209,6 +216,17 @@ def test_the_vae_and_the_painter_run_on_the_meta_device():
     assert noise.shape == z.shape
     noise.sum().backward()
     assert all(weight.grad is not None for weight in painter.parameters())
+
+
+def test_the_levels_of_the_published_unet_and_their_parameters():
+    unet = on_meta(sd.UNet)
+    rows = sd.levels(unet, torch.empty(1, 4, 64, 64, device="meta"))
+    sizes = [(320, 64), (640, 32), (1280, 16), (1280, 8)]
+    down = [("down", (c, size, size)) for c, size in sizes]
+    up = [("up", (c, min(2 * size, 64), min(2 * size, 64))) for c, size in sizes[::-1]]
+    assert [row[:2] for row in rows] == [*down, ("middle", (1280, 8, 8)), *up]
+    outside = [unet.time, unet.norm, unet.conv_out]
+    assert sum(row[2] for row in rows) == 859_520_964 - sum(map(parameters_of, outside))
 
 
 # ---- limit ---------------------------------------------------------------------------------------
@@ -450,7 +468,7 @@ def test_where_each_place_reads_is_the_mean_over_the_transformers():
     assert found.shape == (2, 8, 6)
     networks.close(found.sum(-1), torch.ones(2, 8))
     blocks = [m for m in painter.modules() if isinstance(m, sd.TransformerBlock)]
-    assert not any(block.cross._forward_pre_hooks for block in blocks)
+    assert not any(block.cross._forward_hooks for block in blocks)
     for block in blocks:
         nn.init.zeros_(block.cross.to_q.weight)  # all words alike
     networks.close(sd.where_read(painter, z, t, numbers), torch.full((2, 8, 6), 1 / 6))
