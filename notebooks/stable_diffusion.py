@@ -558,20 +558,20 @@ def draw_network(axes) -> None:
         "noise": diagrams.Node(0.65, 1.2, "noise\n4×64×64"),
         "unet": diagrams.Node(2.2, 1.2, "U-Net", width=1.4),
         "decoder": diagrams.Node(3.7, 1.2, "decoder", width=1.0),
-        "picture": diagrams.Node(4.35, 2.1, "picture 3×512×512"),
+        "picture": diagrams.Node(3.7, 2.1, "picture\n3×512×512"),
         "again": diagrams.Node(
             2.2, 2.1, "a little less noise", colour=plots.COLOURS[1]
         ),
-        "tokens": diagrams.Node(2.85, 0.75, "77×768"),
+        "tokens": diagrams.Node(2.65, 0.78, "77×768"),
     }
     arrows = [("prompt", "text"), ("text", "unet"), ("noise", "unet")]
-    arrows += [("unet", "decoder"), ("decoder", (3.7, 1.98))]
+    arrows += [("unet", "decoder"), ("decoder", "picture")]
     loop = ("unet", (2.2, 1.75), (1.2, 1.75), (1.2, 1.32), (1.5, 1.32))
     diagrams.draw(axes, nodes, arrows, [loop])
 
 
 # %% tags=["network-figure"] alt="A prompt goes into a text encoder, and its 77 vectors of 768 numbers into a U-Net. Noise of 4x64x64 goes into the U-Net, too; an arrow leads from the U-Net back into it, marked as a little less noise, and another one to a decoder, which gives a picture of 3x512x512."
-draw_network(diagrams.sheet(2.3))
+draw_network(diagrams.sheet(2.4))
 
 # %% [markdown]
 # ## Count and compare
@@ -964,7 +964,8 @@ pictures, prompts = sheets(styled, labels, SHEETS)
 record("sheets", SHEETS)
 
 # %% tags=["data-figure"] alt="Eight dark sheets, twice as wide as high, with white handwritten digits and their prompts above: one digit in the middle, of usual, thick or thin strokes, or two digits side by side."
-plots.image_grid(pictures[:8], prompts[:8], columns=2, scale=1.1, vmin=0, vmax=1)
+plots.image_grid(pictures[:8], prompts[:8], columns=4, scale=1.25, vmin=0, vmax=1)
+plt.gcf().set_size_inches(5, 1.9)
 
 # %% [markdown]
 # A small network that reads digits judges what is written.
@@ -1291,8 +1292,9 @@ titles = []
 for scale in SCALES:
     for name, place in FIVE:
         chosen.append(painted[name, scale, 0][place])
-        titles.append(prompt_of(*SEEN[name][place]))
+        titles.append(prompt_of(*SEEN[name][place]).replace(" and ", "\nand "))
 plots.image_grid(chosen, titles, columns=5, scale=1.0, vmin=0, vmax=1)
+plt.gcf().set_size_inches(5, 3.8)
 
 # %% [markdown]
 # ## Look inside
