@@ -446,7 +446,7 @@ def test_painter_learns_and_its_average_follows():
     painter = sd.Painter(sd.MINI_TEXT, SHALLOW_48)
     latents = torch.zeros(8, 4, 4, 8), torch.full((8, 4, 4, 8), -30.0)
     numbers = sd.numbers_of(["two"] * 8)
-    averaged, losses = sd.train(painter, latents, numbers, steps=40, scale=1.0)
+    averaged, losses = sd.train(painter, latents, numbers, steps=30, scale=1.0)
     assert sum(losses[-5:]) < sum(losses[:5]) / 2
     before, after = sd.Judge(), sd.Judge()
     value = before.hidden.weight.detach().clone()
@@ -513,3 +513,86 @@ def test_a_picture_is_repainted_from_its_latents_with_the_noise_of_the_first_ste
     networks.close(z[:2], first)
     end = first * (sd.signal_shares()[0] / share).sqrt()
     networks.close(found, sd.decoded(vae, end / 0.5))
+
+
+# ---- training and asking -------------------------------------------------------------------------
+
+
+class Recorder(nn.Module):
+    """Predicts one number everywhere and keeps what it is asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.guess, self.asked = nn.Parameter(torch.zeros(())), []
+
+    def forward(self, z, t, numbers):
+        self.asked.append((z.detach(), t, numbers))
+        return self.guess + 0 * z
+
+    def __deepcopy__(self, memo):
+        return Recorder()
+
+
+def test_one_prompt_in_ten_is_emptied_and_latents_are_scaled():
+    torch.manual_seed(0)
+    recorder, latents = Recorder(), (torch.full((9, 4, 4, 8), 3.0), torch.full((9, 4, 4, 8), -30.0))
+    numbers = sd.numbers_of(["thick two"] * 9)
+    averaged, losses = sd.train(recorder, latents, numbers, steps=40, scale=2.0)
+    z, t, asked = (torch.cat(parts) for parts in zip(*recorder.asked, strict=True))
+    assert z.shape == (40 * sd.BATCH, 4, 4, 8)
+    empty = (asked == sd.numbers_of([""])).all(1)
+    assert empty.double().mean().item() == pytest.approx(0.1, abs=0.03)
+    assert (asked[~empty] == numbers[0]).all()
+    signal = sd.signal_shares()[t].sqrt()
+    networks.close(
+        z.mean((1, 2, 3)) / signal.clamp(min=0.5), 6 * signal / signal.clamp(min=0.5), 0.15
+    )
+    assert t.min() < 50
+    assert t.max() > 950
+    assert losses[0] == pytest.approx(1, abs=0.1)
+
+
+def test_the_average_moves_a_hundredth_of_the_way_at_each_step():
+    torch.manual_seed(0)
+    recorder, latents = Recorder(), (torch.zeros(9, 4, 4, 8), torch.zeros(9, 4, 4, 8))
+    averaged, _ = sd.train(recorder, latents, sd.numbers_of([""] * 9), steps=2, scale=1.0)
+    guesses = averaged.guess.item(), recorder.guess.item()
+    assert 0 < abs(guesses[0]) < 0.021 * abs(guesses[1])
+
+
+@torch.no_grad()
+def test_painting_decodes_what_sampling_made_of_the_noise_of_a_seed():
+    torch.manual_seed(0)
+    vae, painter = (
+        sd.VAE(sd.VAESize(c_image=1, widths=(8, 16, 16), depth=1, groups=4)),
+        sd.Painter(sd.MINI_TEXT, SHALLOW_48),
+    )
+    asked = [("thick", (2,)), ("plain", (3, 5))]
+    found = sd.paint(painter, vae, asked, number=5, scale=3.0, unit=0.5)
+    torch.manual_seed(5)
+    noise = torch.randn(2, 4, 4, 8)
+    text, empty = (painter.text(sd.numbers_of(p)) for p in (["thick two", "three and five"], [""]))
+    z = sd.sample(painter.unet, text, empty, noise, scale=3.0, steps=sd.STEPS_OF_SAMPLING)
+    networks.close(found, sd.decoded(vae, z / 0.5))
+    numbers, t = sd.numbers_of(["two", "three and five"]), torch.tensor([4, 700])
+    networks.close(painter(noise, t, numbers), painter.unet(noise, t, painter.text(numbers)))
+
+
+def test_the_judge_is_two_convolutions_and_two_linear_layers():
+    torch.manual_seed(0)
+    judge = sd.Judge()
+    pool = nn.MaxPool2d(2)
+    same = nn.Sequential(
+        judge.conv1,
+        nn.ReLU(),
+        pool,
+        judge.conv2,
+        nn.ReLU(),
+        pool,
+        nn.Flatten(),
+        judge.hidden,
+        nn.ReLU(),
+        judge.classifier,
+    )
+    x = torch.randn(3, 1, 16, 16)
+    networks.close(judge(x), same(x))
