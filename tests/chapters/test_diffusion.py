@@ -364,6 +364,40 @@ def test_inversion_leads_to_the_noise_that_gives_the_picture():
     assert errors[1] < 0.02
 
 
+def test_the_cleared_picture_is_held_on_the_way_and_backwards():
+    torch.manual_seed(0)
+    schedule = diffusion.Schedule(diffusion.linear_betas(50, last=0.2))
+    x = torch.randn(2, 1, 4, 4)
+    off = torch.full_like(x, -5.0)
+    pairs = diffusion.on_the_way(lambda x, t: off, x, schedule, 5)
+    assert max(clear.abs().max().item() for _, clear in pairs) < 1 + 1e-4
+    first, last = schedule.alpha_bar[0], schedule.alpha_bar[-1]
+    near = diffusion.diffuse(x, off, first.expand(2))
+    noise = diffusion.held(near, off, first)
+    clear = diffusion.clear_picture(near, noise, first)
+    expected = diffusion.diffuse(clear, noise, last.expand(2))
+    found = diffusion.invert(lambda x, t: off, x, schedule, 2)
+    networks.close(found, expected, 1e-4)
+    assert not torch.allclose(found, diffusion.diffuse(clear, off, last.expand(2)), atol=0.1)
+
+
+def test_samplers_stay_on_the_device_of_their_input():
+    schedule = diffusion.Schedule(diffusion.linear_betas(10).to("meta"))
+    x = torch.empty(2, 1, 4, 4, device="meta")
+
+    def noise_in(x, t):
+        assert t.device == x.device
+        return x
+
+    made = [
+        diffusion.sample(noise_in, x, schedule, 5, eta=1.0),
+        diffusion.invert(noise_in, x, schedule, 5),
+        diffusion.on_the_way(noise_in, x, schedule, 5)[-1][1],
+        diffusion.fill_in(noise_in, x, x, x, schedule),
+    ]
+    assert all(pictures.device.type == "meta" for pictures in made)
+
+
 def test_the_way_ends_in_the_sample():
     schedule = diffusion.Schedule(diffusion.linear_betas(50, last=0.2))
     picture, x = torch.rand(1, 1, 4, 4), torch.randn(1, 1, 4, 4)
