@@ -138,7 +138,7 @@ record("sentence.seconds", len(sentence) / RATE)
 record("utterances", len(trained) * READINGS)
 record("held.out", HELD_OUT)
 
-# %% tags=["sentence-figure"] alt="Two pictures of the same sentence, one above the other, time from left to right: 1,025 bins of equal width in hertz, where the voice fills mostly the lower half with fine stripes, and 80 mel bands, where the low frequencies take more of the height."
+# %% tags=["sentence-figure"] alt="Two pictures of the same sentence, one above the other, time from left to right: 1,025 bins of equal width in hertz, darkest in the lower half, and 80 mel bands, where the low frequencies take more of the height."
 magnitude = stft(emphasised(sentence)).abs()
 mel = mel_filters(80).to(device) @ magnitude
 _, axes = plt.subplots(2, 1, figsize=(5, 4))
@@ -149,6 +149,7 @@ for axis, values, unit in zip(axes, (magnitude, mel), ("bin", "mel band")):
     axis.imshow(picture, aspect="auto", origin="lower", extent=extent, cmap="gray_r")
     axis.set(ylabel=unit)
 axes[1].set_xlabel("seconds")
+axes[1].set_axisbelow(True)
 
 # %% [markdown]
 # ## Griffin-Lim
@@ -802,6 +803,7 @@ for place, (r, name) in enumerate(names.items()):
     axes.text(12, 0.95 - 0.07 * place, name, color=plots.COLOURS[place])
 axes.axhline(0.8, color=plots.QUIET, linewidth=1, linestyle=":")
 axes.set(xlabel="step of training", ylabel="share near the diagonal", ylim=(0.2, 1.05))
+axes.set_axisbelow(True)
 
 # %% [markdown]
 # ## Speak
@@ -872,6 +874,7 @@ axes.set_yticks(range(len(letters)), letters.replace(" ", "_"))
 axes.set_xlabel("decoder step")
 seconds = lengths[chosen].item() / 5
 axes.axvline(seconds - 0.5, color=plots.COLOURS[1], linewidth=1.5)
+axes.set_axisbelow(True)
 
 # %% tags=["spectrogram-figure"] alt="Two spectrograms of the same held-out text, one above the other, 1,025 bins over time: that of eSpeak NG and that of the network. Both have two stretches of speech with dark bands at the bottom, and silence behind them."
 _, axes = plt.subplots(2, 1, figsize=(5, 4), sharex=True)
@@ -882,6 +885,7 @@ for axis, picture, name in (
     axis.imshow(picture.T.cpu(), aspect="auto", origin="lower", cmap="gray_r", vmin=0)
     axis.set_ylabel(f"bin, {name}")
 axes[1].set_xlabel("frame")
+axes[1].set_axisbelow(True)
 
 
 # %% tags=["vocode"]
