@@ -14,7 +14,7 @@ from .notebook import code_cells, tags
 from .store import Store
 
 AIM, LIMIT = 25, 45
-MORE = {"squad": 90}  # the limit of a notebook that trains a real language model
+MORE = {"squad": 90, "tacotron": 70}  # the limit of notebooks on real language, on speech
 FAR = 70
 SHOWN = 3  # cells of each notebook
 
