@@ -568,8 +568,8 @@ weights_of = {}
 for r in (1, 2, 5):
     with torch.device("meta"):
         model = Tacotron(vocabulary_size, r=r)
-        numbers = torch.ones(1, 60, dtype=torch.long)
-    cost[r] = counting.macs(OnSilence(model, 400), numbers)
+        numbers = torch.ones(1, 20, dtype=torch.long)
+    cost[r] = counting.macs(OnSilence(model, 80), numbers)
     weights_of[r] = counting.parameters(model)
 record("macs", cost[2])
 rows = [(r, weights_of[r], cost[r]) for r in cost]
