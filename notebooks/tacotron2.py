@@ -998,8 +998,8 @@ for one, (name, mel) in zip(axes, pictures.items()):
     one.imshow(mel.cpu().mT, cmap="gray_r", vmin=0, origin="lower", aspect="auto")
     one.set_title(name, loc="left")
     one.set_yticks((0, 40, 80))
-axes[1].set_ylabel("mel bin")
-axes[2].set_xlabel("frame")
+axes[1].set(ylabel="mel bin")
+axes[2].set(xlabel="frame")
 
 # %% tags=["sounds"]
 words = parts["2 to 4"][HEARD].text
