@@ -994,12 +994,12 @@ pictures = {
 
 # %% tags=["mel-figure"] alt="Three spectrograms one above the other, time from left to right, mel bins from low to high: spoken, teacher-forced, free-running. Dark patches stand for the sounds of the words, in the same order in all three; in the two of the network they are blurred."
 _, axes = plt.subplots(3, 1, figsize=(5, 4.2), sharex=True)
+axes[1].set(ylabel="mel bin")
+axes[2].set(xlabel="frame")
 for one, (name, mel) in zip(axes, pictures.items()):
     one.imshow(mel.cpu().mT, cmap="gray_r", vmin=0, origin="lower", aspect="auto")
     one.set_title(name, loc="left")
     one.set_yticks((0, 40, 80))
-axes[1].set(ylabel="mel bin")
-axes[2].set(xlabel="frame")
 
 # %% tags=["sounds"]
 words = parts["2 to 4"][HEARD].text
