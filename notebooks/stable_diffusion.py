@@ -1147,7 +1147,7 @@ def train(painter: Painter, latents, numbers: Tensor, *, steps: int, scale: floa
 
 
 # %% tags=["train-run"]
-STEPS = 900
+STEPS = 750
 seed(0)
 MINI_TEXT = TextSize(V=len(WORDS), T=6, d_model=48, n_heads=4, depth=1)
 MINI = UNetSize(

@@ -12,13 +12,27 @@ from networks import macs_of, on_meta, parameters_of
 
 sd = definitions("stable_diffusion")
 
-UNET = sd.UNetSize(widths=(16, 32, 32, 32), d_text=24, n_heads=4, groups=8)
-SHALLOW = sd.UNetSize(widths=(16, 24), reads=(False, True), depth=1, d_text=24, n_heads=2, groups=8)
-VAES = (
-    sd.VAESize(widths=(16, 32), groups=8),
-    sd.VAESize(c_image=1, c_latent=3, widths=(8, 16, 16), depth=1, groups=4),
-)
-TEXT = sd.TextSize(V=50, T=10, d_model=32, n_heads=4, depth=2)
+
+def UNET():
+    return sd.UNetSize(widths=(16, 32, 32, 32), d_text=24, n_heads=4, groups=8)
+
+
+def SHALLOW(d_text=24):
+    return sd.UNetSize(
+        widths=(16, 24), reads=(False, True), depth=1, d_text=d_text, n_heads=2, groups=8
+    )
+
+
+def DEEP_VAE():
+    return sd.VAESize(widths=(16, 32), groups=8)
+
+
+def GREY_VAE():
+    return sd.VAESize(c_image=1, c_latent=3, widths=(8, 16, 16), depth=1, groups=4)
+
+
+def TEXT():
+    return sd.TextSize(V=50, T=10, d_model=32, n_heads=4, depth=2)
 
 
 def filled(network):
@@ -54,7 +68,7 @@ def test_macs_of_a_block_are_those_of_its_convolutions():
 
 
 def test_a_use_of_a_model_is_counted_as_the_model_itself():
-    vae = on_meta(sd.VAE, VAES[1])
+    vae = on_meta(sd.VAE, GREY_VAE())
     z = torch.empty(1, 3, 4, 4, device="meta")
     counted = macs_of(sd.Calling(vae, sd.VAE.decode), 1, 3, 4, 4)
     assert counted == macs_of(vae.decoder, 1, 3, 4, 4) + 16 * 9
@@ -74,6 +88,7 @@ def test_the_largest_output_is_that_of_the_widest_layer():
 @pytest.mark.parametrize("size", [UNET, SHALLOW])
 @torch.no_grad()
 def test_with_the_same_weights_the_unet_predicts_what_that_of_diffusers_does(size):
+    size = size()
     torch.manual_seed(0)
     theirs, ours = filled(sd.reference_unet(size)), sd.UNet(size)
     inputs = torch.randn(2, 4, 8, 16), torch.tensor([3, 700]), torch.randn(2, 7, 24)
@@ -81,9 +96,10 @@ def test_with_the_same_weights_the_unet_predicts_what_that_of_diffusers_does(siz
     networks.close(ours(*inputs), theirs(*inputs).sample)
 
 
-@pytest.mark.parametrize("size", VAES)
+@pytest.mark.parametrize("size", [DEEP_VAE, GREY_VAE])
 @torch.no_grad()
 def test_with_the_same_weights_the_vae_codes_and_decodes_as_that_of_diffusers(size):
+    size = size()
     torch.manual_seed(0)
     theirs, ours = filled(sd.reference_vae(size)), sd.VAE(size)
     x = torch.randn(2, size.c_image, 16, 24)
@@ -97,7 +113,7 @@ def test_with_the_same_weights_the_vae_codes_and_decodes_as_that_of_diffusers(si
 
 def test_log_variances_are_kept_between_minus_30_and_20():
     torch.manual_seed(0)
-    vae = sd.VAE(VAES[1])
+    vae = sd.VAE(GREY_VAE())
     with torch.no_grad():
         vae.to_moments.weight.mul_(1e4)
         _, log_variance = vae.encode(torch.randn(2, 1, 16, 16))
@@ -107,7 +123,7 @@ def test_log_variances_are_kept_between_minus_30_and_20():
 @torch.no_grad()
 def test_with_the_same_weights_the_text_encoder_gives_what_clip_does():
     torch.manual_seed(0)
-    theirs, ours = filled(sd.reference_text(TEXT)), sd.TextEncoder(TEXT)
+    theirs, ours = filled(sd.reference_text(TEXT())), sd.TextEncoder(TEXT())
     numbers = torch.randint(50, (2, 9))
     sd.copy_weights(theirs, ours, numbers)
     networks.close(ours(numbers), theirs(numbers).last_hidden_state)
@@ -173,7 +189,7 @@ def test_the_layers_of_a_pass_are_found_in_the_order_of_their_calls():
 
 @pytest.mark.parametrize(("H", "W"), [(8, 16), (16, 8)])
 def test_the_vae_shrinks_an_image_by_its_halvings(H, W):
-    vae = sd.VAE(VAES[1])
+    vae = sd.VAE(GREY_VAE())
     mean, log_variance = vae.encode(torch.randn(3, 1, H, W))
     assert mean.shape == log_variance.shape == (3, 3, H // 4, W // 4)
     seen, *_ = vae(torch.randn(3, 1, H, W))
@@ -181,10 +197,10 @@ def test_the_vae_shrinks_an_image_by_its_halvings(H, W):
 
 
 def test_the_way_up_takes_over_all_that_the_way_down_has_handed():
-    down, handed = sd.way_down(UNET)
+    down, handed = sd.way_down(UNET())
     assert handed == [16, 16, 16, 16, 32, 32, 32, 32, 32, 32, 32, 32]
     assert len(down) == len(handed) - 1
-    up = sd.way_up(UNET, handed)
+    up = sd.way_up(UNET(), handed)
     assert handed == []
     assert [type(layer.resize) is sd.Double for layer in up] == ([False] * 2 + [True]) * 3 + [
         False
@@ -193,6 +209,7 @@ def test_the_way_up_takes_over_all_that_the_way_down_has_handed():
 
 @pytest.mark.parametrize("size", [UNET, SHALLOW])
 def test_the_unet_runs_on_the_meta_device(size):
+    size = size()
     network = on_meta(sd.UNet, size)
 
     class Whole(nn.Module):
@@ -208,7 +225,7 @@ def test_the_unet_runs_on_the_meta_device(size):
 
 
 def test_the_vae_and_the_painter_run_on_the_meta_device():
-    assert networks.runs_on_meta(on_meta(sd.VAE, VAES[0]), 2, 3, 8, 8)[0].shape == (2, 3, 8, 8)
+    assert networks.runs_on_meta(on_meta(sd.VAE, DEEP_VAE()), 2, 3, 8, 8)[0].shape == (2, 3, 8, 8)
     painter = on_meta(sd.Painter, sd.MINI_TEXT, sd.MINI)
     numbers = torch.zeros(2, 6, dtype=torch.long, device="meta")
     z = torch.empty(2, 4, 4, 8, device="meta")
@@ -234,7 +251,7 @@ def test_the_levels_of_the_published_unet_and_their_parameters():
 
 def test_a_text_token_reads_none_behind_it():
     torch.manual_seed(0)
-    encoder = filled(sd.TextEncoder(TEXT))
+    encoder = filled(sd.TextEncoder(TEXT()))
     numbers = torch.randint(50, (1, 9))
     other = numbers.clone()
     other[0, 5:] = (numbers[0, 5:] + 1) % 50
@@ -244,7 +261,7 @@ def test_a_text_token_reads_none_behind_it():
 
 def test_a_unet_that_reads_nowhere_is_the_same_with_any_text():
     torch.manual_seed(0)
-    network = filled(sd.UNet(SHALLOW))
+    network = filled(sd.UNet(SHALLOW()))
     x, t = torch.randn(1, 4, 8, 8), torch.tensor([5])
     one, two = torch.randn(1, 6, 24), torch.randn(1, 6, 24)
     assert not torch.allclose(network(x, t, one), network(x, t, two))
@@ -323,7 +340,7 @@ def test_the_loss_of_the_unet_is_nothing_for_one_that_knows_the_latents():
 
 def test_latents_and_pictures_are_scaled_to_and_from_minus_one_and_one():
     torch.manual_seed(0)
-    vae, x = sd.VAE(VAES[1]), torch.rand(3, 1, 16, 16)
+    vae, x = sd.VAE(GREY_VAE()), torch.rand(3, 1, 16, 16)
     means, log_variances = sd.encoded(vae, x)
     mean, log_variance = vae.encode(2 * x - 1)
     networks.close(means, mean)
@@ -422,13 +439,13 @@ def test_a_step_of_training_lowers_the_loss_of_the_vae():
     torch.manual_seed(0)
     pictures = torch.zeros(32, 1, 16, 32)
     pictures[:, :, 4:12] = 1  # one picture
-    losses = sd.train_vae(sd.VAE(VAES[1]), pictures, steps=60)
+    losses = sd.train_vae(sd.VAE(GREY_VAE()), pictures, steps=60)
     assert losses[-1] < losses[0] / 10
 
 
 def test_a_painter_fits_one_batch_of_noise():
     torch.manual_seed(0)
-    painter = sd.Painter(sd.MINI_TEXT, SHALLOW_48)
+    painter = sd.Painter(sd.MINI_TEXT, SHALLOW(48))
     z, noise, t = torch.randn(4, 4, 4, 8), torch.randn(4, 4, 4, 8), torch.tensor([1, 300, 600, 900])
     numbers = sd.numbers_of(["two", "thick two", "three and five", ""])
     optimizer, losses = torch.optim.Adam(painter.parameters(), lr=5e-3), []
@@ -443,7 +460,7 @@ def test_a_painter_fits_one_batch_of_noise():
 
 def test_painter_learns_and_its_average_follows():
     torch.manual_seed(0)
-    painter = sd.Painter(sd.MINI_TEXT, SHALLOW_48)
+    painter = sd.Painter(sd.MINI_TEXT, SHALLOW(48))
     latents = torch.zeros(8, 4, 4, 8), torch.full((8, 4, 4, 8), -30.0)
     numbers = sd.numbers_of(["two"] * 8)
     averaged, losses = sd.train(painter, latents, numbers, steps=30, scale=1.0)
@@ -453,11 +470,6 @@ def test_painter_learns_and_its_average_follows():
     sd.follow(before, after, 0.25)
     networks.close(before.hidden.weight, 0.75 * value + 0.25 * after.hidden.weight)
     assert parameters_of(averaged) == parameters_of(painter)
-
-
-SHALLOW_48 = sd.UNetSize(
-    widths=(16, 24), reads=(False, True), depth=1, d_text=48, n_heads=2, groups=8
-)
 
 
 # ---- look ----------------------------------------------------------------------------------------
@@ -476,7 +488,7 @@ def test_reading_weights_are_those_that_the_attention_uses():
 
 def test_where_each_place_reads_is_the_mean_over_the_transformers():
     torch.manual_seed(0)
-    painter = sd.Painter(sd.MINI_TEXT, SHALLOW_48)
+    painter = sd.Painter(sd.MINI_TEXT, SHALLOW(48))
     numbers = sd.numbers_of(["two", "three and five"])
     z, t = torch.randn(2, 4, 4, 8), torch.tensor([10, 500])
     found = sd.where_read(painter, z, t, numbers)
@@ -496,7 +508,7 @@ def test_a_picture_is_repainted_from_its_latents_with_the_noise_of_the_first_ste
     torch.manual_seed(0)
     vae, painter = (
         sd.VAE(sd.VAESize(c_image=1, widths=(8, 16, 16), depth=1, groups=4)),
-        sd.Painter(sd.MINI_TEXT, SHALLOW_48),
+        sd.Painter(sd.MINI_TEXT, SHALLOW(48)),
     )
     pictures, seen = torch.rand(2, 1, 16, 32), {}
     nn.init.zeros_(painter.unet.conv_out.weight)  # predicts no noise
@@ -565,7 +577,7 @@ def test_painting_decodes_what_sampling_made_of_the_noise_of_a_seed():
     torch.manual_seed(0)
     vae, painter = (
         sd.VAE(sd.VAESize(c_image=1, widths=(8, 16, 16), depth=1, groups=4)),
-        sd.Painter(sd.MINI_TEXT, SHALLOW_48),
+        sd.Painter(sd.MINI_TEXT, SHALLOW(48)),
     )
     asked = [("thick", (2,)), ("plain", (3, 5))]
     found = sd.paint(painter, vae, asked, number=5, scale=3.0, unit=0.5)
