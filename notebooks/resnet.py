@@ -808,7 +808,7 @@ for kind, depth in CASES:
         )
         claim(min(values) > highest, words)
         kept = (sum(values) / len(values)) / (sum(whole) / len(whole))
-        words = "without one block a residual network keeps most of its accuracy, on average"
+        words = "without one block a residual network keeps most, on average"
         claim(kept > 0.7, words)
 claim(highest < 0.3, "without one block a plain network is close to guessing")
 for number in SEEDS:
