@@ -864,7 +864,7 @@ for name, mel, fine, weights in (
 columns = ("step told", "mel bands off", "bins off", "near the diagonal", "nearest")
 table(rows, columns)
 
-# %% tags=["alignment-figure"] alt="Weights of the attention while a held-out text is spoken, characters from bottom to top, decoder steps from left to right: a dark band climbs from the first character to the last without a gap."
+# %% tags=["alignment-figure"] alt="Weights of the attention while a held-out text is spoken, characters from bottom to top, decoder steps from left to right: a dark band climbs from the second character to the last, which it reaches at the orange line; behind the line the weights spread over earlier characters."
 chosen = 0
 letters = utterances[1 + chosen].text
 _, axes = plt.subplots(figsize=(5, 2.8))
@@ -876,7 +876,7 @@ seconds = lengths[chosen].item() / 5
 axes.axvline(seconds - 0.5, color=plots.COLOURS[1], linewidth=1.5)
 axes.set_axisbelow(True)
 
-# %% tags=["spectrogram-figure"] alt="Two spectrograms of the same held-out text, one above the other, 1,025 bins over time: that of eSpeak NG and that of the network. Both have two stretches of speech with dark bands at the bottom, and silence behind them."
+# %% tags=["spectrogram-figure"] alt="Two spectrograms of the same held-out text, one above the other, 1,025 bins over time. That of eSpeak NG has two words, each begun by noise in the upper bins; that of the network has the first, and dark bands through to the end of the second without its noise. Silence behind both."
 _, axes = plt.subplots(2, 1, figsize=(5, 4), sharex=True)
 for axis, picture, name in (
     (axes[0], bins[chosen], "eSpeak NG"),
