@@ -125,7 +125,7 @@ class Encoder(nn.Module):
         self.embed = nn.Embedding(size.V, d)
         layers = [conv_norm(d, d, nn.ReLU(), size.dropout) for _ in range(3)]
         self.convs = nn.ModuleList(layers)
-        self.rnn = nn.LSTM(d, d // 2, bidirectional=True, batch_first=True)
+        self.rnn = nn.LSTM(d, d // 2, bidirectional=True)
 
     def forward(self, numbers: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
         x = self.embed(numbers).mT  # (B, d, S)

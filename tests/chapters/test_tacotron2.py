@@ -17,6 +17,12 @@ from workbench import checks, text
 
 t2 = definitions("tacotron2")
 
+
+@pytest.fixture(autouse=True)
+def loaded():
+    assert t2.Size  # runs the definitions, which have names from then on
+
+
 KINDS = ("ContentAttention", "LocationAttention")
 
 
