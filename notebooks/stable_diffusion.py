@@ -9,8 +9,8 @@
 #     language: python
 #     name: python3
 #   limits:
-#     cell: 900
-#     notebook: 2400
+#     cell: 600
+#     notebook: 1800
 # ---
 
 # %% [markdown]
