@@ -20,9 +20,18 @@ FAR = 70
 SHOWN = 3  # cells of each notebook
 
 
-def far(stem: str) -> float:
-    """CPU seconds that a notebook's run does not reach even under load."""
-    return FAR * MORE.get(stem, LIMIT) / LIMIT
+def pace(costs: dict[str, float]) -> float:
+    """How much dearer this machine and its load make the book, at least 1: seconds are no fixed unit.
+
+    costs: CPU seconds of notebooks by stem. Their mean is compared with what it aims at.
+    """
+    usual = [cpu for stem, cpu in costs.items() if stem not in MORE]
+    return max(1.0, sum(usual) / len(usual) / AIM) if usual else 1.0
+
+
+def far(stem: str, pace: float = 1.0) -> float:
+    """CPU seconds that a notebook's run does not reach even under load, on a machine of that pace."""
+    return pace * FAR * MORE.get(stem, LIMIT) / LIMIT
 
 
 def dearest(nb: NotebookNode) -> str:

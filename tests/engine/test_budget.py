@@ -3,7 +3,7 @@
 import nbformat
 import pytest
 
-from engine.budget import main, report
+from engine.budget import far, main, pace, report
 from engine.store import Store
 
 
@@ -45,6 +45,12 @@ def test_what_may_cost_more_has_its_own_limit_and_no_part_in_the_mean(tmp_path):
     assert report(["squad"], store).splitlines()[1:] == ["above its limit: none"]
     ran(store, "cheap", ("a", 2.0))
     assert "mean 2.0 CPU s of 1 notebooks, the aim is 25" in report(["squad", "cheap"], store)
+
+
+def test_on_a_slow_machine_all_notebooks_may_take_longer():
+    assert pace({}) == pace({"a": 20.0, "b": 10.0, "squad": 900.0}) == 1
+    assert pace({"a": 60.0, "b": 40.0}) == 2
+    assert far("a") == 70 and far("a", 2) == 140 and far("squad", 2) == 280
 
 
 def test_a_book_that_never_ran_is_named_and_no_mean_is_made_up(tmp_path):

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from engine.budget import far
+from engine.budget import far, pace
 from engine.notebook import code_cells
 from loader import NOTEBOOKS, ROOT, STEMS
 
@@ -81,10 +81,10 @@ def test_a_cell_that_draws_leaves_its_figure_and_no_text(stored, stem):
             assert all(len(data) > 1 for data in texts), cell.source
 
 
-@pytest.mark.parametrize("stem", STEMS)
-def test_a_notebook_keeps_its_time_budget(stored, stem):
-    """Where other tests and kernels run beside it, the same run costs up to half as much again."""
-    assert stored(stem).metadata["book"]["cpu"] < far(stem)
+def test_each_notebook_keeps_its_time_budget(stored):
+    """Other tests and kernels beside it make a run dearer, and so does a slow machine, but for all."""
+    costs = {stem: stored(stem).metadata["book"]["cpu"] for stem in STEMS}
+    assert {stem: cpu for stem, cpu in costs.items() if cpu > far(stem, pace(costs))} == {}
 
 
 @pytest.mark.parametrize("stem", STEMS)
