@@ -43,6 +43,7 @@ sys.path.insert(0, {str(ROOT / "_ext")!r})
 from execution import kept
 extensions = ["paper", "network_map", "parts", "page_head"]
 html_theme = "sphinx_book_theme"
+html_theme_options = {{"use_download_button": False, "use_fullscreen_button": False}}  # as conf.py
 html_static_path = [{str(ROOT / "_static")!r}]
 templates_path = [{str(ROOT / "_templates")!r}]
 html_css_files = ["book.css"]
