@@ -548,7 +548,7 @@ rows = [
     ("read", " ".join(now)),
     ("asked for", " ".join(asked)),
 ]
-table(rows, ("", "pieces"))
+table(rows, ("what", "pieces"))
 
 # %% tags=["hide-claims"]
 changed = [n for a, n in zip(was, now) if a != n]
