@@ -39,8 +39,8 @@ export async function find(query, most) {
   const { results } = await pagefind.search(typed);
   const found = await Promise.all(results.slice(0, most).map((result) => result.data()));
   if (!found.length || !meant(query, found[0])) return { count: 0, pages: [] };
-  // Where both words of a term are on most pages, as in "layer scale", the engine makes little of them.
-  const explains = ({ meta }) => /\s/.test(typed) && has(` ${meta.terms} `, ` ${typed} `);
+  // The engine makes little of words that are on most pages, as in "layer scale" or "Tacotron 2".
+  const explains = ({ meta }) => /\s/.test(typed) && has(` ${meta.title} ${meta.terms} `, ` ${typed} `);
   found.sort((a, b) => explains(b) - explains(a));
   return { count: results.length, pages: found.map(page) };
 }
