@@ -8,6 +8,7 @@ and more, so that a test fails only above ``far``; measure on an idle machine, o
 
 import sys
 from pathlib import Path
+from statistics import fmean
 
 from nbformat import NotebookNode
 
@@ -20,13 +21,18 @@ FAR = 70
 SHOWN = 3  # cells of each notebook
 
 
+def usual(costs: dict[str, float]) -> list[float]:
+    """What the notebooks cost that count in the book's mean: all but those in ``MORE``."""
+    return [cpu for stem, cpu in costs.items() if stem not in MORE]
+
+
 def pace(costs: dict[str, float]) -> float:
     """How much dearer this machine and its load make the book, at least 1: seconds are no fixed unit.
 
     costs: CPU seconds of notebooks by stem. Their mean is compared with what it aims at.
     """
-    usual = [cpu for stem, cpu in costs.items() if stem not in MORE]
-    return max(1.0, sum(usual) / len(usual) / AIM) if usual else 1.0
+    counted = usual(costs)
+    return max(1.0, fmean(counted) / AIM) if counted else 1.0
 
 
 def far(stem: str, pace: float = 1.0) -> float:
@@ -57,11 +63,11 @@ def report(stems: list[str], store: Store) -> str:
     width = max((len(stem) for _, stem, _ in rows), default=0)
     lines = [f"{stem:{width}}  {cpu:5.1f}  {cells}" for cpu, stem, cells in rows]
     if rows:
-        usual = [cpu for cpu, stem, _ in rows if stem not in MORE]
+        counted = usual({stem: cpu for cpu, stem, _ in rows})
         above = [stem for cpu, stem, _ in rows if cpu > MORE.get(stem, LIMIT)]
-        if usual:
-            mean = sum(usual) / len(usual)
-            lines.append(f"mean {mean:.1f} CPU s of {len(usual)} notebooks, the aim is {AIM}")
+        if counted:
+            mean = f"mean {fmean(counted):.1f} CPU s of {len(counted)} notebooks"
+            lines.append(f"{mean}, the aim is {AIM}")
         lines.append(f"above its limit: {', '.join(above) or 'none'}")
     if missing:
         lines.append(f"not run yet (make html): {', '.join(missing)}")
