@@ -439,6 +439,7 @@ def test_the_beam_of_two_finds_what_greedy_search_misses_in_the_tree():
     for (last, following), chance in s2s.CHANCES.items():
         assert chances[last, following].item() == pytest.approx(chance)
     assert chances.sum().item() == pytest.approx(sum(s2s.CHANCES.values()))
+    assert tree.encoder(*nothing).shape == (1, 1, 1)
     assert s2s.greedy(tree, *nothing, 3)[0, 0] == 3
     beams, total = s2s.beam_search(tree, *nothing, 3, 2)
     assert beams[0, 0].tolist() == [4, 5, END]
@@ -556,6 +557,8 @@ def test_bleu_by_hand():
     short = s2s.bleu([["the", "cat", "sat", "on"]], [[mat]])
     assert short.precisions == [1, 1, 1, 1]
     assert short.score == pytest.approx(100 * math.exp(1 - 6 / 4))
+    long = s2s.bleu([[*mat, "and"]], [[mat]])
+    assert long.brevity == 1  # what is too long pays by its precision alone
     clipped = s2s.bleu([["the"] * 6], [[mat]])
     assert clipped.precisions[0] == pytest.approx(2 / 6)
     assert clipped.score == 0

@@ -199,6 +199,8 @@ def test_a_margin_above_the_threshold_is_no_answer():
     assert squad.scored(answers, examples, 0.5)["exact, none"] == 0
     assert squad.scored(answers, examples, 0.4) == found
     assert squad.scored(answers, examples, -1.5)["exact, answer"] == 0
+    answers, examples = scores_of(0.05, -1.0, -1.0, -1.0)
+    assert squad.scored(answers, examples)["exact, answer"] == 1 / 3  # 0.05 is above 0
 
 
 def test_parts_without_questions_have_no_measure():
@@ -329,6 +331,9 @@ def test_scores_are_those_of_transformers(tokenizer):
     with torch.no_grad():
         found = ours.eval()(x)
         expected = theirs(x.ids, attention_mask=x.mask, token_type_ids=x.types)
+        library = squad.Library(ours.body.config).eval()
+        library.network.load_state_dict(theirs.state_dict())
+        close(found, library(x), 1e-6)
     there = x.mask.bool()
     close(found[..., 0][there], expected.start_logits[there])
     close(found[..., 1][there], expected.end_logits[there])
@@ -507,7 +512,16 @@ def test_the_lower_half_of_minilm_stays(monkeypatch):
     assert layers == {"3", "4", "5"}
     assert not any("embeddings" in name for name in free)
     assert {"span.weight", "span.bias"} < free
+    x = squad.Batch(*[torch.ones(2, 5, dtype=torch.long)] * 5)
+    assert network.eval()(x).shape == (2, 5, 2)
     assert all((value == 0.5).all() for value in network.body.state_dict().values())
+
+
+def test_the_sets_hold_as_many_questions_as_asked_for_and_none_is_in_two():
+    ours = {part: squad.asked(part, 12, seed=3) for part in ("train", "test")}
+    assert [len(examples) for examples in ours.values()] == [12, 12]
+    assert not {e.context for e in ours["train"]} & {e.context for e in ours["test"]}
+    assert squad.LENGTH == 128
 
 
 def test_training_steps_once_a_batch(monkeypatch, tokenizer):
