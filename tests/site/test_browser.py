@@ -82,7 +82,7 @@ An equation, :math:`x_i`, a line (:numref:`fig-line`), and an equation that is d
 
    A line.
 
-.. cells:: pixels sound long table
+.. cells:: pixels sound player long table
 
 .. list-table::
    :header-rows: 1
@@ -134,6 +134,9 @@ _ = plt.imshow(np.random.default_rng(0).random((40, 40)), cmap="gray")
 
 # %% tags=["sound"]
 Audio(np.sin(np.arange(4000) / 10), rate=8000)
+
+# %% tags=["player"]
+display({"text/html": '<p class="sound"><span>a bell</span> <audio controls aria-label="a bell"></audio></p>', "text/plain": "-"}, raw=True)
 
 # %% tags=["long"]
 for i in range(60):
@@ -378,6 +381,9 @@ def test_the_colours_go_from_the_system_to_light_to_dark_and_stay(visit):
     assert "only-light" in shown.get_attribute("class")
     button.click()
     assert state() == ("Colours: dark", True)
+    player = tab.page.locator(".output:has(.sound)").last
+    ground = player.evaluate("e => getComputedStyle(e).background")
+    assert ground.startswith("rgba(0, 0, 0, 0)"), ground  # no light box on a dark page
     tab.page.reload()
     assert state() == ("Colours: dark", True)
     button.click()
