@@ -86,7 +86,7 @@ def test_sentences_come_in_the_order_of_their_names(archive):
     first, second = sound.read_ljspeech(archive, 2)
     assert (first.text, second.text) == ("Printing, in “quotes”", "In two words")
     torch.testing.assert_close(first.wave, torch.tensor([0, 0.5, -0.5]), rtol=0, atol=1e-4)
-    assert len(sound.read_ljspeech(archive, 1)) == 1
+    assert sound.read_ljspeech(archive, 1)[0].text == first.text
     with pytest.raises(ValueError, match="has 2 sentences, not 3"):
         sound.read_ljspeech(archive, 3)
 
