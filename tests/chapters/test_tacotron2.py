@@ -600,6 +600,8 @@ def test_steps_on_a_word_are_counted_but_for_the_last_of_a_text(monkeypatch):
 def test_a_correlation_is_1_on_a_rising_line_and_0_without_relation():
     assert t2.correlation([1, 2, 4], [3, 5, 9]) == pytest.approx(1)
     assert t2.correlation([1, 2, 3], [2, 5, 2]) == pytest.approx(0, abs=1e-9)
+    far = [1e9 + number for number in (1.0, 2.0, 4.0)]  # single precision loses the rest
+    assert t2.correlation(far, far) == pytest.approx(1)
 
 
 def test_the_end_is_the_first_step_above_one_half():
