@@ -142,6 +142,23 @@ def test_equal_characters_get_equal_weights_by_content_and_the_second_more_by_pl
     close(place[[0, 2]], torch.tensor([first, second]) / (first + second), 1e-4)
 
 
+def test_a_window_leaves_ten_characters_around_the_last_place():
+    model = tiny("ContentAttention")
+    layer = t2.windowed(model).decoder.attention
+    assert type(model.decoder.attention) is t2.ContentAttention
+    query, keys = torch.randn(2, t2.TINY.d_rnn), torch.randn(2, 30, t2.TINY.d_attention)
+    past = torch.zeros(2, 2, 30)
+    past[0, 0, 12] = past[1, 0, 27] = 0.6
+    past[:, 1, 1] = 5.0  # the sum does not count
+    mask = torch.ones(2, 30, dtype=torch.bool)
+    mask[1, 28:] = False
+    weights = layer(query, keys, past, mask)
+    assert torch.nonzero(weights[0]).flatten().tolist() == list(range(9, 19))
+    assert torch.nonzero(weights[1]).flatten().tolist() == list(range(24, 28))
+    full = model.decoder.attention(query, keys, past, mask)
+    close(weights[0, 9:19], full[0, 9:19] / full[0, 9:19].sum())
+
+
 def test_moving_past_and_keys_by_a_place_moves_the_weights():
     torch.manual_seed(0)
     layer = t2.LocationAttention(t2.TINY)
@@ -546,6 +563,10 @@ def test_words_are_listed_once_as_they_are_looked_at_and_spaces_skipped():
     assert t2.words_seen(looking(3, 7), said) == []
 
 
+def test_the_words_of_all_steps_are_told_but_for_steps_at_a_space():
+    assert t2.words_by_step(looking(0, 1, 3, 6, 8, 8), "one six two") == [0, 0, 1, 2, 2]
+
+
 def test_a_text_is_complete_with_each_word_in_order_whatever_follows_the_last():
     said = "one six two"
     assert t2.complete(looking(0, 4, 8), said)
@@ -553,6 +574,34 @@ def test_a_text_is_complete_with_each_word_in_order_whatever_follows_the_last():
     assert not t2.complete(looking(0, 8), said)
     assert not t2.complete(looking(0, 4, 0, 8), said)
     assert not t2.complete(looking(0, 4), said)
+
+
+def test_a_clock_goes_three_characters_in_two_steps_and_rests_at_the_last():
+    found = t2.clock("one two", 7)
+    assert found.argmax(1).tolist() == [0, 1, 3, 4, 6, 6, 6]
+    close(found.sum(1), torch.ones(7), 0)
+
+
+def test_a_clock_reads_a_text_where_half_more_than_the_steps_of_its_sound_suffice():
+    part = [t2.Said("three six x", torch.zeros(n, 6)) for n in (16, 17, 40)]
+    assert t2.clock_reads(part[:1], 4) == 0  # 6 steps; the eighth reaches the x
+    assert t2.clock_reads(part, 4) == pytest.approx(2 / 3)
+
+
+def test_steps_on_a_word_are_counted_but_for_the_last_of_a_text(monkeypatch):
+    part = [t2.Said("one six two", None), t2.Said("six one", None)]
+    weights = torch.stack((looking(0, 1, 2, 4, 8, 0), looking(0, 2, 3, 4, 0, 0)))
+    listened = t2.Speech(None, None, None, weights), torch.tensor([5, 4])
+    monkeypatch.setitem(t2._namespace, "listen", lambda *_: listened)
+    monkeypatch.setitem(t2._namespace, "WORDS", ["one", "six"])
+    assert t2.steps_on_words(None, part, None) == [3.0, 1.5]
+
+
+def test_a_correlation_is_1_on_a_rising_line_and_0_without_relation():
+    assert t2.correlation([1, 2, 4], [3, 5, 9]) == pytest.approx(1)
+    assert t2.correlation([1, 2, 3], [2, 5, 2]) == pytest.approx(0, abs=1e-9)
+    far = [1e9 + number for number in (1.0, 2.0, 4.0)]  # single precision loses the rest
+    assert t2.correlation(far, far) == pytest.approx(1)
 
 
 def test_the_end_is_the_first_step_above_one_half():
