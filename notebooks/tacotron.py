@@ -26,7 +26,9 @@ from dataclasses import dataclass
 
 import librosa
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
+from scipy import signal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -74,7 +76,10 @@ def restored(wave: Tensor, share: float = 0.97, reach: int = 1024) -> Tensor:
 
 # %% tags=["mel"]
 def mel_filters(n_mels: int) -> Tensor:
-    """Triangles equally wide in mel, each of area 1 in hertz: (n_mels, 1025)."""
+    """Triangles equally wide in mel, each of area 1 over hertz: (n_mels, 1025).
+
+    The area is that of librosa's filters; the paper has none (section 3.3).
+    """
     highest = 2595 * math.log10(1 + RATE / 2 / 700)
     corners = torch.linspace(0, highest, n_mels + 2, dtype=torch.double)
     corners = 700 * (10 ** (corners / 2595) - 1)  # in hertz
@@ -93,7 +98,10 @@ FLOOR = -80  # decibels below a magnitude of 1 that count as silence
 
 
 def level(magnitude: Tensor) -> Tensor:
-    """Decibels, scaled so that silence is 0 and a magnitude of 1 is 1."""
+    """Decibels, scaled so that silence is 0 and a magnitude of 1 is 1.
+
+    The paper says "log magnitude" only (section 4).
+    """
     decibels = 20 * magnitude.clamp(min=10 ** (FLOOR / 20)).log10()
     return 1 - decibels / FLOOR
 
@@ -137,6 +145,14 @@ sentence = sentence[: len(sentence) // HOP * HOP]
 record("sentence.seconds", len(sentence) / RATE)
 record("utterances", len(trained) * READINGS)
 record("held.out", HELD_OUT)
+
+# %% tags=["tilt"]
+found = {}
+for name, wave in (("before", sentence), ("after", emphasised(sentence))):
+    levels = level(stft(wave).abs())
+    found[name] = -FLOOR * (levels[:512].mean() - levels[512:].mean()).item()
+    record(f"tilt.{name}", found[name])
+claim(found["before"] > found["after"] + 5 > 10, "pre-emphasis raises high frequencies")
 
 # %% tags=["sentence-figure"] alt="Two pictures of the same sentence, one above the other, time from left to right: 1,025 bins of equal width in hertz, darkest in the lower half, and 80 mel bands, where the low frequencies take more of the height."
 magnitude = stft(emphasised(sentence)).abs()
@@ -188,7 +204,7 @@ errors = {}
 sounds = {}
 for momentum, number in itertools.product((0.0, 0.99), SEEDS):
     phase = random_phase(magnitude, number)
-    wave, steps = griffin_lim(magnitude, phase, 60, momentum)
+    wave, steps = griffin_lim(magnitude, phase, 50, momentum)
     errors[momentum, number] = steps
 
 # %% tags=["griffin-lim-result"]
@@ -205,17 +221,18 @@ table(rows, ("iteration", "Griffin-Lim", "with momentum 0.99"))
 # %% tags=["griffin-lim-claims"]
 claim((plain.diff() <= 1e-6).all(), "without momentum the error never rises")
 claim(fast[:, 29].max() < plain[:, 49].min(), "fast at 30 is below plain at 50")
-gained = (plain[:, 29] - plain[:, 49]) / (plain[:, 0] - plain[:, 49])
-record_spread("gained", gained.tolist())
-claim(gained.max() < 0.1, "the last 20 of 50 iterations bring less than a tenth")
+last = 1 - plain[:, 49] / plain[:, 29]
+record_spread("last", last.tolist())
+claim(last.min() > 0.15, "the last 20 of 50 iterations still take a fifth")
+claim(last.max() < 0.3, "and no more than that")
 
-# %% tags=["griffin-lim-figure"] alt="Relative error of the magnitudes against the iteration, from 1 to 60. Both curves fall steeply in the first ten iterations. The curve without momentum flattens, the one with momentum 0.99 goes on falling and ends clearly lower. The bands of three random phases are too narrow to see."
+# %% tags=["griffin-lim-figure"] alt="Relative error of the magnitudes against the iteration, from 1 to 50. Both curves fall steeply in the first ten iterations. The curve without momentum flattens, the one with momentum 0.99 goes on falling and ends clearly lower. The bands of three random phases are too narrow to see."
 _, axes = plt.subplots()
 ends = {}
 for place, (name, runs) in enumerate((("plain", plain), ("momentum", fast))):
     colour = plots.COLOURS[place]
-    ends[name] = plots.seed_band(axes, range(1, 61), runs, colour)
-axes.set(xlabel="iteration", ylabel="relative error", ylim=(0, None), xlim=(1, 82))
+    ends[name] = plots.seed_band(axes, range(1, 51), runs, colour)
+axes.set(xlabel="iteration", ylabel="relative error", ylim=(0, None), xlim=(1, 69))
 axes.set_xticks((1, 10, 30, 50))
 plots.label_ends(axes, ends)
 
@@ -234,50 +251,71 @@ sound.play(
 )
 
 # %% [markdown]
-# ## Equal to librosa
+# ## Equal to SciPy and librosa
+#
+# SciPy has transforms and filters, librosa the triangles. Griffin-Lim is written once more,
+# on SciPy's transforms; that of librosa compiles for half a minute when it is first used,
+# so the chapter's tests compare with it.
 
 
-# %% tags=["librosa"]
-def by_librosa(magnitude: Tensor, steps: int, momentum: float) -> Tensor:
-    """librosa's Griffin-Lim, from phases of 0."""
-    wave = librosa.griffinlim(
-        magnitude.cpu().numpy(),
-        n_iter=steps,
-        hop_length=HOP,
-        win_length=WINDOW,
-        momentum=momentum,
-        init=None,
-    )
-    return torch.from_numpy(wave)
+# %% tags=["scipy"]
+def framing() -> dict:
+    """Window, points and overlap, as SciPy wants them."""
+    window = np.pad(signal.get_window("hann", WINDOW), (N_FFT - WINDOW) // 2)
+    return {"window": window, "nperseg": N_FFT, "noverlap": N_FFT - HOP}
 
 
-# %% tags=["librosa-equal"]
+def scipy_stft(wave: np.ndarray) -> np.ndarray:
+    """SciPy's transform, which divides by the sum of the window."""
+    how = framing()
+    return signal.stft(wave, padded=False, **how)[2] * how["window"].sum()
+
+
+def scipy_istft(spectrum: np.ndarray) -> np.ndarray:
+    """SciPy's inverse of it."""
+    how = framing()
+    return signal.istft(spectrum / how["window"].sum(), **how)[1]
+
+
+def by_scipy(magnitude: Tensor, steps: int, momentum: float) -> Tensor:
+    """Griffin-Lim from phases of 0, on SciPy's transforms."""
+    M = magnitude.cpu().double().numpy()
+    spectrum = M.astype(complex)
+    before = 0
+    for _ in range(steps):
+        found = scipy_stft(scipy_istft(spectrum))
+        moved = found + momentum * (found - before)
+        spectrum = M * np.exp(1j * np.angle(moved))
+        before = found
+    return torch.from_numpy(scipy_istft(spectrum))
+
+
+# %% tags=["scipy-equal"]
 rows = []
 wave = sentence.cpu()
-spectrum = librosa.stft(wave.numpy(), n_fft=N_FFT, hop_length=HOP, win_length=WINDOW)
+samples = wave.double().numpy()
+louder = signal.lfilter([1, -0.97], [1], samples)
 filters = librosa.filters.mel(sr=RATE, n_fft=N_FFT, n_mels=80, htk=True)
-louder = librosa.effects.preemphasis(wave.numpy(), coef=0.97, zi=[0.0])
-for name, ours, theirs in (
-    ("stft", stft(wave), torch.from_numpy(spectrum)),
-    ("80 mel filters", mel_filters(80), torch.from_numpy(filters)),
-    ("pre-emphasis", emphasised(wave), torch.from_numpy(louder)),
-    ("pre-emphasis and its inverse", restored(emphasised(wave)), wave),
+for name, whose, ours, theirs in (
+    ("transform", "SciPy", stft(wave), scipy_stft(samples)),
+    ("80 mel filters", "librosa", mel_filters(80), filters),
+    ("pre-emphasis", "SciPy", emphasised(wave), louder),
+    ("its inverse", "SciPy", restored(wave), signal.lfilter([1], [1, -0.97], samples)),
 ):
-    rows.append((name, checks.deviation(ours, theirs)))
+    rows.append((name, whose, checks.deviation(ours, torch.from_numpy(theirs))))
 
 # %% tags=["griffin-lim-equal"]
 zero = torch.zeros_like(magnitude)
 for momentum in (0.0, 0.99):
     ours, _ = griffin_lim(magnitude, zero, 5, momentum)
-    theirs = by_librosa(magnitude, 5, momentum)
-    rows.append(
-        (f"Griffin-Lim, momentum {momentum:g}", checks.deviation(ours.cpu(), theirs))
-    )
+    off = checks.deviation(ours.cpu(), by_scipy(magnitude, 5, momentum))
+    rows.append((f"5 iterations, momentum {momentum:g}", "SciPy's transforms", off))
 
-# %% tags=["librosa-result"]
-record("librosa.deviation", max(found for _, found in rows))
-claim(max(found for _, found in rows) < 1e-3, "the same as librosa")
-table([(name, f"{found:.0e}") for name, found in rows], ("function", "difference"))
+# %% tags=["scipy-result"]
+record("sound.deviation", max(off for *_, off in rows))
+claim(max(off for *_, off in rows) < 1e-3, "the same as SciPy and librosa")
+rows = [(name, whose, f"{off:.0e}") for name, whose, off in rows]
+table(rows, ("function", "compared with", "difference"))
 
 # %% [markdown]
 # ## The network
@@ -285,7 +323,7 @@ table([(name, f"{found:.0e}") for name, found in rows], ("function", "difference
 
 # %% tags=["pre-net"]
 class PreNet(nn.Module):
-    """Two layers, half of what each gives is dropped (sections 3.2 and 3.3)."""
+    """Two layers, half of what each gives is dropped (table 1)."""
 
     def __init__(self, d_in: int, d_hidden: int, d_out: int):
         super().__init__()
@@ -356,7 +394,7 @@ CBHG(80, 128, K=8, c_mid=256)(torch.randn(2, 9, 80)).shape
 
 # %% tags=["attention"]
 class Attention(nn.Module):
-    """Additive scores, as in the chapter on attention, all queries at once."""
+    """Additive scores, as in the chapter on attention (section 3.3)."""
 
     def __init__(self, d_query: int, d_memory: int, d: int):
         super().__init__()
@@ -388,17 +426,26 @@ class Size:
 
 
 PAPER = Size()
-SMALL = Size(64, 64, 32, 8, 4, 64, 96, 40)
+SMALL = Size(
+    d_embed=64,
+    d_hidden=64,
+    width=32,
+    K_text=8,
+    K_post=4,
+    c_post=64,
+    d_rnn=64,
+    M=40,
+)
 
 # %% [markdown]
 # ## The decoder
 #
-# r frames a step; only the last of them is told to the next step.
+# r frames a step; only the last of them goes into the next step.
 
 
 # %% tags=["given"]
 def given_frames(mel: Tensor, r: int) -> Tensor:
-    """What each step is told in training: zeros, then every r-th frame (section 3.3).
+    """What each step gets in training: zeros, then every r-th frame (section 3.3).
 
     (B, T, M) -> (B, T / r, M).
     """
@@ -441,7 +488,7 @@ class Decoder(nn.Module):
         return mel, weights, (state0, state1, state2)
 
     def forward(self, memory: Tensor, mask: Tensor, mel: Tensor):
-        # all steps at once, told the true frames: mel (B, T, M) -> the same, weights
+        # all steps at once, given the true frames: mel (B, T, M) -> the same, weights
         return self.steps(given_frames(mel, self.r), memory, mask)[:2]
 
 
@@ -469,7 +516,7 @@ class Tacotron(nn.Module):
 # %% tags=["generate"]
 @torch.no_grad()
 def generate(model: Tacotron, numbers: Tensor, steps: int):
-    """Write `steps` times r frames, each step told the last frame of the one before."""
+    """Write `steps` times r frames, each step given the last one of the step before."""
     memory = model.memory(numbers)
     mask = numbers != PAD
     given = memory.new_zeros(len(numbers), 1, model.decoder.prenet.layer1.in_features)
@@ -485,7 +532,7 @@ def generate(model: Tacotron, numbers: Tensor, steps: int):
     return mel, model.bins(model.post(mel)), torch.cat(rows, dim=1)
 
 
-# %% tags=["network-figure"] alt="Three columns of boxes. Encoder: characters, embedding, pre-net, CBHG. Decoder: last frame, pre-net, GRU, attention, two GRUs, r mel frames. Behind it: mel frames, CBHG, 1,025 bins, Griffin-Lim, sound. An orange arrow leads from the encoder's CBHG to the attention, another from the r frames to the mel frames of the third column."
+# %% tags=["network-figure"] alt="Three columns of boxes. Encoder: characters, embedding, pre-net, CBHG. Decoder: last frame, pre-net, GRU, attention, two GRUs, r mel frames. Behind it: mel frames, CBHG, 1,025 bins, Griffin-Lim, sound. An orange arrow leads from the encoder's CBHG to the attention, another from the r frames to the mel frames of the third column. A grey arrow leads from the r frames back to the last frame."
 axes = diagrams.sheet(3.9)
 columns = {
     "encoder": (0.8, ("characters", "embedding", "pre-net", "CBHG")),
@@ -499,6 +546,7 @@ for title, (x, names) in columns.items():
     for row, name in enumerate(names):
         nodes[f"{title}{row}"] = diagrams.Node(x, 0.55 + 0.6 * row, name, width=1.2)
     arrows += [(f"{title}{i}", f"{title}{i + 1}") for i in range(len(names) - 1)]
+arrows.append(("decoder5", (1.65, 3.55), (1.65, 0.55), "decoder0"))
 across = [("encoder3", "decoder3"), ("decoder5", (3.35, 3.55), (3.35, 0.55), "sound0")]
 diagrams.draw(axes, nodes, arrows, across)
 
@@ -536,7 +584,7 @@ parts = {
     "pre-net of the text": model.prenet,
     "CBHG of the text": model.encoder,
     "decoder": model.decoder,
-    "CBHG behind it": model.post,
+    "CBHG of the frames": model.post,
     "bins": model.bins,
 }
 rows = [(name, counting.parameters(part)) for name, part in parts.items()]
@@ -565,15 +613,16 @@ class OnSilence(nn.Module):
 # %% tags=["macs-result"]
 cost = {}
 weights_of = {}
-for r in (1, 2, 5):
-    with torch.device("meta"):
+with torch.device("meta"):
+    numbers = torch.ones(1, 20, dtype=torch.long)
+    for r in (1, 2, 5):
         model = Tacotron(vocabulary_size, r=r)
-        numbers = torch.ones(1, 20, dtype=torch.long)
-    cost[r] = counting.macs(OnSilence(model, 80), numbers)
-    weights_of[r] = counting.parameters(model)
+        weights_of[r] = counting.parameters(model)
+        if r > 1:
+            cost[r] = counting.macs(OnSilence(model, 80), numbers)
 record("macs", cost[2])
 rows = [(r, weights_of[r], cost[r]) for r in cost]
-claim(cost[5] < cost[2] < cost[1], "more frames a step cost fewer MACs")
+claim(cost[5] < cost[2], "more frames a step cost fewer MACs")
 claim(weights_of[5] > weights_of[2] > weights_of[1], "and need more parameters")
 record("per.frame", weights_of[2] - weights_of[1])
 table(rows, ("r", "parameters", "MACs"))
@@ -644,7 +693,7 @@ table([(name, f"{value:.0e}") for name, value in found.items()], ("part", "diffe
 # %% [markdown]
 # ## How soon the attention finds the way
 #
-# Two digits in a text; one network for each reduction factor and seed, the same batches.
+# Two digits in a text; one network for each reduction factor and seed.
 
 
 # %% tags=["data"]
@@ -664,6 +713,7 @@ def padded(levels: list[Tensor], n_frames: int) -> Tensor:
 mels = padded([level(filters @ m) for m in magnitudes], n_frames)
 lasting = (lengths.sum() / (numbers != PAD).sum()).item()
 record("frames.per.character", lasting)
+record("frames", n_frames)
 claim(lasting > 4, "a character lasts several frames")
 
 
@@ -682,7 +732,10 @@ def off_diagonal(weights: Tensor, steps: Tensor, places: Tensor):
 
 
 def guided_loss(weights: Tensor, steps: Tensor, places: Tensor) -> Tensor:
-    """Mean weight away from the diagonal (Tachibana et al. 2017)."""
+    """Mean over the steps of the weight away from the diagonal.
+
+    Tachibana et al. 2017, whose mean is over the characters, too.
+    """
     distance, spoken = off_diagonal(weights, steps, places)
     away = 1 - torch.exp(-(distance**2) / (2 * 0.2**2))
     return ((weights * away).sum(-1) * spoken).sum() / spoken.sum()
@@ -697,16 +750,16 @@ def near_diagonal(weights: Tensor, steps: Tensor, places: Tensor) -> Tensor:
 
 # %% tags=["learn"]
 def losses(model: Tacotron, numbers: Tensor, mel: Tensor, lengths: Tensor):
-    """Mean absolute error of the frames, silence included; the guided loss; weights."""
+    """Mean absolute error of the frames, silence included; the guided loss."""
     memory = model.memory(numbers)
     found, weights = model.decoder(memory, numbers != PAD, mel)
     places = (numbers != PAD).sum(1)
     guided = guided_loss(weights, lengths / model.decoder.r, places)
-    return F.l1_loss(found, mel), guided, found
+    return F.l1_loss(found, mel), guided
 
 
 def step(optimizer, loss: Tensor) -> None:
-    """One step of the optimiser, the gradient no longer than 1."""
+    """One update, the gradient no longer than 1."""
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
@@ -715,7 +768,7 @@ def step(optimizer, loss: Tensor) -> None:
 
 @torch.no_grad()
 def aligned(model: Tacotron, numbers: Tensor, mel: Tensor, lengths: Tensor) -> float:
-    """Share of the weights near the diagonal, told the true frames."""
+    """Share of the weights near the diagonal, given the true frames."""
     with evaluating(model):
         _, weights = model.decoder(model.memory(numbers), numbers != PAD, mel)
     places = (numbers != PAD).sum(1)
@@ -724,27 +777,34 @@ def aligned(model: Tacotron, numbers: Tensor, mel: Tensor, lengths: Tensor) -> f
 
 # %% tags=["until"]
 GUIDE = 0.1  # weight of the guided loss
+ENOUGH = 0.6  # share of the weights that has to be near the diagonal
+EVERY = 5  # updates from one measurement to the next
 
 
 def until_aligned(model: Tacotron, part, held_out, *, most: int = 200) -> list[float]:
-    """Train until 80 % of the weights are near the diagonal; the share each 10 steps.
+    """Train until enough of the weights are near the diagonal; the shares measured.
 
     part, held_out: numbers (B, S), frames (B, T, M), lengths (B,).
     """
     numbers, mel, lengths = part
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
-    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.02, total_iters=50)
-    shares = []
-    while len(shares) < most // 10 and max(shares, default=0) < 0.8:
-        for _ in range(10):
-            chosen = torch.randint(len(numbers), (32,)).to(numbers.device)
-            frames, guided, _ = losses(
-                model, numbers[chosen], mel[chosen], lengths[chosen]
-            )
+    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.02, total_iters=20)
+    shares = [aligned(model, *held_out)]
+    while len(shares) <= most // EVERY and shares[-1] < ENOUGH:
+        for _ in range(EVERY):
+            i = torch.randint(len(numbers), (16,)).to(numbers.device)
+            frames, guided = losses(model, numbers[i], mel[i], lengths[i])
             step(optimizer, frames + GUIDE * guided)
             warmup.step()
         shares.append(aligned(model, *held_out))
     return shares
+
+
+# %% tags=["crossing"]
+def crossing(shares: list[float]) -> float:
+    """The update at which the share is ENOUGH, on a line between the last two."""
+    before, after = shares[-2:]
+    return EVERY * (len(shares) - 2 + (ENOUGH - before) / (after - before))
 
 
 # %% tags=["headline-parts"]
@@ -765,65 +825,77 @@ def align(r: int, number: int) -> None:
 # %% tags=["headline-run"]
 for number in SEEDS:
     align(5, number)
-    align(2, number)
-align(1, 0)
+    align(1, number)
 
 # %% tags=["headline-result"]
 rows = []
 updates = {}
-for r in (5, 2, 1):
-    found = [10 * len(shares[r, number]) for number in SEEDS if (r, number) in shares]
-    updates[r] = found
-    calls = [steps * n_frames // r for steps in found]
-    record_spread(f"updates.{r}", found)
-    record_spread(f"calls.{r}", calls)
-    rows.append(
-        (r, len(found), n_frames // r, spread(found, ".0f"), spread(calls, ",.0f"))
-    )
-columns = ("r", "seeds", "decoder steps a text", "steps of training", "product")
+calls = {}
+for r in (5, 1):
+    updates[r] = [crossing(shares[r, number]) for number in SEEDS]
+    calls[r] = [found * n_frames / r for found in updates[r]]
+    record_spread(f"updates.{r}", updates[r])
+    record_spread(f"calls.{r}", calls[r])
+    both = spread(updates[r], ".0f"), spread(calls[r], ",.0f")
+    rows.append((r, n_frames // r, *both))
+columns = ("r", "decoder steps a text", "updates until aligned", "decoder steps in all")
 table(rows, columns)
 
 # %% tags=["headline-claims"]
-reached = [found[-1] for found in shares.values()]
-claim(min(reached) >= 0.8, "all of them get there")
-claim(max(updates[5]) < min(updates[2]), "r = 5 needs fewer steps than r = 2")
-near = min(updates[2]) - 15 < updates[1][0] < max(updates[2]) + 15
-claim(near, "r = 1 with its seed about as many as r = 2")
-claim(70 * min(updates[1]) > 35 * max(updates[2]), "and more steps of the decoder")
-record("cheaper", 2.5 * sum(updates[2]) / sum(updates[5]))
+starts = [found[0] for found in shares.values()]
+claim(min(found[-1] for found in shares.values()) >= ENOUGH, "all of them get there")
+claim(max(starts) < 0.4, "before the first update the weights are spread evenly")
+claim(max(updates[5]) + 8 < min(updates[1]), "r = 5 needs fewer updates than r = 1")
+claim(4 * max(calls[5]) < min(calls[1]), "and far fewer steps of the decoder")
+record("even", sum(starts) / len(starts))
+record("cheaper", sum(calls[1]) / sum(calls[5]))
 
-# %% tags=["headline-figure"] alt="Share of the attention near the diagonal against the step of training. All curves stay at about 0.4 for a while and then rise steeply above 0.8: the three with r = 5 first, later the three with r = 2 and, at about the same time, the one with r = 1."
+# %% tags=["headline-figure"] alt="Share of the attention near the diagonal against the update, three curves for r = 5 and three for r = 1. All stay at about 0.4 for a while and then rise to 0.6 and above: the three with r = 5 first, later the three with r = 1."
 _, axes = plt.subplots()
-names = {5: "r = 5", 2: "r = 2", 1: "r = 1"}
-for place, (r, name) in enumerate(names.items()):
+ends = {}
+for colour, r in zip(plots.COLOURS, (5, 1)):
     for number in SEEDS:
-        found = shares.get((r, number), [])
-        steps = range(10, 10 * len(found) + 1, 10)
-        axes.plot(steps, found, color=plots.COLOURS[place], linewidth=1.5)
-    axes.text(12, 0.95 - 0.07 * place, name, color=plots.COLOURS[place])
-axes.axhline(0.8, color=plots.QUIET, linewidth=1, linestyle=":")
-axes.set(xlabel="step of training", ylabel="share near the diagonal", ylim=(0.2, 1.05))
+        found = shares[r, number]
+        place = EVERY * (len(found) - 1)
+        axes.plot(range(0, place + 1, EVERY), found, color=colour, linewidth=1.5)
+        ends[f"r = {r}"] = max(ends.get(f"r = {r}", (0, 0)), (place, found[-1]))
+axes.axhline(ENOUGH, color=plots.QUIET, linewidth=1, linestyle=":")
+axes.set(
+    xlabel="update", ylabel="share near the diagonal", ylim=(0.2, 1), xlim=(0, None)
+)
 axes.set_axisbelow(True)
+plots.label_ends(axes, ends)
 
 # %% [markdown]
 # ## Speak
 #
-# The network with r = 5 and seed 0 is trained on, now with the part behind the decoder.
+# The network with r = 5 and seed 0 is trained on, then the part behind its decoder.
 
 
 # %% tags=["speaker"]
-def train_on(model: Tacotron, part, bins: Tensor, steps: int, alone: int) -> None:
-    """The decoder alone, then with bins: both errors weigh the same (section 4)."""
+def train_on(model: Tacotron, part, steps: int) -> None:
+    """Encoder and decoder once more, the rate rising and falling."""
     numbers, mel, lengths = part
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
     schedule = training.one_cycle(optimizer, steps)
-    for number in training.progress(range(steps), "steps"):
+    for _ in training.progress(range(steps), "decoder"):
         i = torch.randint(len(numbers), (16,)).to(numbers.device)
-        frames, guided, found = losses(model, numbers[i], mel[i], lengths[i])
-        loss = frames + GUIDE * guided
-        if number >= alone:
-            loss = loss + F.l1_loss(model.bins(model.post(found)), bins[i])
-        step(optimizer, loss)
+        frames, guided = losses(model, numbers[i], mel[i], lengths[i])
+        step(optimizer, frames + GUIDE * guided)
+        schedule.step()
+
+
+def train_behind(model: Tacotron, part, bins: Tensor, steps: int) -> None:
+    """Then the part behind the decoder, on the frames that the decoder writes."""
+    numbers, mel, _ = part
+    with evaluating(model), torch.no_grad():
+        frames, _ = model.decoder(model.memory(numbers), numbers != PAD, mel)
+    behind = [*model.post.parameters(), *model.bins.parameters()]
+    optimizer = torch.optim.Adam(behind, lr=0.01, fused=True)
+    schedule = training.one_cycle(optimizer, steps)
+    for _ in training.progress(range(steps), "bins"):
+        i = torch.randint(len(bins), (8,)).to(bins.device)
+        step(optimizer, F.l1_loss(model.bins(model.post(frames[i])), bins[i]))
         schedule.step()
 
 
@@ -831,12 +903,13 @@ def train_on(model: Tacotron, part, bins: Tensor, steps: int, alone: int) -> Non
 seed(0)
 bins = padded([level(m) for m in magnitudes], n_frames)
 speaker = models[5, 0]
-train_on(speaker, part, bins[HELD_OUT:], 220, alone=120)
+train_on(speaker, part, 180)
+train_behind(speaker, part, bins[HELD_OUT:], 70)
 
 # %% tags=["speak"]
 texts = held_out[0]
 with evaluating(speaker), torch.no_grad():
-    told, told_bins, told_weights = speaker(texts, held_out[1])
+    told, _, told_weights = speaker(texts, held_out[1])
     written, written_bins, written_weights = generate(speaker, texts, n_frames // 5)
 
 
@@ -846,25 +919,39 @@ def nearest(written: Tensor, recorded: Tensor) -> Tensor:
     return torch.cdist(written.flatten(1), recorded.flatten(1), p=1).argmin(dim=1)
 
 
+# %% tags=["without-network"]
+held = given_frames(held_out[1], 5).repeat_interleave(5, dim=1)
+spoken = torch.arange(n_frames, device=device) < held_out[2][:, None]  # (B, T)
+mean = part[1].mean(0) * spoken[..., None]
+
 # %% tags=["speaker-result"]
 places = (texts != PAD).sum(1)
 own = torch.arange(HELD_OUT, device=device)
 record("pairs", len(pairs))
 rows = []
-for name, mel, fine, weights in (
-    ("the true frames", told, told_bins, told_weights),
-    ("its own frames", written, written_bins, written_weights),
+right = {}
+off = {}
+for name, short, mel, weights in (
+    ("network, given the true frames", "true", told, told_weights),
+    ("no network, the given frame held", "held", held, None),
+    ("network, given its own frames", "own", written, written_weights),
+    ("no network, mean of all readings", "mean", mean, None),
 ):
-    share = near_diagonal(weights, held_out[2] / 5, places)
-    claim(share > 0.9, "the attention stays near the diagonal")
-    off = [F.l1_loss(mel, held_out[1]), F.l1_loss(fine, bins[:HELD_OUT])]
-    right = int((nearest(mel, mels[: len(pairs)]) == own).sum())
-    record(f"right.{name.split()[-2]}", right)
-    rows.append((name, *(f"{-FLOOR * x:.1f} dB" for x in off), f"{share:.2f}", right))
-columns = ("step told", "mel bands off", "bins off", "near the diagonal", "nearest")
-table(rows, columns)
+    off[short] = -FLOOR * F.l1_loss(mel, held_out[1]).item()
+    right[short] = int((nearest(mel, mels[: len(pairs)]) == own).sum())
+    near = "" if weights is None else near_diagonal(weights, held_out[2] / 5, places)
+    claim(weights is None or near > 0.85, "the attention stays near the diagonal")
+    record(f"right.{short}", right[short])
+    rows.append((name, near and f"{near:.2f}", f"{off[short]:.1f} dB", right[short]))
+table(rows, ("frames from", "near the diagonal", "off by", "nearest"))
 
-# %% tags=["alignment-figure"] alt="Weights of the attention while a held-out text is spoken, characters from bottom to top, decoder steps from left to right: a dark band climbs from the second character to the last, which it reaches at the orange line; behind the line the weights spread over earlier characters."
+# %% tags=["speaker-claims"]
+claim(right["true"] > right["held"] + 4, "more than the given frame tells")
+claim(right["own"] > right["mean"] + 3, "more than the length tells")
+claim(off["true"] < off["held"] - 1, "and closer than the given frame")
+claim(off["own"] < off["mean"] - 0.5, "and closer than the mean")
+
+# %% tags=["alignment-figure"] alt="Weights of the attention while a held-out text is spoken, characters from bottom to top, decoder steps from left to right: a dark band climbs from the second character to the last, which it reaches at the orange line; behind the line the weights go back to earlier characters."
 chosen = 0
 letters = utterances[1 + chosen].text
 _, axes = plt.subplots(figsize=(5, 2.8))
@@ -872,11 +959,16 @@ picture = written_weights[chosen, :, : len(letters)].T.cpu()
 axes.imshow(picture, aspect="auto", origin="lower", cmap="gray_r")
 axes.set_yticks(range(len(letters)), letters.replace(" ", "_"))
 axes.set_xlabel("decoder step")
-seconds = lengths[chosen].item() / 5
-axes.axvline(seconds - 0.5, color=plots.COLOURS[1], linewidth=1.5)
+end = lengths[chosen].item() / 5  # of the recording
+axes.axvline(end - 0.5, color=plots.COLOURS[1], linewidth=1.5)
 axes.set_axisbelow(True)
 
-# %% tags=["spectrogram-figure"] alt="Two spectrograms of the same held-out text, one above the other, 1,025 bins over time. That of eSpeak NG has two words, each begun by noise in the upper bins; that of the network has the first, and dark bands through to the end of the second without its noise. Silence behind both."
+# %% tags=["alignment-claims"]
+before = picture[:, : int(end)]  # (characters, steps)
+claim(before.topk(2, dim=0).values.sum(0).mean() > 0.85, "one or two characters a step")
+claim(before[0].mean() < 0.2, "and hardly the first")
+
+# %% tags=["spectrogram-figure"] alt="Two spectrograms of the same held-out text, one above the other, 1,025 bins over time. That of eSpeak NG has two words, each begun by noise in the upper bins; that of the network has the dark bands of both words, blurred into each other. Silence behind both."
 _, axes = plt.subplots(2, 1, figsize=(5, 4), sharex=True)
 for axis, picture, name in (
     (axes[0], bins[chosen], "eSpeak NG"),
@@ -908,8 +1000,8 @@ sound.play(sounds)
 # ## What we saw
 #
 # - Griffin-Lim makes a sound of magnitudes alone, and the error falls at each step.
-# - The more frames a step writes, the sooner the attention finds the diagonal.
-# - A small network speaks pairs of digits that it has not been trained on.
+# - With 5 frames a step the attention finds the diagonal sooner than with 1.
+# - A small network follows texts that it has not been trained on.
 #
 # ## Exercises
 
@@ -924,7 +1016,7 @@ table(rows, ("r", "decoder steps", "parameters"))
 
 # %% tags=["solution-2"]
 pulse = torch.zeros(1, 1, 7)
-pulse[..., 3] = 1
+pulse[..., 3] = 1  # a row of zeros with a single 1
 pooled = F.max_pool1d(F.pad(pulse, (0, 1)), 2, stride=1)
 
 # %% tags=["solution-2-result"]
@@ -955,3 +1047,13 @@ difference = 20 * math.log10(ratio)
 # %% tags=["solution-4-result"]
 claim(abs(difference - 24) < 1e-9, "20 dB become 24 dB")
 table([("20 dB", f"{difference:.0f} dB")], ("difference before", "after"))
+
+# %% tags=["solution-5"]
+align(10, 0)
+record("updates.10", crossing(shares[10, 0]))
+
+# %% tags=["solution-5-result"]
+claim(shares[10, 0][-1] >= ENOUGH, "r = 10 gets there")
+claim(abs(crossing(shares[10, 0]) - sum(updates[5]) / 3) < 20, "about when r = 5 does")
+rows = [(10, f"{crossing(shares[10, 0]):.0f}"), (5, spread(updates[5], ".0f"))]
+table(rows, ("r", "updates until aligned"))

@@ -1,5 +1,6 @@
 """Sound, network, losses and training of notebooks/tacotron.py."""
 
+import copy
 import math
 
 import librosa
@@ -75,8 +76,9 @@ def test_macs_are_those_of_matrix_products():
         return bank + 3 * K * width * c_mid + 3 * c_mid * c_in + widen + 8 * width**2 + gru
 
     text = 9 * (64 * 64 + 64 * 32 + cbhg(32, 32, 8, 32))
-    step = 40 * 64 + 64 * 32 + 3 * 96 * (32 + 96) + 96 * 96 + 160 * 96 + 2 * 3 * 96 * 192
-    steps = 6 * (step + 96 * 80) + 9 * 64 * 96 + 6 * 9 * (96 + 64)
+    D = 64  # of the decoder
+    step = 40 * 64 + 64 * 32 + 3 * D * (32 + D) + D * D + (D + 64) * D + 2 * 3 * D * 2 * D
+    steps = 6 * (step + D * 80) + 9 * 64 * D + 6 * 9 * (D + 64)
     behind = 12 * (cbhg(40, 32, 4, 64) + 64 * 1025)
     assert found == text + steps + behind
 
@@ -128,14 +130,22 @@ def test_silence_has_level_0_and_a_magnitude_of_1_has_1():
 
 @pytest.mark.parametrize("momentum", [0.0, 0.99])
 def test_griffin_lim_is_that_of_librosa(momentum):
-    magnitude = t.stft(noise(6_000)).abs()
+    magnitude = t.stft(noise(22 * t.HOP)).abs()
     found, errors = t.griffin_lim(magnitude, torch.zeros_like(magnitude), 4, momentum)
-    expected = t.by_librosa(magnitude, 4, momentum)
-    networks.close(found, expected, 1e-3)
     how = {"hop_length": t.HOP, "win_length": t.WINDOW, "momentum": momentum, "init": None}
     reference = librosa.griffinlim(magnitude.numpy(), n_iter=4, **how)
-    networks.close(expected, torch.from_numpy(reference), 0)
+    networks.close(found, torch.from_numpy(reference), 1e-3)
+    networks.close(t.by_scipy(magnitude, 4, momentum).float(), torch.from_numpy(reference), 1e-3)
     assert len(errors) == 4
+
+
+def test_the_transforms_of_scipy_are_scaled_as_ours():
+    wave = noise(22 * t.HOP)
+    found = t.scipy_stft(wave.double().numpy())
+    assert np.abs(found - t.stft(wave).numpy()).max() < 1e-5 * np.abs(found).max()
+    bent = found * np.exp(1j * np.abs(found))
+    ours = t.istft(torch.from_numpy(bent).to(torch.complex64))
+    networks.close(torch.from_numpy(t.scipy_istft(bent)).float(), ours, 1e-4)
 
 
 def test_the_error_of_griffin_lim_never_rises_and_is_0_at_the_true_phases():
@@ -348,8 +358,8 @@ def test_the_network_runs_forward_and_backward_on_the_meta_device():
     with torch.device("meta"):
         numbers, mel = torch.ones(2, 9, dtype=torch.long), torch.zeros(2, 20, 40)
         lengths = torch.full((2,), 17)
-    frames, guided, found = t.losses(model, numbers, mel, lengths)
-    (frames + guided + model.bins(model.post(found)).sum()).backward()
+    frames, guided = t.losses(model, numbers, mel, lengths)
+    (frames + guided + model(numbers, mel)[1].sum()).backward()
     assert all(p.grad is not None for p in model.parameters())
 
 
@@ -386,9 +396,8 @@ def test_losses_are_mean_absolute_error_and_the_guide_in_steps():
     numbers = torch.randint(3, 20, (2, 6))
     numbers[1, 4:] = t.PAD
     mel, lengths = noise(2, 20, 40), torch.tensor([20, 13])
-    frames, guided, found = t.losses(model, numbers, mel, lengths)
+    frames, guided = t.losses(model, numbers, mel, lengths)
     expected, _, weights = model(numbers, mel)
-    networks.close(found, expected)
     networks.close(frames, (expected - mel).abs().mean())
     steps, places = torch.tensor([4, 2.6]), torch.tensor([6, 4])
     networks.close(guided, t.guided_loss(weights, steps, places))
@@ -420,8 +429,8 @@ def test_a_step_follows_a_gradient_no_longer_than_1():
     networks.close(weight.detach(), torch.tensor([2.3, 3.1]))
 
 
-def test_training_ends_when_aligned_and_counts_each_ten_steps(monkeypatch):
-    rates, values = [], iter([0.1, 0.79, 0.8, 0.9])
+def test_training_ends_when_aligned_and_measures_each_five_updates(monkeypatch):
+    rates, values = [], iter([0.3, 0.1, 0.59, 0.6, 0.9])
 
     def step(optimizer, loss):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -430,12 +439,36 @@ def test_training_ends_when_aligned_and_counts_each_ten_steps(monkeypatch):
     monkeypatch.setitem(t._namespace, "step", step)
     monkeypatch.setitem(t._namespace, "aligned", lambda *_: next(values))
     part = batch()
-    assert t.until_aligned(fresh(5), part, part) == [0.1, 0.79, 0.8]
-    assert len(rates) == 30
-    assert rates[0] == pytest.approx(0.0002) and rates[25] == pytest.approx(0.0051)
+    assert t.until_aligned(fresh(5), part, part) == [0.3, 0.1, 0.59, 0.6]
+    assert len(rates) == 15
+    assert rates[0] == pytest.approx(0.0002) and rates[10] == pytest.approx(0.0051)
     values = iter([0.1] * 9)
     monkeypatch.setitem(t._namespace, "aligned", lambda *_: next(values))
-    assert t.until_aligned(fresh(5), part, part, most=20) == [0.1, 0.1]
+    assert t.until_aligned(fresh(5), part, part, most=10) == [0.1] * 3
+
+
+def test_training_follows_the_frames_and_a_tenth_of_the_guide(monkeypatch):
+    seen = []
+    values = iter([0.3, 0.9])
+
+    def step(optimizer, loss):
+        seen.append(loss.item())
+        optimizer.step()
+
+    parts = torch.tensor(2.0), torch.tensor(30.0)
+    monkeypatch.setitem(t._namespace, "aligned", lambda *_: next(values))
+    monkeypatch.setitem(t._namespace, "losses", lambda model, *x: (seen.append(x), parts)[1])
+    monkeypatch.setitem(t._namespace, "step", step)
+    numbers, mel, _ = batch()
+    t.until_aligned(fresh(5), (numbers, mel, torch.arange(40)), ())
+    assert len(seen) == 10 and seen[1::2] == [5.0] * 5
+    for chosen, frames, i in seen[::2]:
+        assert len(i) == 16 and torch.equal(chosen, numbers[i]) and torch.equal(frames, mel[i])
+
+
+def test_the_crossing_lies_on_a_line_between_the_last_two_measurements():
+    assert t.crossing([0.2, 1.0]) == pytest.approx(2.5)
+    assert t.crossing([0.3, 0.35, 0.5, 0.9]) == pytest.approx(11.25)
 
 
 def test_the_guide_brings_the_attention_to_the_diagonal():
@@ -461,9 +494,58 @@ def test_a_batch_is_learnt_with_both_errors():
         return F.l1_loss(found, mel).item(), F.l1_loss(fine, bins).item()
 
     before = off()
-    t.train_on(model, (numbers, mel, lengths), bins, 40, alone=10)
+    t.train_on(model, (numbers, mel, lengths), 40)
     after = off()
-    assert after[0] < before[0] / 3 and after[1] < before[1] / 3
+    assert after[0] < before[0] / 2
+    t.train_behind(model, (numbers, mel, lengths), bins, 30)
+    assert off()[0] == after[0]
+    after = off()
+    assert after[1] < before[1] / 3
+
+
+def test_training_on_follows_one_cycle_of_16_texts_and_8_for_the_bins(monkeypatch):
+    model = fresh(5)
+    numbers, mel, lengths = batch()
+    rates, sizes, found = [], [], []
+
+    def step(optimizer, loss):
+        rates.append(optimizer.param_groups[0]["lr"])
+        found.append(loss.item())
+        optimizer.step()
+
+    def losses(model, *x):
+        sizes.append([len(part) for part in x])
+        return torch.tensor(2.0), torch.tensor(30.0)
+
+    monkeypatch.setitem(t._namespace, "step", step)
+    monkeypatch.setitem(t._namespace, "losses", losses)
+    t.train_on(model, (numbers, mel, lengths), 10)
+    assert sizes == [[16] * 3] * 10 and found == [5.0] * 10
+    expected = torch.optim.Adam(model.parameters(), lr=0.01)
+    schedule = t.training.one_cycle(expected, 10)
+    wanted = []
+    for _ in range(10):
+        wanted.append(expected.param_groups[0]["lr"])
+        expected.step()
+        schedule.step()
+    assert rates == pytest.approx(wanted)
+
+    rates.clear()
+    found.clear()
+    seen = []
+    model.post.register_forward_hook(lambda m, inputs, y: seen.append((m.training, inputs[0], y)))
+    bins = torch.rand(40, 10, 1025)
+    first = copy.deepcopy(model.bins)
+    torch.manual_seed(3)
+    t.train_behind(model.train(), (numbers, mel, lengths), bins, 10)
+    assert rates == pytest.approx(wanted)
+    torch.manual_seed(3)
+    i = torch.randint(40, (8,))
+    training, frames, y = seen[0]
+    assert training and not frames.requires_grad
+    with torch.no_grad():
+        networks.close(frames, model.eval()(numbers, mel)[0][i], 1e-4)
+        networks.close(torch.tensor(found[0]), (first(y) - bins[i]).abs().mean(), 1e-3)
 
 
 def test_the_nearest_recording_is_that_of_the_smallest_absolute_difference():
