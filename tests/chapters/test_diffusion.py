@@ -181,7 +181,7 @@ def test_steps_are_told_apart_and_so_are_labels():
 
 @pytest.mark.parametrize("d", [2, 5])
 def test_sinusoids_refuse_a_width_that_they_cannot_fill(d):
-    with pytest.raises(AssertionError, match="d must be even and above 2"):
+    with pytest.raises(AssertionError, match="d must be even and at least 4"):
         diffusion.sinusoids(torch.tensor([0]), d)
     assert diffusion.sinusoids(torch.tensor([3]), 4).shape == (1, 4)
 
@@ -512,7 +512,7 @@ def test_the_distance_within_a_digit_looks_at_pairs_of_one_digit():
     features = torch.tensor([[0.0, 0], [3, 4], [100, 0], [100, 1], [100, 2], [9, 9]])
     y = torch.tensor([1, 1, 7, 7, 7, 8])  # the 8 has no second one and does not count
     assert diffusion.within(features, y) == pytest.approx((5 + 4 / 3) / 2)
-    assert math.isnan(diffusion.within(features[-1:], y[-1:]))
+    assert diffusion.within(features[-1:], y[-1:]) == 0
 
 
 def test_the_outermost_pixels_are_those_of_the_four_sides():
@@ -540,6 +540,8 @@ def test_the_judge_reads_sixteen_features_and_answers_for_ten_digits():
     x = torch.rand(3, 1, 16, 16)
     assert judge.features(x).shape == (3, 16)
     networks.close(judge(x), judge.classifier(judge.features(x).relu()))
+    convolutions = (25 * 16 + 16) + 2 * 16 + (9 * 16 * 32 + 32) + 2 * 32
+    assert parameters_of(judge) == convolutions + (512 * 16 + 16) + (16 * 10 + 10)
     assert networks.runs_on_meta(on_meta(diffusion.Judge), 5, 1, 16, 16).shape == (5, 10)
     networks.learns(judge, torch.rand(10, 1, 16, 16), rate=0.01, steps=40)
 
