@@ -179,6 +179,13 @@ def test_steps_are_told_apart_and_so_are_labels():
     networks.close(found[1], torch.cat((angles.sin(), angles.cos())))
 
 
+@pytest.mark.parametrize("d", [2, 5])
+def test_sinusoids_refuse_a_width_that_they_cannot_fill(d):
+    with pytest.raises(AssertionError, match="d must be even and at least 4"):
+        diffusion.sinusoids(torch.tensor([0]), d)
+    assert diffusion.sinusoids(torch.tensor([3]), 4).shape == (1, 4)
+
+
 def test_levels_are_counted_whole():
     network = on_meta(diffusion.UNet)
     rows = diffusion.level_rows(network, diffusion.CIFAR, 32)
@@ -502,9 +509,29 @@ def test_the_frechet_distance_of_known_clouds():
 
 
 def test_the_distance_within_a_digit_looks_at_pairs_of_one_digit():
-    features = torch.tensor([[0.0, 0], [3, 4], [100, 0], [100, 1], [100, 2]])
-    y = torch.tensor([1, 1, 7, 7, 7])
+    features = torch.tensor([[0.0, 0], [3, 4], [100, 0], [100, 1], [100, 2], [9, 9]])
+    y = torch.tensor([1, 1, 7, 7, 7, 8])  # the 8 has no second one and does not count
     assert diffusion.within(features, y) == pytest.approx((5 + 4 / 3) / 2)
+    assert diffusion.within(features[-1:], y[-1:]) == 0
+
+
+def test_the_outermost_pixels_are_those_of_the_four_sides():
+    pictures = torch.zeros(2, 1, 4, 5)  # 14 of 20 pixels touch a side
+    pictures[:, :, 1:-1, 1:-1] = 1
+    assert diffusion.outermost(pictures) == 0
+    for place in ((0, 2), (3, 2), (1, 0), (1, 4)):
+        marked = pictures.clone()
+        marked[0, 0, place[0], place[1]] = 1
+        assert diffusion.outermost(marked) == pytest.approx(1 / 28)
+
+
+def test_draws_are_balanced_and_share_no_picture():
+    y = torch.tensor([1, 0, 1, 0, 0, 1, 1, 0, 1, 0])
+    x = torch.arange(10.0).view(10, 1, 1, 1)
+    drawn = [diffusion.balanced((x, y), number, 2) for number in (0, 1)]
+    assert [labels.tolist() for _, labels in drawn] == [[0, 0, 1, 1]] * 2
+    assert drawn[0][0].flatten().tolist() == [1, 3, 0, 2]
+    assert drawn[1][0].flatten().tolist() == [4, 7, 5, 6]
 
 
 def test_the_judge_reads_sixteen_features_and_answers_for_ten_digits():
@@ -513,6 +540,8 @@ def test_the_judge_reads_sixteen_features_and_answers_for_ten_digits():
     x = torch.rand(3, 1, 16, 16)
     assert judge.features(x).shape == (3, 16)
     networks.close(judge(x), judge.classifier(judge.features(x).relu()))
+    convolutions = (25 * 16 + 16) + 2 * 16 + (9 * 16 * 32 + 32) + 2 * 32
+    assert parameters_of(judge) == convolutions + (512 * 16 + 16) + (16 * 10 + 10)
     assert networks.runs_on_meta(on_meta(diffusion.Judge), 5, 1, 16, 16).shape == (5, 10)
     networks.learns(judge, torch.rand(10, 1, 16, 16), rate=0.01, steps=40)
 
@@ -531,10 +560,14 @@ def test_what_is_judged_are_pictures_between_zero_and_one():
     right, distance, spread = diffusion.judged(judge, x, answers, real)
     assert right == 1
     assert distance == pytest.approx(diffusion.frechet_distance(features, real), rel=1e-4)
-    y = torch.arange(40) % 4
-    right, _, spread = diffusion.judged(judge, x, y, real)
-    assert right == pytest.approx((answers == y).double().mean().item())
-    assert spread == pytest.approx(diffusion.within(features, y), rel=1e-4)
+    assert spread == pytest.approx(diffusion.within(features, answers), rel=1e-4)
+    y = answers.clone()
+    y[:30:2] = (y[:30:2] + 1) % 10
+    right, distance, spread = diffusion.judged(judge, x, y, real)
+    assert right == pytest.approx(25 / 40)
+    assert distance == pytest.approx(diffusion.frechet_distance(features, real), rel=1e-4)
+    same = answers == y
+    assert spread == pytest.approx(diffusion.within(features[same], y[same]), rel=1e-4)
 
 
 # ---- solutions -----------------------------------------------------------------------------------
