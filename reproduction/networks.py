@@ -287,7 +287,7 @@ class Entry:
     differs: str = ""
 
 
-BIASES = "biases in front of batch norm there, which subtracts them"
+BIASES = "biases in front of batch norm, which subtracts them"
 NETWORKS: dict[str, Entry] = {}
 for _size, _depth, _count in (
     ("A", 11, 28_518_244),
@@ -297,7 +297,7 @@ for _size, _depth, _count in (
 ):
     NETWORKS[f"vgg{_depth}"] = Entry(
         lambda K, size=_size: vgg(size, "ConvRelu", K),
-        "VGG as published, without batch norm: try --lr 0.01 (its own name there has batch norm)",
+        "VGG as published, without batch norm; try --lr 0.01 (that name has batch norm there)",
     )
     NETWORKS[f"vgg{_depth}_bn"] = Entry(
         lambda K, size=_size: vgg(size, "ConvNormRelu", K),
@@ -314,7 +314,7 @@ NETWORKS["inceptionv3"] = Entry(
     inceptionv3,
     "torchvision's Inception-v3 behind a stem of stride 1, no auxiliary head",
     22_318_148,
-    "DIFF",
+    "a 3x3 in place of the 1x1 behind the pooling of the first three modules",
 )
 NETWORKS["xception"] = Entry(
     xception,
@@ -348,7 +348,7 @@ for _depth, (_block, _preact), _depths in (
         lambda K, block=_preact, depths=_depths: preactivated(block, depths, K),
         "ResNet with pre-activation, a norm behind the last block",
         COUNTS.get(f"preactresnet{_depth}"),
-        "DIFF",
+        f"{BIASES}; a norm behind the stem in place of the last one",
     )
     NETWORKS[f"seresnet{_depth}"] = Entry(
         lambda K, block=_block, depths=_depths: resnet(block, depths, K, change=excited),
@@ -356,14 +356,12 @@ for _depth, (_block, _preact), _depths in (
         COUNTS.get(f"seresnet{_depth}"),
         BIASES,
     )
-NETWORKS["wideresnet"] = Entry(
-    wideresnet, "Wide ResNet-40-10 without dropout", 55_914_020, "DIFF"
-)
+NETWORKS["wideresnet"] = Entry(wideresnet, "Wide ResNet-40-10 without dropout", 55_914_020, BIASES)
 NETWORKS["resnext50"] = Entry(
     lambda K: resnext((3, 4, 6, 3), 32, 4, K),
     "ResNeXt-50 32x4d, only the 3x3 grouped, behind a 3x3 stem",
     14_788_772,
-    "the first 1x1 of each block is grouped there, and the widths are others",
+    "the first 1x1 of each block is grouped, too",
 )
 NETWORKS["resnext101"] = Entry(
     lambda K: resnext((3, 4, 23, 3), 32, 8, K), "ResNeXt-101 32x8d behind a 3x3 stem"
@@ -383,10 +381,13 @@ NETWORKS["shufflenet"] = Entry(
     shufflenet,
     "ShuffleNet 1x, g = 3, behind a 3x3 stem; first 1x1 of stage 2 not grouped",
     1_012_108,
-    "DIFF",
+    f"first 1x1 of stage 2 grouped; {BIASES}",
 )
 NETWORKS["shufflenetv2"] = Entry(
-    shufflenetv2, "ShuffleNet V2 1x behind a 3x3 stem", 1_360_896, "DIFF"
+    shufflenetv2,
+    "ShuffleNet V2 1x behind a 3x3 stem",
+    1_360_896,
+    f"the branch that halves the map keeps its channels up to the last 1x1; {BIASES}",
 )
 NETWORKS["mobilenet"] = Entry(
     mobilenet,
@@ -395,13 +396,16 @@ NETWORKS["mobilenet"] = Entry(
     f"{BIASES} (of the pointwise convolutions)",
 )
 NETWORKS["mobilenetv2"] = Entry(
-    mobilenetv2, "torchvision's MobileNetV2 1x, stem of stride 1", 2_369_380, "DIFF"
+    mobilenetv2,
+    "torchvision's MobileNetV2 1x, stem of stride 1",
+    2_369_380,
+    f"a 1x1 stem, an expansion in the first block; {BIASES}",
 )
 NETWORKS["squeezenet"] = Entry(
     squeezenet, "SqueezeNet 1.0 with batch norm, which the paper has not; 3x3 stem", 781_156
 )
 NETWORKS["smallnet"] = Entry(
-    smallnet, "three convolutions with group norm, 25 thousand parameters: to try the scripts"
+    smallnet, "three convolutions with group norm, 30 thousand parameters: to try the scripts"
 )
 
 
