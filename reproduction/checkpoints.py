@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 KIND = "checkpoint of reproduction/train.py, version 1"
+ABOUT = ("net", "data", "seed", "epoch", "settings")  # what a file says of its weights
 
 
 class FileError(Exception):
@@ -90,7 +91,7 @@ def read(file: Path):
 def load_weights(network: nn.Module, file: Path, name: str) -> dict:
     """Fill a network from weights or a checkpoint of train.py, or from any state dictionary.
 
-    Returns what else the file says: net, data, seed, where train.py has written it.
+    Returns what else the file says, see ABOUT, where train.py has written it.
     """
     if not file.is_file():
         raise FileError(f"there is no file {file}")
@@ -103,4 +104,4 @@ def load_weights(network: nn.Module, file: Path, name: str) -> dict:
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = "\n".join(str(error).splitlines()[:4])
         raise FileError(f"{file} does not fit {name}: {reason}") from error
-    return {key: value for key, value in about.items() if key in ("net", "data", "seed", "epoch")}
+    return {key: value for key, value in about.items() if key in ABOUT}

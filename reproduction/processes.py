@@ -86,8 +86,23 @@ def join(*, gpu: bool, cpu: bool) -> Processes:
         torch.accelerator.set_device_index(local)
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return Processes(0, 1, device)
-    dist.init_process_group(device_id=device if available else None)
+    dist.init_process_group(device_id=device if available else None, **meeting_point())
     return Processes(dist.get_rank(), dist.get_world_size(), device)
+
+
+def meeting_point() -> dict:
+    """Where the processes of this start meet; on one machine not where those of the last one did.
+
+    Torchrun lends its workers a store in which the addresses of the dead remain, and those started
+    again would call them (pytorch#135712). On several machines the counts of starts may differ: there
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 gives each start a new store.
+    """
+    env = os.environ
+    if env.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or env["GROUP_WORLD_SIZE"] != "1":
+        return {}
+    store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False)
+    store = dist.PrefixStore(f"start {env['TORCHELASTIC_RESTART_COUNT']}", store)
+    return {"store": store, "rank": int(env["RANK"]), "world_size": int(env["WORLD_SIZE"])}
 
 
 def leave() -> None:

@@ -91,7 +91,8 @@ def test(options: argparse.Namespace) -> None:
         print(f"{path} has the reading of the test part by train.py; --again reads anew.")
         measured = found["test"]
     else:
-        parts = data.load(options.data or about.get("data", "cifar100"))
+        first = about.get("settings", {}).get("first")
+        parts = data.load(options.data or about.get("data", "cifar100"), first=first)
         measured = measure(options, network, about, parts)
         if finished:
             note_reading(path, about["seed"], found)
@@ -101,8 +102,8 @@ def test(options: argparse.Namespace) -> None:
     print(f"top-5 error {measured['top5_error']:.2f} %")
 
 
-def main() -> int:
-    options = parser().parse_args()
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
     try:
         test(options)
     except (data.DataError, checkpoints.FileError, processes.NoDevice) as error:

@@ -42,12 +42,12 @@ files, in runs/NAME (NAME: network and data, or --name)
   The same command again goes on after the last whole epoch and gives the losses of an unbroken run.
 
 several GPUs or machines
-  torchrun --nproc-per-node 4 --max-restarts 3 reproduction/train.py --net resnet50
+  torchrun --standalone --nproc-per-node 4 --max-restarts 3 reproduction/train.py --net resnet50
   --batch stays what it is: it is divided among the processes and --accumulate, so the losses are those
   of one process to rounding. Batch norm measures the whole batch on GPUs (SyncBatchNorm), the share
   of each process on CPUs, and each of the parts of --accumulate alone. When a worker dies torchrun
-  starts all of them again, and they go on from the last checkpoint; --runs must be a folder that all
-  machines see.
+  starts all of them again, and they go on from the last checkpoint. On several machines --runs must be
+  a folder that all see; start torchrun there with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 set.
 
 exit codes
   0 done; 2 wrong use, no data, a file that cannot be used; 3 the loss is not finite; 130 interrupted
@@ -205,12 +205,8 @@ def train(run: steps.Run, folder: Path) -> tuple[list[dict], dict]:
                 sys.stdout.flush()
     measured = steps.evaluate(run, test.open(again=settings.peek_test))
     if process.first:
-        content = {
-            "net": settings.net,
-            "data": settings.data,
-            "seed": run.seed,
-            "epoch": settings.epochs,
-        }
+        content = {"net": settings.net, "data": settings.data, "seed": run.seed}
+        content |= {"epoch": settings.epochs, "settings": settings.plain()}
         content |= {"model": run.network.state_dict()}
         checkpoints.write(folder / "weights.pt", lambda opened: torch.save(content, opened))
     return history, measured
@@ -283,8 +279,8 @@ def surroundings(process: processes.Processes) -> dict:
     name = platform.processor() or platform.machine()
     if process.device.type == "cuda":
         name = torch.cuda.get_device_name(process.device)
-    versions = {p: importlib.metadata.version(p) for p in ("torch", "torchvision", "timm", "numpy")}
-    versions["python"] = platform.python_version()
+    versions = {p: importlib.metadata.version(p) for p in ("torchvision", "timm", "numpy")}
+    versions |= {"torch": torch.__version__, "python": platform.python_version()}
     return {
         "device": f"{process.device.type}: {name}",
         "processes": process.world,
@@ -338,9 +334,9 @@ def train_seeds(options: argparse.Namespace, process: processes.Processes) -> No
         if process.first:
             record(folder / "result.json", run, found)
             process.say(f"seed {seed}: {words(found)}")
-    process.say(
-        f"{summary(checkpoints.read_json(folder / 'result.json'))}\n{folder / 'result.json'}"
-    )
+    if process.first:
+        print(summary(checkpoints.read_json(folder / "result.json")))
+        print(folder / "result.json")
 
 
 def forget(folder: Path) -> None:
@@ -368,10 +364,10 @@ def summary(content: dict) -> str:
     return said
 
 
-def main() -> int:
-    options = parser().parse_args()
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
     process = processes.Processes(int(os.environ.get("RANK", 0)), 1, torch.device("cpu"))
-    again = f"the same command goes on: {shlex.join(['python', *sys.argv])}"
+    again = f"the same command goes on: {shlex.join(['python', sys.argv[0], *(arguments or sys.argv[1:])])}"
     try:
         process = processes.join(gpu=options.gpu, cpu=options.cpu)
         train_seeds(options, process)
