@@ -82,7 +82,8 @@ def train_epoch(run: Run, epoch: int, tick=lambda: None) -> float:
     found, due = run.optimizer.param_groups[0]["lr"], recipe.rate_at_end(run.settings, epoch)
     if abs(found - due) > 1e-9 * due:
         raise RuntimeError(f"epoch {epoch + 1} ends with the rate {found:g}, not {due:g}")
-    return ((losses * sizes).double().sum() / sizes.sum()).item()
+    losses, sizes = losses.cpu().double(), sizes.cpu().double()
+    return ((losses * sizes).sum() / sizes.sum()).item()
 
 
 def train_step(run: Run, x: Tensor, y: Tensor, how, chosen: Tensor) -> Tensor:

@@ -207,7 +207,7 @@ def train(run: steps.Run, folder: Path) -> tuple[list[dict], dict]:
     if process.first:
         content = {"net": settings.net, "data": settings.data, "seed": run.seed}
         content |= {"epoch": settings.epochs, "settings": settings.plain()}
-        content |= {"model": run.network.state_dict()}
+        content |= {"model": {name: t.cpu() for name, t in run.network.state_dict().items()}}
         checkpoints.write(folder / "weights.pt", lambda opened: torch.save(content, opened))
     return history, measured
 

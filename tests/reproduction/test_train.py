@@ -456,3 +456,26 @@ def test_a_worker_that_is_killed_is_started_again_and_all_go_on(quietly):
     assert train.main([*command, "--name", "one"]) == 0
     losses = curves("one")["train_loss"]  # rounding grows over 40 epochs
     assert curves("two")["train_loss"] == pytest.approx(losses, rel=1e-2)
+
+
+ON_ACCELERATOR = """
+import sys
+import pretend
+print(pretend.start())
+from reproduction import test, train
+how = "--data digits --first 80 --batch 40 --epochs 2 --gpu --runs".split()
+code = train.main(["--net", "smallnet", *how, sys.argv[1]])
+weights = sys.argv[1] + "/smallnet-digits/seed0/weights.pt"
+sys.exit(code or test.main(["--net", "smallnet", "--weights", weights, "--again", "--gpu"]))
+"""
+
+
+def test_it_trains_and_tests_on_an_accelerator_even_if_a_pretended_one(quietly, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(ROOT / "tests"), str(ROOT))))
+    out, err = (process := quietly("-c", ON_ACCELERATOR, "on")).communicate(timeout=200)
+    assert process.returncode == 0, err
+    seed = result("smallnet-digits", "on")["seeds"]["0"]
+    assert seed["device"].startswith("pretended")
+    measured = checkpoints.read(Path("on/smallnet-digits/seed0/weights.pt"))["model"]
+    assert all(type(value) is torch.Tensor for value in measured.values())
+    assert f"loss {seed['test']['loss']:.4f}" in out
