@@ -413,6 +413,7 @@ def test_help_explains_from_any_folder(quietly):
         assert words in out.lower() or words in out
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_goes_on_to_the_losses_of_an_unbroken_one(quietly):
     command = ["--net", "smallnet", *LONG]
     process = quietly(SCRIPT, *command, "--name", "broken")
@@ -430,6 +431,7 @@ def torchrun(*options: str) -> tuple[str, ...]:
     return ("-m", "torch.distributed.run", *processes, *options, SCRIPT)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_losses_of_one_with_the_whole_batch(quietly):
     command = ["--net", "smallnet", *SHORT]
     process = quietly(*torchrun(), *command, "--accumulate", "2", "--name", "two")
@@ -442,6 +444,7 @@ def test_two_processes_give_the_losses_of_one_with_the_whole_batch(quietly):
         assert curves("two")[name] == pytest.approx(values, rel=1e-4), name
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_started_again_and_all_go_on(quietly):
     command = ["--net", "smallnet", *LONG]
     restart = ("--max-restarts", "1", "--monitor-interval", "0.1")
