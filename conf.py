@@ -45,7 +45,7 @@ extensions = [
 # Every .py file would be a notebook: name what is a page instead of what is not.
 include_patterns = ["*.rst", "chapters/*.rst", "notebooks/*.py"]
 # These are not searched: looking through an environment takes seconds.
-exclude_patterns = [".git", ".store", ".venv", "_build", "data"]
+exclude_patterns = [".git", ".store", ".venv", "_build", "data", "runs"]
 nb_custom_formats = {".py": "execution.read"}
 
 nb_execution_mode = "off"  # the extension "execution" has run them

@@ -83,6 +83,8 @@ def project(tmp_path):
         "notebooks/tiny.py": NOTEBOOK,
         "tests/chapters/test_tiny.py": TESTS,
         "tests/loader.py": (ROOT / "tests" / "loader.py").read_text(),
+        "reproduction/__init__.py": "",
+        "reproduction/definitions.py": (ROOT / "reproduction" / "definitions.py").read_text(),
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
