@@ -329,14 +329,13 @@ by_luck = {}
 for n in SIZES:
     by_luck[n] = [100 * (gains[k, n][0] - gains[k, n][1]) for k in SEEDS]
     record_spread(f"luck.{n}", by_luck[n])
-    claim(min(by_luck[n]) > 0.2, f"{n}: less is left on other images, for each seed")
-claim(min(by_luck[50]) > max(by_luck[500]) + 0.5, "luck is smaller with more images")
 for n in (50, 100):
     others = [100 * gains[k, n][1] for k in SEEDS]
     claim(max(others) < 1, f"{n}: on others less than a point is left")
-last_two = protocols["last epoch"] + protocols["chosen on validation"]
-words = "the last epoch and the one chosen on validation are not told apart"
-claim(max(last_two) - min(last_two) < 0.04, words)
+claim(min(by_luck[50]) > max(by_luck[500]), "luck is smaller with more images")
+means = [sum(values) / len(SEEDS) for values in protocols.values()]
+words = "the last epoch and the one chosen on validation are close on average"
+claim(abs(means[0] - means[1]) < 0.03, words)
 
 # %% [markdown]
 # ## What is published
@@ -472,5 +471,5 @@ for _ in range(400):
 ahead = 100 * ahead / 400
 
 # %% tags=["solution-3-result"]
-claim(ahead[0] > ahead[1], "the best seed is ahead by luck, in part")
+claim(ahead[0] > ahead[1] + 0.5, "the best seed is ahead by luck, in part")
 table([[f"{value:.1f}" for value in ahead]], ("points on those that chose", "others"))
