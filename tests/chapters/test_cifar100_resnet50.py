@@ -11,11 +11,12 @@ from torchvision.transforms.v2.functional import rotate
 import networks
 from loader import definitions
 from networks import on_meta, parameters_of
+from reproduction import recipe
+from reproduction.networks import build
 from workbench import checks
 
 cifar = definitions("cifar100_resnet50")
 GREY = torch.full((1, 3, 1, 1), 0.5), torch.full((1, 3, 1, 1), 0.25)
-resnet = definitions("resnet")
 
 
 @pytest.fixture(autouse=True)
@@ -31,11 +32,8 @@ def test_parameters_are_those_of_the_repository():
     assert parameters_of(on_meta(lambda: cifar.cifar_resnet50(10))) == 23_705_252 - 90 * 2049
 
 
-def test_outputs_are_those_of_the_book_s_own_resnet_with_a_3x3_stem():
-    def stem(c_out):
-        return torch.nn.Sequential(resnet.conv_norm(3, c_out, 3), torch.nn.ReLU())
-
-    theirs = resnet.ResNet(resnet.Bottleneck, (3, 4, 6, 3), stem=stem, num_classes=100).eval()
+def test_outputs_are_those_of_the_network_that_the_script_trains():
+    theirs = build("resnet50", 100).eval()
     ours = cifar.cifar_resnet50().eval()
     checks.transplant(ours, theirs)
     x = torch.randn(3, 3, 32, 32)
@@ -70,6 +68,12 @@ def test_the_small_network_halves_three_times_and_runs_on_the_meta_device():
 def test_the_rate_falls_to_a_fifth_with_the_first_step_of_the_epoch(epoch, before, behind):
     assert cifar.rate_at(352 * epoch - 1, 352) == pytest.approx(before)
     assert cifar.rate_at(352 * epoch, 352) == pytest.approx(behind)
+
+
+def test_the_rate_is_that_of_the_script():
+    settings = recipe.Settings("resnet50", "cifar100", epochs=20)
+    rates = [recipe.rate(settings, step, 7) for step in range(7 * 20)]
+    assert [cifar.rate_at(step, 7, 20) for step in range(7 * 20)] == pytest.approx(rates)
 
 
 def test_the_rate_rises_within_the_first_epoch_and_falls_at_shares_of_a_short_run():

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from reproduction import keep
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPT = ROOT / "reproduction" / "keep.py"
 
@@ -17,9 +19,6 @@ def module(file: Path, name: str):
     found = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(found)
     return found
-
-
-keep = module(SCRIPT, "keep")
 
 
 def result(**changed):
