@@ -605,7 +605,10 @@ def conv_norm(c_in: int, c_out: int, stride: int) -> nn.Sequential:
 
 
 class SmallNetwork(nn.Module):
-    """Three convolutions, a mean over the map, a linear layer: (B, C, H, W) -> (B, 10)."""
+    """Three convolutions, a mean over the map, a linear layer.
+
+    (B, c_in, H, W) -> (B, 10).
+    """
 
     def __init__(self, c_in: int, *, width: int = 12):
         super().__init__()
@@ -646,7 +649,7 @@ def softened(x: Tensor, targets: Tensor, amount: float = 0.1):
 
 
 def train(network: nn.Module, part, change=unchanged, *, epochs=18, rate=0.1) -> None:
-    """SGD on batches of 50, each changed by `change`; the rate rises, then falls to 0."""
+    """SGD on batches of 50 that `change` changes; the rate rises, then falls to 0."""
     where = next(network.parameters()).device
     x, y = (t.to(where) for t in part)
     targets = F.one_hot(y, 10).float()
@@ -761,7 +764,7 @@ claim(larger, "on digits smoothing makes the calibration error larger, seeds apa
 
 # %% tags=["hide"]
 def hide(x: Tensor, side: int) -> Tensor:
-    """Set a square of each picture (B, C, H, W) to 0, the mean, at a place drawn once."""
+    """Set a square of each picture (B, C, H, W) to 0 at a place that seed 0 draws."""
     generator = torch.Generator().manual_seed(0)
     hidden = x.clone()
     places = torch.randint(x.shape[2] - side + 1, (len(x), 2), generator=generator)
