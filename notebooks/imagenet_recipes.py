@@ -723,7 +723,7 @@ for (name, change), columns in calibrated.items():
 heads = ("data", "smoothing", "mean confidence", "accuracy", "calibration error")
 table(rows, heads)
 
-# %% tags=["calibrated-figure"] alt="Accuracy against confidence, two panels with a dashed diagonal. Digits: the line without smoothing lies somewhat above the diagonal, the line with smoothing far above it. Patches: the line without smoothing lies below the diagonal, the line with smoothing near or above it."
+# %% tags=["calibrated-figure"] alt="Accuracy against confidence, two panels with a dashed diagonal. Digits: the line without smoothing lies somewhat above the diagonal, the line with smoothing far above it. Patches: the line without smoothing lies below the diagonal, the line with smoothing near it, on both sides."
 _, both = plt.subplots(1, 2, figsize=(5, 2.8), sharey=True)
 colours = {"unchanged": plots.COLOURS[1], "softened": plots.COLOURS[0]}
 for axes, name in zip(both, data):
@@ -827,20 +827,18 @@ for change in ("unchanged", "random_mixup"):
             found.append(p.gather(1, y[differ, None]).flatten())
         between[change, number] = torch.stack(found)  # (shares, pairs)
 
-# %% tags=["between-figure"] alt="Confidence in the digit against its share of a blend of two digits. A dashed diagonal. Without mixup the line stays low up to a share of 0.6 and rises steeply at the end. With mixup it lies nearer the diagonal in the middle and ends a little lower."
+# %% tags=["between-figure"] alt="Distance between the confidence in a digit and its share of a blend, against that share, two lines in bands of three seeds. Both are near 0 at a share of 0 and rise to a hill in the middle, where the line with mixup lies below the line without."
 _, axes = plt.subplots(figsize=(5, 2.8))
-axes.plot((0, 1), (0, 1), "--", color=plots.QUIET, linewidth=1)
 ends = {}
-for change, colour in (
-    ("unchanged", plots.COLOURS[1]),
-    ("random_mixup", plots.COLOURS[0]),
-):
-    runs = torch.stack([between[change, n].mean(1) for n in SEEDS])
+colours = {"unchanged": plots.COLOURS[1], "random_mixup": plots.COLOURS[0]}
+for change, colour in colours.items():
+    runs = torch.stack([between[change, n] for n in SEEDS])
+    away = (runs - torch.tensor(SHARES)[:, None]).abs().mean(2)
     name = {"unchanged": "without", "random_mixup": "with mixup"}[change]
-    ends[name] = plots.seed_band(axes, SHARES, runs, colour)
-axes.set(xlabel="share of the digit in the blend", ylabel="confidence in it")
-axes.set(xlim=(0, 1.3), ylim=(0, 1), xticks=SHARES)
-plots.label_ends(axes, ends, (plots.COLOURS[1], plots.COLOURS[0]))
+    ends[name] = plots.seed_band(axes, SHARES, away, colour)
+axes.set(xlabel="share of the digit in the blend", ylabel="distance")
+axes.set(xlim=(0, 1.3), ylim=(0, None), xticks=SHARES)
+plots.label_ends(axes, ends, tuple(colours.values()))
 
 # %% tags=["between-claims"]
 wanted = torch.tensor(SHARES)[:, None]
@@ -901,6 +899,9 @@ for k, name in enumerate(("average", "network")):
     axes.plot(steps, values, color=plots.COLOURS[k], linewidth=2 - k / 2)
     ends[name] = (steps[-1], values[-1])
 axes.set(xlabel="steps", ylabel="validation loss", yscale="log", xlim=(24, 150))
+axes.minorticks_off()
+axes.set(yticks=(0.6, 1, 2, 3), yticklabels=("0.6", "1", "2", "3"))
+axes.set(xticks=range(30, 121, 30))
 plots.label_ends(axes, ends)
 
 
