@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from torch import nn
 from torch.nn import functional as F
 
@@ -129,21 +128,8 @@ def test_with_the_same_weights_the_text_encoder_gives_what_clip_does():
     networks.close(ours(numbers), theirs(numbers).last_hidden_state)
 
 
-def scheduler(steps):
-    found = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-    found.set_timesteps(steps)
-    return found
-
-
 def test_the_shares_of_signal_are_those_of_diffusers():
-    networks.close(sd.signal_shares(), scheduler(20).alphas_cumprod)
+    networks.close(sd.signal_shares(), sd.reference_scheduler(20).alphas_cumprod)
 
 
 @pytest.mark.parametrize(("steps", "scale", "skipped"), [(10, 1.0, 0), (20, 3.0, 0), (20, 3.0, 7)])
@@ -159,7 +145,7 @@ def test_sampling_goes_through_the_steps_of_diffusers_with_guidance(steps, scale
         )
 
     start, text, empty = torch.randn(2, 4, 4, 8), torch.randn(2, 6, 8), torch.randn(1, 6, 8)
-    theirs, z = scheduler(steps), start
+    theirs, z = sd.reference_scheduler(steps), start
     for number in theirs.timesteps[skipped:]:
         t = number.repeat(2)
         without = unet(z, t, empty.expand(2, -1, -1))
@@ -387,24 +373,41 @@ def test_thick_is_the_brightest_and_thin_the_darkest_of_the_neighbours():
     assert edge[..., -1, -1] < 0.9
 
 
-def test_sheets_hold_the_digits_of_their_prompts():
+def test_sheets_hold_the_digits_that_are_asked():
     styled = {
-        style: torch.arange(10.0).view(10, 1, 1, 1).expand(-1, 1, 16, 16) + shift
+        style: torch.arange(20.0).view(20, 1, 1, 1).expand(-1, 1, 16, 16) + shift
         for style, shift in zip(sd.STYLES, (0, 100, 200), strict=True)
     }
-    pictures, prompts = sd.sheets(styled, torch.arange(10), 60)
-    assert pictures.shape == (60, 1, 16, 32)
-    for picture, prompt in zip(pictures, prompts, strict=True):
-        words = prompt.split()
-        shown = [sd.NAMES.index(word) for word in words if word in sd.NAMES]
-        shift = 100 * ("thick" in words) + 200 * ("thin" in words)
+    labels = torch.arange(20) % 10
+    asked = [("plain", (2,)), ("thick", (7,)), ("thin", (0,)), ("plain", (3, 5)), ("thick", (5, 5))]
+    pictures = sd.written(styled, labels, asked * 9, torch.Generator().manual_seed(0))
+    assert pictures.shape == (45, 1, 16, 32)
+    drawn = set()
+    for picture, (style, shown) in zip(pictures, asked * 9, strict=True):
+        edges = (8,) if len(shown) == 1 else (0, 16)
+        assert sd.places_of(shown) == edges
+        for k, left in zip(shown, edges, strict=True):
+            (value,) = set(picture[0, :, left : left + 16].flatten().tolist())
+            place = int(value) - 100 * sd.STYLES.index(style)
+            assert place % 10 == k
+            drawn.add(place)
         if len(shown) == 1:
-            assert set(picture[0, :, 8:24].flatten().tolist()) == {shown[0] + shift}
             assert not picture[0, :, :8].any()
             assert not picture[0, :, 24:].any()
-        else:
-            assert set(picture[0, :, :16].flatten().tolist()) == {shown[0]}
-            assert set(picture[0, :, 16:].flatten().tolist()) == {shown[1]}
+    assert drawn == {2, 12, 7, 17, 0, 10, 3, 13, 5, 15}  # all digits of a class are used
+
+
+def test_values_are_averaged_by_seed_and_by_style():
+    asked = [("plain", (1,)), ("thick", (2,)), ("thick", (3,))]
+    values = {
+        ("a", 4, 1): torch.tensor([True, False, True]),
+        ("a", 4, 0): torch.tensor([False, False, True]),
+        ("a", 1, 0): torch.tensor([True, True, True]),
+        ("b", 4, 0): torch.tensor([True, True, True]),
+    }
+    assert sd.by_seed(values, asked, "a", 4) == pytest.approx([1 / 3, 2 / 3])
+    assert sd.by_seed(values, asked, "a", 4, "thick") == [0.5, 0.5]
+    assert sd.by_seed(values, asked, "a", 4, "plain") == [0, 1]
 
 
 class Bright(nn.Module):
@@ -443,6 +446,36 @@ def test_a_step_of_training_lowers_the_loss_of_the_vae():
     assert losses[-1] < losses[0] / 10
 
 
+class Squares(nn.Module):
+    """An autoencoder that gives one number everywhere and keeps what it is shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.guess = nn.Parameter(torch.zeros(()))
+        self.shown = []
+
+    def forward(self, x):
+        self.shown.append(x)
+        return self.guess + 0 * x, torch.zeros(2), torch.zeros(2)
+
+
+def test_the_vae_is_shown_squares_of_the_sheets_from_minus_one_to_one():
+    torch.manual_seed(0)
+    columns = torch.linspace(0, 1, 32).expand(9, 1, 16, 32)
+    vae = Squares()
+    losses = sd.train_vae(vae, columns, steps=300)
+    lefts = set()
+    for x in vae.shown:
+        assert x.shape == (sd.CUTS, 1, 16, 16)
+        left = round(31 * (x[0, 0, 0, 0].item() + 1) / 2)
+        expected = 2 * columns[0, 0, 0, left : left + 16] - 1
+        networks.close(x, expected.expand_as(x))
+        lefts.add(left)
+    assert lefts == set(range(17))
+    assert losses[0] == pytest.approx((vae.shown[0] ** 2).mean().item())
+    assert vae.guess.abs() > 0.01
+
+
 def test_a_painter_fits_one_batch_of_noise():
     torch.manual_seed(0)
     painter = sd.Painter(sd.MINI_TEXT, SHALLOW(48))
@@ -463,7 +496,7 @@ def test_painter_learns_and_its_average_follows():
     painter = sd.Painter(sd.MINI_TEXT, SHALLOW(48))
     latents = torch.zeros(8, 4, 4, 8), torch.full((8, 4, 4, 8), -30.0)
     numbers = sd.numbers_of(["two"] * 8)
-    averaged, losses = sd.train(painter, latents, numbers, steps=30, scale=1.0)
+    averaged, losses = sd.train(painter, latents, numbers, steps=30, unit=1.0)
     assert sum(losses[-5:]) < sum(losses[:5]) / 2
     before, after = sd.Judge(), sd.Judge()
     value = before.hidden.weight.detach().clone()
@@ -545,11 +578,11 @@ class Recorder(nn.Module):
         return Recorder()
 
 
-def test_one_prompt_in_ten_is_emptied_and_latents_are_scaled():
+def test_the_prompt_of_one_sample_in_ten_is_emptied_and_latents_are_scaled():
     torch.manual_seed(0)
     recorder, latents = Recorder(), (torch.full((9, 4, 4, 8), 3.0), torch.full((9, 4, 4, 8), -30.0))
     numbers = sd.numbers_of(["thick two"] * 9)
-    averaged, losses = sd.train(recorder, latents, numbers, steps=40, scale=2.0)
+    averaged, losses = sd.train(recorder, latents, numbers, steps=40, unit=2.0)
     z, t, asked = (torch.cat(parts) for parts in zip(*recorder.asked, strict=True))
     assert z.shape == (40 * sd.BATCH, 4, 4, 8)
     empty = (asked == sd.numbers_of([""])).all(1)
@@ -567,7 +600,7 @@ def test_one_prompt_in_ten_is_emptied_and_latents_are_scaled():
 def test_the_average_moves_a_hundredth_of_the_way_at_each_step():
     torch.manual_seed(0)
     recorder, latents = Recorder(), (torch.zeros(9, 4, 4, 8), torch.zeros(9, 4, 4, 8))
-    averaged, _ = sd.train(recorder, latents, sd.numbers_of([""] * 9), steps=2, scale=1.0)
+    averaged, _ = sd.train(recorder, latents, sd.numbers_of([""] * 9), steps=2, unit=1.0)
     guesses = averaged.guess.item(), recorder.guess.item()
     assert 0 < abs(guesses[0]) < 0.021 * abs(guesses[1])
 
@@ -584,7 +617,7 @@ def test_painting_decodes_what_sampling_made_of_the_noise_of_a_seed():
     torch.manual_seed(5)
     noise = torch.randn(2, 4, 4, 8)
     text, empty = (painter.text(sd.numbers_of(p)) for p in (["thick two", "three and five"], [""]))
-    z = sd.sample(painter.unet, text, empty, noise, scale=3.0, steps=sd.STEPS_OF_SAMPLING)
+    z = sd.sample(painter.unet, text, empty, noise, scale=3.0, steps=sd.SAMPLING_STEPS)
     networks.close(found, sd.decoded(vae, z / 0.5))
     numbers, t = sd.numbers_of(["two", "three and five"]), torch.tensor([4, 700])
     networks.close(painter(noise, t, numbers), painter.unet(noise, t, painter.text(numbers)))
