@@ -13,9 +13,9 @@
 # %% [markdown]
 # # BLOOM and how it was trained
 #
-# A small BLOOM trained in five parallel forms by processes that stand for devices: same
-# losses, bytes per device as the formulas say; then the budget of 176 billion parameters.
-# The text to it is the [chapter](../chapters/bloom.rst), the paper is
+# A small BLOOM trained in parallel forms by processes that stand for devices: the same
+# losses, and bytes on a device as the formulas say; then the budget of 176 billion
+# parameters. The text to it is the [chapter](../chapters/bloom.rst), the paper is
 # [Le Scao et al. 2022](https://arxiv.org/abs/2211.05100).
 
 # %%
@@ -54,8 +54,8 @@ from workbench import checks, claim, counting, plots, record, seed, table, text
 # %% [markdown]
 # ## The model
 #
-# A decoder: attention whose scores fall with the distance, ALiBi, and an MLP, each behind
-# a norm; one more norm behind the embedding; the head is the embedding's matrix.
+# A decoder: attention whose scores fall with the distance, ALiBi, and an MLP, each
+# behind a norm; one more norm behind the embedding; the head is the embedding's matrix.
 
 
 # %% tags=["size"]
@@ -237,9 +237,9 @@ table([("scores", 6, f"{library_deviation:.1e}")], ("what", "heads", "difference
 # ## Processes that stand for devices
 #
 # Each has its own memory and reaches the others by messages only, through gloo. A fresh
-# Python is started once. For each piece of work it forks as many processes as devices are
-# asked for, collects what they return, and ends them; an exception in one of them ends all
-# and comes back here.
+# Python is started once: a notebook that has used a GPU cannot fork processes that train.
+# For each piece of work it forks as many as devices are asked for, collects what they
+# return, and ends them; an exception in one of them ends all and comes back here.
 
 # %% tags=["member"]
 LIMIT = 120  # seconds for one piece of work
@@ -259,7 +259,7 @@ def member(rank: int, n: int, folder: str, results, work, arguments) -> None:
 
 
 def gather(n: int, work, arguments, limit: float = LIMIT) -> list:
-    """Fork n devices; what each returns, by rank. The first exception ends all of them."""
+    """Fork n devices; what each returns, by rank. The first exception ends all."""
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     found = {}
@@ -327,7 +327,7 @@ class Devices:
         self.server.stdin.flush()
 
     def run(self, n: int, work, *arguments, limit: float = LIMIT) -> list:
-        """What work(*arguments) returns on each of n devices; RuntimeError if it fails."""
+        """What work(*arguments) returns on each of n; RuntimeError if one fails."""
         self.send((n, work, arguments, limit))
         values, error = pickle.load(self.server.stdout)
         if error:
@@ -355,10 +355,54 @@ answers = devices.run(4, hello)
 table([answer[:2] for answer in answers], ("rank", "sum of the ranks of all"))
 
 # %% [markdown]
+# ## Four ways to cut
+#
+# What each of two devices holds of a model of four blocks, and takes of a batch.
+
+
+# %% tags=["holdings"]
+def holdings(form: str, device_number: int) -> tuple[set, set]:
+    """The cells (row, column) of 4 by 4 that one of two devices holds; its texts."""
+    cells = {(row, column) for row in range(4) for column in range(4)}
+    texts = {0, 1, 2, 3}
+    left = {cell for cell in cells if cell[1] < 2}
+    upper = {cell for cell in cells if cell[0] < 2}
+    half = {0, 1} if device_number == 0 else {2, 3}
+    if form == "data":
+        return cells, half
+    if form == "tensor":
+        return left if device_number == 0 else cells - left, texts
+    if form == "pipeline":
+        return upper if device_number == 0 else cells - upper, texts
+    odd = {cell for cell in cells if (cell[0] + (cell[1] > 1)) % 2 == 0}
+    return odd if device_number == 0 else cells - odd, half
+
+
+# %% tags=["cuts-figure"] alt="Four columns, data, tensor, pipeline and ZeRO, and two rows, device 1 and device 2. Each field is a square of four rows, the blocks, with four small squares above it, the texts. Data: both devices have the whole square and half of the texts. Tensor: device 1 has the left half of each row, device 2 the right half, both have all texts. Pipeline: device 1 has the upper two rows, device 2 the lower two, both have all texts. ZeRO: of each row one device has one half and the other the other, and each has half of the texts."
+fields = ("data", "tensor", "pipeline", "ZeRO")
+_, axes = plt.subplots(2, 4, figsize=(5, 3.1))
+for row, colour in enumerate(plots.COLOURS[:2]):
+    for panel, form in zip(axes[row], fields):
+        cells, texts = holdings(form, row)
+        for y in range(4):
+            for x in range(4):
+                face = colour if (y, x) in cells else "none"
+                box = {"facecolor": face, "edgecolor": plots.QUIET, "linewidth": 0.8}
+                panel.add_patch(plt.Rectangle((x, y), 1, 1, **box))
+            panel.plot(y + 0.5, -0.8, "o", color=colour if y in texts else plots.GRID)
+        panel.set(
+            xlim=(-0.2, 4.2), ylim=(4.2, -1.4), xticks=[], yticks=[], aspect="equal"
+        )
+        panel.spines[:].set_visible(False)
+        panel.set_title(form if row == 0 else "")
+    axes[row, 0].set_ylabel(f"device {row + 1}", color=colour)
+plt.show()
+
+# %% [markdown]
 # ## One device
 #
-# Five steps of AdamW on five batches: what all forms must repeat. A batch is eight pieces
-# of text.
+# Five steps of AdamW on five batches: what all forms must repeat. A batch is eight
+# pieces of text.
 
 
 # %% tags=["data"]
@@ -488,7 +532,7 @@ PLAN = {  # how each matrix of a block is cut
 
 
 def cut(model: Bloom, mesh) -> Bloom:
-    """Give this device its columns and rows of each block, and the slopes of its heads."""
+    """Give this device its columns and rows of each block, and its heads' slopes."""
     for block in model.blocks:
         parallelize_module(block, mesh, PLAN)
         slopes = block.attention.slopes.chunk(mesh.size())
@@ -552,7 +596,8 @@ class Kept:
     """One tensor that autograd keeps; counted until it is let go."""
 
     def __init__(self, t: Tensor, meter):
-        self.tensor, self.meter = t, meter
+        self.tensor = t
+        self.meter = meter
         self.place = t.untyped_storage().data_ptr()
         meter.add(self.place, t.untyped_storage().nbytes())
 
@@ -569,7 +614,9 @@ class Meter(torch.autograd.graph.saved_tensors_hooks):
     def __init__(self, model: nn.Module):
         super().__init__(self.pack, lambda kept: getattr(kept, "tensor", kept))
         self.weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-        self.users, self.bytes, self.most = {}, {}, 0
+        self.users = {}
+        self.bytes = {}
+        self.most = 0
 
     @property
     def now(self) -> int:
@@ -601,8 +648,9 @@ def add_copies(embedding: nn.Embedding, rank: int, n: int, ends) -> None:
 
 
 def pipeline(data: Tensor, number: int, schedule, m: int) -> tuple:
-    """Stages one behind the other, the batch in m pieces; also the bytes kept at most."""
-    rank, n = dist.get_rank(), dist.get_world_size()
+    """Stages one behind the other, the batch in m pieces; also the most bytes kept."""
+    rank = dist.get_rank()
+    n = dist.get_world_size()
     ends = dist.new_group([0, n - 1])
     torch.manual_seed(number)
     module = stage_of(Bloom(SMALL), rank, n)
@@ -612,10 +660,11 @@ def pipeline(data: Tensor, number: int, schedule, m: int) -> tuple:
     losses = []
     for batch in data:
         meter = Meter(module)
-        tokens, targets, found = batch[:, :-1], batch[:, 1:].contiguous(), []
+        tokens = batch[:, :-1]
+        found = []
         optimizer.zero_grad()
         with meter:
-            plan.step(*[tokens][rank:], target=targets, losses=found)
+            plan.step(*[tokens][rank:], target=batch[:, 1:], losses=found)
         if rank in (0, n - 1):
             add_copies(module.embedding, rank, n, ends)
         optimizer.step()
@@ -692,7 +741,8 @@ def expected(name: str, n: int) -> list[tuple[float, float, float]]:
 
 # %% tags=["bytes"]
 KINDS = ("weights", "gradients", "states")
-rows, exact = [], {}
+rows = []
+exact = {}
 for name, (n, *_) in FORMS.items():
     counted = [answer[1] for answer in runs[name, 0]]
     formula = expected(name, n)
@@ -739,8 +789,8 @@ plt.show()
 # %% [markdown]
 # ## The pipeline's timetable
 #
-# A forward pass takes one slot, a backward pass two. GPipe runs all pieces forward, then
-# all backward; 1F1B begins to go back as early as it can.
+# A forward pass takes one slot, a backward pass two. GPipe runs all pieces forward,
+# then all backward; 1F1B begins to go back as early as it can.
 
 
 # %% tags=["orders"]
@@ -759,10 +809,11 @@ def order(kind: str, stage: int, p: int, m: int) -> list[tuple[str, int]]:
 
 
 def timetable(kind: str, p: int, m: int) -> dict[tuple[int, str, int], int]:
-    """When each stage begins each pass; F waits for the stage before, B for the next."""
+    """When each pass begins; F waits for the stage before, B for the next."""
     took = {"F": 1, "B": 2}
     todo = [order(kind, stage, p, m) for stage in range(p)]
-    begun, free = {}, [0] * p
+    begun = {}
+    free = [0] * p
     while any(todo):
         for stage in range(p):
             if not todo[stage]:
@@ -786,7 +837,8 @@ def bubble(kind: str, p: int, m: int) -> float:
 
 def in_flight(kind: str, stage: int, p: int, m: int) -> int:
     """How many pieces a stage keeps at most: gone forward and not yet back."""
-    kept, most = 0, 0
+    kept = 0
+    most = 0
     for way, _ in order(kind, stage, p, m):
         kept += 1 if way == "F" else -1
         most = max(most, kept)
@@ -836,8 +888,8 @@ record("onefoneb.first", ours[0] / 1000)
 # %% [markdown]
 # ## A matrix product cut in two
 #
-# The first matrix by columns, the second by rows: each device does a whole half, and one
-# sum joins them.
+# The first matrix by columns, the second by rows: each device does a whole half, and
+# one sum joins them.
 
 # %% tags=["by-hand"]
 x = torch.tensor([[1.0, 2.0]])
@@ -863,7 +915,8 @@ def messages(tokens: Tensor) -> tuple[int, int]:
     from torch.distributed.tensor.debug import CommDebugMode
 
     model = cut(Bloom(SMALL), init_device_mesh("cpu", (dist.get_world_size(),)))
-    forward, backward = CommDebugMode(), CommDebugMode()
+    forward = CommDebugMode()
+    backward = CommDebugMode()
     with forward:
         scores = model(tokens)
     with backward:
@@ -905,7 +958,7 @@ def kept_by(block: nn.Module, x: Tensor) -> int:
 
 
 def kept_formula(B: int, T: int, D: int, heads: int) -> int:
-    """Numbers that a block keeps: 16 B T D, the scores, and two for each norm and token."""
+    """Numbers a block keeps: 16 B T D, the scores, two for each norm and token."""
     return 16 * B * T * D + B * heads * T * T + 4 * B * T
 
 
@@ -959,8 +1012,11 @@ table(rows, ("blocks", "kB kept", "M MACs of a step"))
 
 
 # %% tags=["budget"]
-TENSOR, STAGES, COPIES = 4, 12, 8
-MICRO, SEQUENCE = 2, 2048
+TENSOR = 4  # devices to a tensor
+STAGES = 12
+COPIES = 8
+MICRO = 2  # texts in a piece
+SEQUENCE = 2048
 GPU = 80e9  # bytes
 
 
@@ -972,7 +1028,7 @@ def first_stage(size: Size, blocks: int = 5) -> int:
 
 
 def state_bytes(P: float, copies: int) -> dict[str, float]:
-    """Bytes for P parameters in mixed precision, the optimiser cut among some copies."""
+    """Bytes for P parameters in mixed precision, optimiser cut among copies."""
     return {
         "weights, bf16": 2 * P,
         "gradients, bf16": 2 * P,
@@ -989,8 +1045,8 @@ def kept_bytes(size: Size, tensor: int, *, saving: bool) -> float:
 
 
 # %% tags=["memory"]
-P = first_stage(BLOOM_176B) / TENSOR
-parts = state_bytes(P, COPIES)
+on_gpu = first_stage(BLOOM_176B) / TENSOR
+parts = state_bytes(on_gpu, COPIES)
 block = kept_bytes(BLOOM_176B, TENSOR, saving=False)
 kept = STAGES * 5 * kept_bytes(BLOOM_176B, TENSOR, saving=True)
 parts["inputs of 5 blocks, 12 pieces"] = kept
@@ -1000,13 +1056,13 @@ rows = [(name, f"{size / 1e9:.1f}") for name, size in parts.items()]
 table(rows, ("on one of the GPUs of the first stage", "GB"))
 
 # %% tags=["memory-record"]
-without = sum(state_bytes(P, 1).values())
-record("stage.billions", P * TENSOR / 1e9)
+without = sum(state_bytes(on_gpu, 1).values())
+record("stage.billions", on_gpu * TENSOR / 1e9)
 record("one.terabytes", 16 * full / 1e12)
 record("budget.sum", parts["sum"] / 1e9)
-record("budget.states", sum(state_bytes(P, COPIES).values()) / 1e9)
-record("budget.whole.states", 12 * P / 1e9)
-record("budget.cut.states", 12 * P / COPIES / 1e9)
+record("budget.states", sum(state_bytes(on_gpu, COPIES).values()) / 1e9)
+record("budget.whole.states", 12 * on_gpu / 1e9)
+record("budget.cut.states", 12 * on_gpu / COPIES / 1e9)
 record("budget.without", (without + kept + block) / 1e9)
 record("budget.keep.all", STAGES * 5 * block / 1e9)
 claim(parts["sum"] < 60e9, "less than the 60 GB that the project reports")
@@ -1018,12 +1074,14 @@ record("checkpoint.gib", 14 * full / 2**30)
 record("bubble.large", bubble("1F1B", STAGES, 2048 // (COPIES * MICRO)))
 
 # %% tags=["time"]
-GPUS, TOKENS, SPEED = 384, 366e9, 149.77e12  # the speed is that of a line in the log
+GPUS = TENSOR * STAGES * COPIES
+TOKENS = 366e9
+SPEED = 149.77e12  # of a line in the project's log
 PER_STEP = 2048 * SEQUENCE
 
 
 def step_flops(macs: int, size: Size) -> float:
-    """Two for each MAC; the blocks run four times, one of them again, the head three."""
+    """Two for each MAC; the blocks run four times (one again), the head three."""
     head = SEQUENCE * size.vocabulary * size.d_model
     return 2 * (4 * (macs - head) + 3 * head) * PER_STEP / SEQUENCE
 
@@ -1087,7 +1145,8 @@ seed(0)
 model = Bloom(SMALL)
 batch = data[0][0]
 exact_gradient = gradient(model, torch.float32, 1.0, batch)
-shares, errors = {}, {}
+shares = {}
+errors = {}
 for name, kind in FORMATS.items():
     found = [gradient(model, kind, 2.0**power, batch) for power in POWERS]
     shares[name] = [lost(g, exact_gradient) for g in found]
@@ -1128,13 +1187,109 @@ def grown(model: Bloom, factor: float, tokens: Tensor) -> tuple[float, float]:
 
 
 # %% tags=["embedding-scale-result"]
-rows, behind = [], []
+rows = []
+behind = []
 for factor in (1, 10, 100):
     before, after = grown(model, factor, tokens)
     behind.append(after)
     rows.append((factor, f"{before:.2f}", f"{after:.2f}"))
 claim(max(behind) / min(behind) < 1.02, "behind the norm the size stays")
 table(rows, ("embedding times", "deviation without norm", "behind the norm"))
+
+# %% [markdown]
+# ## What we saw
+#
+# - Data, tensor and pipeline parallel and ZeRO give the losses of one process, and
+#   differ in what a device holds, which formulas give to the byte.
+# - 1F1B waits as long as GPipe and keeps fewer pieces; checkpoints keep the inputs of
+#   blocks and cost one forward pass.
+# - 176 B parameters fit 80 GB only with states cut and activations computed again;
+#   counted products give the seconds of a step in the project's log.
+
+# %% [markdown]
+# ## Solutions
+
+# %% tags=["solution-1"]
+waits = {m: bubble("1F1B", 12, m) for m in (12, 128, 209)}
+
+# %% tags=["solution-1-result"]
+rows = [(m, f"{share:.1%}") for m, share in waits.items()]
+claim(waits[209] <= 0.05 < bubble("1F1B", 12, 208), "209 pieces are the fewest")
+table(rows, ("pieces", "12 stages wait"))
+
+
+# %% tags=["solution-2"]
+def same_slopes(data: Tensor, number: int) -> list[float]:
+    """Tensor parallel, and each device takes the slopes of the first heads."""
+    torch.manual_seed(number)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    model = cut(Bloom(SMALL), mesh)
+    for block in model.blocks:
+        block.attention.slopes = alibi_slopes(SMALL.n_heads).chunk(mesh.size())[0]
+    optimizer = optimizer_of(model)
+    return [step(model, optimizer, batch) for batch in data]
+
+
+# %% tags=["solution-2-result"]
+found = devices.run(2, same_slopes, data[0], 0)[0]
+wrong = off(found, whole[0][0])
+claim(wrong > 100 * worst["tensor parallel"], "with wrong slopes the losses differ")
+table(
+    [("own", f"{worst['tensor parallel']:.0e}"), ("first", f"{wrong:.0e}")],
+    ("slopes", "difference"),
+)
+
+
+# %% tags=["solution-3"]
+def moved(kind: torch.dtype, rate: float, batch: Tensor) -> float:
+    """The share of all weights that one step of AdamW changes, kept in this format."""
+    torch.manual_seed(0)
+    model = Bloom(SMALL).to(kind)
+    before = [p.clone() for p in model.parameters()]
+    step(model, torch.optim.AdamW(model.parameters(), lr=rate), batch)
+    pairs = zip(before, model.parameters())
+    return sum((a != b).sum().item() for a, b in pairs) / counting.parameters(model)
+
+
+shares = {
+    kind: moved(kind, 6e-5, data[0][0]) for kind in (torch.float32, torch.bfloat16)
+}
+
+# %% tags=["solution-3-result"]
+claim(
+    shares[torch.bfloat16] < 0.5 < 0.9 < shares[torch.float32], "most stay in bfloat16"
+)
+rows = [(str(kind).removeprefix("torch."), f"{s:.0%}") for kind, s in shares.items()]
+table(rows, ("weights kept in", "changed by a step"))
+
+
+# %% tags=["solution-4"]
+def both(data: Tensor, number: int) -> tuple:
+    """Four devices: blocks cut in two as tensors, and the halves in two by ZeRO."""
+    torch.manual_seed(number)
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    model = cut(Bloom(SMALL), mesh["tensor"])
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh["data"])
+    fully_shard(model, mesh=mesh["data"])
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-2, betas=(0.9, 0.95), foreach=False
+    )
+    share = mesh["data"].get_local_rank()
+    losses = [step(model, optimizer, batch.chunk(2)[share]) for batch in data]
+    return averaged(losses), held(model.parameters(), optimizer)
+
+
+# %% tags=["solution-4-result"]
+answers_both = devices.run(4, both, data[0], 0)
+difference = off(answers_both[0][0], whole[0][0])
+claim(difference < 1e-5, "tensor and data parallel together: the losses of one process")
+half = runs["tensor parallel", 0][0][1]["weights"] / 2
+claim(all(a[1]["weights"] == half for a in answers_both), "half of what tensors leave")
+table(
+    [(f"{difference:.0e}", answers_both[0][1]["weights"])],
+    ("difference", "bytes of weights"),
+)
 
 # %% [markdown]
 # ## No process is left
