@@ -51,7 +51,14 @@ def test_bloom_has_the_parameters_of_its_card_and_the_products_of_a_sum_by_hand(
 def test_with_the_same_weights_it_does_and_learns_what_that_of_transformers_does():
     torch.manual_seed(0)
     ours, theirs = bloom.Bloom(bloom.Size(*ODD)), Library(*ODD)
-    networks.same_function(ours, theirs, torch.randint(50, (3, 17)))
+    tokens = torch.randint(50, (3, 17))
+    networks.share_weights(ours, theirs)
+    networks.same_outputs(ours, theirs, tokens)
+    for network in (ours, theirs):
+        torch.manual_seed(1)
+        (network(tokens) * torch.randn(3, 17, 50)).sum().backward()
+    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        networks.close(p.grad, q.grad, 1e-4, name)
 
 
 def test_the_wrapper_of_transformers_gives_its_scores():
