@@ -787,6 +787,7 @@ for row, name in enumerate(names):
     axes.plot([formula, formula], [row - 0.42, row + 0.42], color=plots.INK)
 names[-1] = "pipeline"
 axes.set(yticks=range(len(names)), yticklabels=names, xlabel="kB on a device")
+axes.set(xticks=range(0, 3001, 1000), xlim=(0, 3500))
 axes.invert_yaxis()
 for place, (kind, colour) in enumerate(zip(KINDS, plots.COLOURS)):
     axes.text(2100, 2.2 + 0.75 * place, kind, color=colour)
@@ -851,7 +852,7 @@ def in_flight(kind: str, stage: int, p: int, m: int) -> int:
     return most
 
 
-# %% tags=["schedule-figure"] alt="Two timetables of four stages and eight pieces, time to the right. In GPipe each stage runs all eight forward boxes, then waits, then all eight backward boxes. In 1F1B forward and backward boxes alternate. The empty corners at the left and right are as large in both, and both end in the same slot."
+# %% tags=["schedule-figure"] alt="Two timetables of four stages and eight pieces, time to the right. In GPipe each stage runs all eight forward boxes, then all eight backward boxes, and all but the last wait between them. In 1F1B forward and backward boxes alternate after the first few. There is as much empty space in both, and both end in the same slot."
 _, axes = plt.subplots(2, 1, figsize=(5, 3.2), sharex=True)
 for panel, kind in zip(axes, ("GPipe", "1F1B")):
     for (stage, way, _), start in timetable(kind, 4, 8).items():
@@ -1123,7 +1124,7 @@ for kind in (torch.float32, torch.float16, torch.bfloat16):
     product = torch.tensor(255, dtype=kind) * torch.tensor(257, dtype=kind)
     limits = f"{info.max:.3g}", f"{info.tiny:.2g}", f"{info.eps:.2g}"
     rows.append((str(kind).removeprefix("torch."), *limits, f"{product.item():,.0f}"))
-table(rows, ("format", "largest", "smallest, normal", "next to 1", "255 x 257"))
+table(rows, ("format", "largest", "smallest, normal", "gap above 1", "255 x 257"))
 
 
 # %% tags=["gradient"]
