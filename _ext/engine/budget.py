@@ -16,7 +16,14 @@ from .notebook import code_cells, tags
 from .store import Store
 
 AIM, LIMIT = 25, 45
-MORE = {"diffusion": 90, "squad": 90, "stable_diffusion": 90, "tacotron": 70, "tacotron2": 90}
+MORE = {
+    "bloom": 90,
+    "diffusion": 90,
+    "squad": 90,
+    "stable_diffusion": 90,
+    "tacotron": 70,
+    "tacotron2": 90,
+}
 FAR = 70
 SHOWN = 3  # cells of each notebook
 
