@@ -858,8 +858,8 @@ for panel, kind in zip(axes, ("GPipe", "1F1B")):
     for (stage, way, _), start in timetable(kind, 4, 8).items():
         width = 1 if way == "F" else 2
         colour = plots.COLOURS[0] if way == "F" else plots.COLOURS[1]
-        box = {"facecolor": colour, "edgecolor": "white", "linewidth": 1}
-        panel.add_patch(plt.Rectangle((start, stage - 0.45), width, 0.9, **box))
+        place = (start + 0.07, stage - 0.42)
+        panel.add_patch(plt.Rectangle(place, width - 0.14, 0.84, color=colour, lw=0))
     panel.set(xlim=(0, 33), ylim=(3.5, -0.5), yticks=range(4), ylabel=kind)
     panel.set_yticklabels([f"stage {stage + 1}" for stage in range(4)])
 axes[1].set_xlabel("time, in forward passes")
