@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torchvision
 from torch.nn import functional as F
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import rotate
@@ -113,6 +114,15 @@ def test_a_part_is_learnt():
     assert losses[0] == pytest.approx(math.log(4), abs=0.7)
     assert cifar.is_right(network, part).double().mean() > 0.9
     assert cifar.is_right(network, (x, part[1] + 1)).sum() == 0
+
+
+def test_a_halving_block_is_that_of_torchvision_s_resnet():
+    theirs = torchvision.models.resnet18().layer2[0].eval()
+    ours = cifar.halved(64, 128).eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 64, 8, 6)
+    with torch.no_grad():
+        assert ours(x).equal(theirs(x))
 
 
 def test_images_are_standardised_in_front_of_the_stem():
