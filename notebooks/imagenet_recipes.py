@@ -531,7 +531,8 @@ record("fixres.seen232", 224 / 232)
 class MovingAverage:
     """A copy whose tensors follow those of a network: mean += (1 - decay) (new - mean).
 
-    Batch norm's memory is averaged too, as in torchvision; its count of batches stays.
+    Batch norm's memory is averaged too, as in torchvision's training script; its count of
+    batches stays.
     """
 
     def __init__(self, network: nn.Module, decay: float):
@@ -852,7 +853,9 @@ plain = [distance["unchanged", n] for n in SEEDS]
 mixed = [distance["random_mixup", n] for n in SEEDS]
 record_spread("between.plain", plain)
 record_spread("between.mixup", mixed)
-claim(max(mixed) < min(plain), "with mixup the confidence is nearer the share")
+words = "with mixup the confidence is nearer the share"
+claim(sum(mixed) / 3 < sum(plain) / 3 - 0.02, words)
+claim(all(m < p for m, p in zip(mixed, plain)), f"{words}, for each seed")
 
 # %% [markdown]
 # ## The average and the network that it follows
