@@ -77,8 +77,10 @@ for name, network in stems.items():
     record(f"{short}.parameters", parameters)
     record(f"{short}.gmacs", macs / 1e9)
 claim(parameters == 23_705_252, "the repository of the reading list has as many")
+fewer = counting.parameters(stems["of ImageNet"]) - parameters
+claim(fewer == 64 * 3 * (7**2 - 3**2) == 7_680, "the smaller kernel has fewer")
 record("macs", macs)
-heads = ("stem", "parameters", "G MACs", "stem gives", "1", "2", "3", "4")
+heads = ("stem", "parameters", "G MACs", "stem gives", "stage 1", "2", "3", "4")
 table(rows, heads)
 
 # %% [markdown]
@@ -105,7 +107,8 @@ steps = range(EPOCHS * STEPS)
 _, axes = plt.subplots(figsize=(5, 2.4))
 axes.plot([step / STEPS for step in steps], [rate_at(step, STEPS) for step in steps])
 axes.set(xlabel="epoch", ylabel="rate", yscale="log")
-axes.set_xticks((0, 60, 120, 160, 200))
+axes.set(xticks=(0, 60, 120, 160, 200))
+axes.set_axisbelow(True)
 
 # %% tags=["rate-claims"]
 claim(math.ceil(45_000 / 128) == STEPS, "batches in an epoch")
@@ -144,10 +147,10 @@ mean = train_part[0].mean((0, 2, 3), keepdim=True)
 deviation = train_part[0].std((0, 2, 3), keepdim=True)
 len(train_part[1]), len(data.validation[1]), len(data.test[1])
 
-# %% tags=["augment-figure"] alt="Two rows of eight small pictures. Each row begins with a patch of a photograph as it is; the seven beside it show the same patch moved, turned by a few degrees and in part mirrored, with black triangles or edges where nothing was."
+# %% tags=["augment-figure"] alt="Two rows of eight small pictures. The first begins with a label with letters, the second with an eye, as they are; the seven beside each show it moved, turned by a few degrees and in part mirrored, with black triangles or edges where nothing was."
 seed(3)
 shown = []
-for number in (4, 10):
+for number in (52, 53):  # a label with letters, and an eye
     patch = train_part[0][number : number + 1]
     shown += [*patch, *augment(patch.repeat(7, 1, 1, 1))]
 plots.image_grid(shown, columns=8, scale=0.62)
@@ -257,6 +260,10 @@ for number in SEEDS:
     protocols["last epoch"].append(accuracy[-1].item())
     protocols["chosen on validation"].append(accuracy[validated].item())
     protocols["best test epoch"].append(accuracy.max().item())
+    claim(
+        (accuracy[-5:] - accuracy[-1]).abs().max() < 0.05,
+        "flat in the last five epochs",
+    )
 rows = []
 for name, values in protocols.items():
     record_spread(name.split()[0], values)
@@ -277,7 +284,8 @@ claim(others[0] - others[1] == -1, "and behind by all on the others")
 def luck(right: Tensor, n: int, *, splits: int = 400) -> tuple[float, float]:
     """What the best epoch is ahead of the last: on n images that chose, on n others.
 
-    right (E, N): whether image N is read right after epoch E. Means over random splits.
+    The earliest of equally good epochs counts. right (E, N): whether image N is read
+    right after epoch E. Means over random splits.
     """
     same = 0.0
     other = 0.0
@@ -329,13 +337,13 @@ by_luck = {}
 for n in SIZES:
     by_luck[n] = [100 * (gains[k, n][0] - gains[k, n][1]) for k in SEEDS]
     record_spread(f"luck.{n}", by_luck[n])
-for n in (50, 100):
-    others = [100 * gains[k, n][1] for k in SEEDS]
-    claim(max(others) < 1, f"{n}: on others less than a point is left")
+others = [100 * gains[k, 100][1] for k in SEEDS]
+claim(min(others) < 0, "100: on others not every seed is ahead")
+claim(sum(gains[k, 50][1] for k in SEEDS) < 0, "50: behind on others, on average")
 claim(min(by_luck[50]) > max(by_luck[500]), "luck is smaller with more images")
 means = [sum(values) / len(SEEDS) for values in protocols.values()]
 words = "the last epoch and the one chosen on validation are close on average"
-claim(abs(means[0] - means[1]) < 0.03, words)
+claim(abs(means[0] - means[1]) < 0.02, words)
 
 # %% [markdown]
 # ## What is published
@@ -408,7 +416,7 @@ if runs:
 else:
     print("no run of all 200 epochs has been recorded yet")
 
-# %% tags=["long-runs-figure"] alt="Validation accuracy against the epoch for each recorded long run, one line a seed; none so far."
+# %% tags=["long-runs-figure"] alt="Validation accuracy against the epoch for each recorded long run, one line a seed."
 if runs:
     draw_long_runs(runs)
 
@@ -445,17 +453,18 @@ table(rows, ("network", "MACs", "of these in the stem"))
 seed(1)
 late = {}
 for number in SEEDS:
-    late[number] = luck(right[number][-5:], 100)
+    late[number] = luck(right[number][-6:], 100)
 
 # %% tags=["solution-2-result"]
 rows = []
-for name, found in (("all 16", gains), ("last 5", late)):
+for name, found in (("all 16", gains), ("last 6", late)):
     pairs = [found[k, 100] if found is gains else found[k] for k in SEEDS]
     same = [100 * pair[0] for pair in pairs]
     other = [100 * pair[1] for pair in pairs]
     rows.append((name, spread(same, ".1f"), spread(other, ".1f")))
     if found is late:
         claim(min(same) > max(other), "the last epochs are chosen by luck, too")
+        record("late.luck", (sum(same) - sum(other)) / len(SEEDS))
 table(rows, ("epochs to choose from", "points on those that chose", "on others"))
 
 # %% tags=["solution-3"]
@@ -472,4 +481,6 @@ ahead = 100 * ahead / 400
 
 # %% tags=["solution-3-result"]
 claim(ahead[0] > ahead[1] + 0.5, "the best seed is ahead by luck, in part")
+record("ahead.same", ahead[0])
+record("ahead.other", ahead[1])
 table([[f"{value:.1f}" for value in ahead]], ("points on those that chose", "others"))

@@ -36,6 +36,10 @@ def record_of(result: dict) -> dict:
     whole = settings["data"] == "cifar100" and not settings.get("first")
     if not whole or settings["epochs"] != 200:
         raise KeepError("only runs of all 200 epochs on the whole of CIFAR-100 are kept")
+    recipe = {"batch": 128, "lr": 0.1, "warm": 1, "momentum": 0.9, "weight_decay": 5e-4}
+    differ = [name for name, value in recipe.items() if settings.get(name) != value]
+    if differ:
+        raise KeepError(f"not the recipe: {', '.join(differ)}")
     if settings.get("peek_test"):
         raise KeepError("the test part was read after every epoch (--peek-test)")
     return kept

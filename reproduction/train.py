@@ -58,7 +58,12 @@ def parser() -> argparse.ArgumentParser:
     formed = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     p = argparse.ArgumentParser(description=__doc__, epilog=PROTOCOL, **formed)
     add = p.add_argument
-    add("--net", "-net", required=True, choices=networks.NETWORKS, metavar="NET")
+    known = {
+        "choices": networks.NETWORKS,
+        "metavar": "NET",
+        "help": "a name of the list at the end",
+    }
+    add("--net", "-net", required=True, **known)
     add("--data", choices=data.SETS, default="cifar100", help=says(data.SETS))
     add("--seeds", type=int, nargs="+", default=[0], metavar="N", help="one run each (default: 0)")
     add("--name", help="folder of the run below --runs (default: NET-DATA)")
@@ -79,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
         "--batch", "-b", type=count, default=128, help="images of one step, all together: 128"
     )
     g.add_argument("--lr", "-lr", type=float, default=0.1, help="0.1; a fifth from 60, 120, 160 on")
-    g.add_argument("--warm", "-warm", type=int, default=1, help="epochs in which it rises: 1")
+    g.add_argument("--warm", "-warm", type=int, default=1, help="epochs in which the rate rises: 1")
     g.add_argument("--weight-decay", type=float, default=5e-4, help="5e-4")
     m = p.add_argument_group("machine")
     m.add_argument(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from reproduction import keep
+from reproduction import keep, recipe
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPT = ROOT / "reproduction" / "keep.py"
@@ -23,7 +23,7 @@ def module(file: Path, name: str):
 
 def result(**changed):
     """What train.py leaves of two seeds, made up."""
-    settings = {"net": "resnet50", "data": "cifar100", "epochs": 200, "peek_test": False}
+    settings = recipe.Settings("resnet50", "cifar100").plain()
     curves = {"train_loss": [4.00004, 1.0] * 100, "validation_top1_error": [90.0, 30.0] * 100}
     seed = {"finished": "2026-11-28T10:00:00+00:00", "device": "cuda: a GPU", "curves": curves}
     seed |= {"versions": {"torch": "2"}, "test": {"top1_error": 25.5, "top5_error": 7.0}}
@@ -70,6 +70,7 @@ def test_a_run_is_kept_once(records):
         ({"data": "patches"}, "200 epochs"),
         ({"first": 100}, "200 epochs"),
         ({"peek_test": True}, "peek"),
+        ({"lr": 0.01, "warm": 5}, "lr, warm"),
     ],
 )
 def test_only_whole_runs_with_a_sealed_test_are_kept(changed, words):
