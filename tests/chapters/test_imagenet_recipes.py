@@ -2,6 +2,7 @@
 
 import io
 import math
+import types
 
 import pytest
 import torch
@@ -407,3 +408,28 @@ def test_a_step_takes_what_the_formula_says():
     assert 0.017 < alone < 1  # how much above it, is the machine's load
     pictures = recipes.Slow(7, 0.0)
     assert len(pictures) == 7 and pictures[3] == 3
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_as_many_batches_are_loaded_as_computed_with(monkeypatch, steps):
+    now = [0.0]
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    clock = types.SimpleNamespace(sleep=sleep, perf_counter=lambda: now[0])
+    monkeypatch.setitem(recipes._namespace, "time", clock)
+    found = recipes.step_seconds(0, load=0.8, compute=0.3, steps=steps)
+    assert found == pytest.approx(0.8 + 0.3)
+
+
+def test_the_second_step_of_the_training_is_timed(monkeypatch):
+    network = nn.Conv2d(3, 2, 3, stride=8)
+    models = types.SimpleNamespace(resnet50=lambda: network)
+    monkeypatch.setitem(recipes._namespace, "torchvision", types.SimpleNamespace(models=models))
+    clock = iter([0, 100, 107])  # the start of the first step, of the second, its end
+    fake = types.SimpleNamespace(process_time=lambda: next(clock))
+    monkeypatch.setitem(recipes._namespace, "time", fake)
+    before = network.weight.clone()
+    assert recipes.seconds_of_training() == 7
+    assert not torch.equal(network.weight, before)
