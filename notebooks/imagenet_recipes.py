@@ -935,10 +935,9 @@ record_spread("jumps.average", smooth)
 last = [[sum(followed[n][k][-16:]) / 16 for n in SEEDS] for k in (0, 1)]
 record_spread("last.network", last[0])
 record_spread("last.average", last[1])
-below = all(average < raw for raw, average in zip(*last))
-claim(below, "over the last steps each average is below its network")
-claim(max(last[1]) > min(last[0]) - 0.05, "their ranges are not clearly apart")
-claim(max(smooth) * 3 < min(raw), "the average's loss jumps less than a third")
+words = "over the last steps the averages are below their networks, in the mean"
+claim(sum(last[1]) < sum(last[0]), words)
+claim(max(smooth) * 2 < min(raw), "the average's loss jumps less than half as far")
 
 # %% tags=["average-checked"]
 seed(0)
