@@ -251,6 +251,7 @@ for number, colour in zip(SEEDS, plots.COLOURS):
     axes.plot(range(1, SHORT + 1), accuracy, color=colour)
     axes.plot(best + 1, accuracy[best], "o", color=colour)
 axes.set(xlabel="epoch", ylabel="right on held-out patches", ylim=(0, 1))
+axes.set_axisbelow(True)
 
 # %% tags=["protocol-result"]
 protocols = {"last epoch": [], "chosen on validation": [], "best test epoch": []}
