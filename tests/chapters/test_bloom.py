@@ -2,6 +2,7 @@
 
 import copy
 import os
+import sys
 import time
 from functools import cache
 
@@ -157,7 +158,9 @@ def test_the_loss_is_the_mean_over_all_tokens():
 @pytest.fixture(scope="module")
 def devices():
     """One fresh Python for all tests; in the end it and all that it has started are gone."""
-    machine = bloom.Devices()
+    with pytest.MonkeyPatch.context() as patch:  # what these tests import, it can, too
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        machine = bloom.Devices()
     pids = [pid for _, _, pid in machine.run(2, bloom.hello)]
     yield machine
     assert machine.close() == 0
@@ -207,6 +210,19 @@ def test_work_without_an_end_is_ended_by_its_limit(devices, tmp_path):
     for path in tmp_path.iterdir():
         with pytest.raises(ProcessLookupError):
             os.kill(int(path.name), 0)
+
+
+class Nowhere:
+    """What a device cannot make again."""
+
+    def __reduce__(self):
+        return __import__, ("no_such_module",)
+
+
+def test_work_that_does_not_arrive_is_named_and_ends_nothing(devices):
+    with pytest.raises(RuntimeError, match="no_such_module"):
+        devices.run(1, Nowhere())
+    assert devices.run(1, bloom.hello)[0][:2] == (0, 0)
 
 
 def test_what_a_device_prints_does_not_stand_among_the_answers(devices):

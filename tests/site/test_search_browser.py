@@ -51,6 +51,9 @@ FIRST = {  # the page that must come first
     "ddpm": "chapters/diffusion",
     "stable diffusion": "chapters/stable_diffusion",
     "positional encoding": "chapters/positional_encoding",
+    "bloom": "chapters/bloom",
+    "imagenet recipes": "chapters/imagenet_recipes",
+    "cifar-100": "chapters/cifar100_resnet50",
     # a term, where it is explained
     "adaptive feature pooling": "chapters/panet",
     "residual": "chapters/resnet",
