@@ -9,7 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # the package reproduction, which loads definitions, too
 
-from reproduction.definitions import Definitions, is_definition  # noqa: E402, F401 (for mutants)
+# A mutation check asks for is_definition, and puts another function in the place of source here.
+from reproduction.definitions import Definitions, is_definition, source  # noqa: E402, F401
 
 NOTEBOOKS = ROOT / "notebooks"
 STEMS = sorted(path.stem for path in (ROOT / "chapters").glob("*.rst"))
@@ -42,11 +43,6 @@ def changed_stems(root: Path = ROOT) -> set[str]:
 def looked_at_closely() -> list[str]:
     """Chapters for which the tests do what takes long: those that changed and one more, or all."""
     return STEMS if EVERY else sorted({"lenet"} | changed_stems().intersection(STEMS))
-
-
-def source(file: Path) -> str:
-    """The text of a notebook; a mutation check puts another function in the place of this one."""
-    return file.read_text(encoding="utf-8")
 
 
 @cache
