@@ -153,7 +153,8 @@ def test_the_list_tells_the_idea_of_each_network(site):
     for item in html.select(".map-networks > li"):
         assert len(item.select_one(".map-idea").text.split()) > 4
         assert re.match(
-            r"[A-Z][a-z]+ \d{4} · .* parameters|draws together", item.select_one(".map-facts").text
+            r"[A-Z][a-z]+ \d{4} · (.* parameters|builds on )|draws together",
+            item.select_one(".map-facts").text,
         )
 
 
