@@ -35,9 +35,10 @@ class card_links(nodes.paragraph):
 class Card:
     """What is kept of a card: `key` is that of the paper and `first` its month, as 2015-12.
 
-    Of an overview both are empty.
+    Both are empty where `kind` is not "paper": it is "overview" or tells what a resource is.
     """
 
+    kind: str
     key: str
     first: str
     after: list[str]  # docnames: what it builds on or, an overview, what it draws together
@@ -79,7 +80,9 @@ class Cards(PerPage):
         (idea,) = card.findall(card_idea)
         facts = [alone(field) for field in card.findall(nodes.field)]
         first, picture = card.get("first", ""), picture and alone(picture)
-        return Card(card["key"], first, card["after"], alone(idea), facts, picture, card.line)
+        return Card(
+            card["kind"], card["key"], first, card["after"], alone(idea), facts, picture, card.line
+        )
 
     def check_consistency(self) -> None:
         """Chapters that a card names are there, have a card with a date, and are not younger."""
@@ -94,6 +97,8 @@ class Cards(PerPage):
         known = self.pages.get(other)
         if other not in self.env.all_docs:
             return "is no chapter"
+        if known is not None and card.kind == "overview" and known.kind != "overview":
+            return None
         if known is None or not known.first:
             return "has no card of a paper, so nothing can build on it"
         both = min(len(known.first), len(card.first))  # a month is not always known
@@ -135,7 +140,7 @@ def shown(env: BuildEnvironment) -> list[tuple]:
     for caption, docnames in parts(env):
         for doc in docnames:
             card = cards(env).get(doc)
-            told = card and (card.first, card.after, str(card.idea), list(map(str, card.facts)))
+            told = card and (card.kind, card.first, card.after, str(card.idea), list(map(str, card.facts)))
             numbers = card and [value(env, place) for place in card.values]
             picture = card and card.picture
             drawn = picture and (str(picture), kept(env).get(picture["notebook"], {}).get("state"))
@@ -183,7 +188,7 @@ def setup(app: Sphinx) -> dict:
     summaries.follow(app, "card links", titles)
     return {
         "version": "1",
-        "env_version": 2,
+        "env_version": 3,
         "parallel_read_safe": True,
         "parallel_write_safe": True,
     }

@@ -1,4 +1,4 @@
-"""The card at the head of a chapter: the paper it is about, or what an overview draws together.
+"""The card at the head of a chapter: a paper, what an overview draws together, or a resource.
 
 ::
 
@@ -16,6 +16,16 @@
        :idea: the ways to join two maps, side by side
        :figure: fig-fusion-weights
 
+    .. resource:: MNIST <http://yann.lecun.com/exdb/mnist/>
+       :kind: data set
+       :first: 1998
+       :by: Y. LeCun, C. Cortes and C. J. C. Burges
+       :holds: 60,000 and 10,000 grey images of digits
+       :licence: none stated
+       :checked: ``torchvision``, equal arrays
+       :idea: handwritten digits, and which of them no classifier reads
+       :figure: fig-mnist-missed
+
 The key names an entry of the file ``paper_bibfile``. ``:first:`` is the month of the first public
 version; it is needed only where that was not on arXiv, whose addresses tell it, or was there before.
 ``:after:`` and the argument of an overview name chapters. ``:parameters:`` and ``:macs:`` take what
@@ -24,6 +34,7 @@ and ``:figure:``, the name of a figure of this chapter, are for the front page (
 """
 
 import posixpath
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,21 +54,24 @@ from embed import result_reference
 
 LOG = logging.getLogger(__name__)
 NUMBERS = (("parameters", "Parameters"), ("macs", "MACs"))
+TOLD = (("holds", "Holds"), ("licence", "Licence"), ("checked", "Proven against"))
 
 
 class Card(SphinxDirective):
-    """What both cards have: the frame, facts, the idea and the links to the notebook."""
+    """What all cards have: the frame, facts, the idea and the links to the notebook."""
 
     required_arguments = 1
     option_spec = dict.fromkeys(("checked", "idea", "figure"), directives.unchanged_required)
 
-    def frame(self, key: str, after: list[str]) -> nodes.container:
+    def frame(self, kind: str, after: list[str], key: str = "") -> nodes.container:
         """An empty card that carries what other pages need of it."""
         if "idea" not in self.options:
             raise self.error(f"{self.name}: the option :idea: is missing")
         self.messages = []
         figure = self.options.get("figure", "")
-        card = nodes.container(classes=["paper-card"], figure=figure, key=key, after=after)
+        card = nodes.container(
+            classes=["paper-card"], figure=figure, kind=kind, key=key, after=after
+        )
         self.set_source_info(card)
         return card
 
@@ -94,8 +108,9 @@ class Card(SphinxDirective):
                 value = result_reference(self.env, text, card)
                 number = nodes.paragraph("", "", value, classes=["paper-number"])
                 yield self.fact(label, number)
-        if "checked" in self.options:
-            yield self.fact("Proven against", self.parsed("checked", nodes.paragraph))
+        for option, label in TOLD:
+            if option in self.options:
+                yield self.fact(label, self.parsed(option, nodes.paragraph))
 
     def fact(self, label: str, body: nodes.paragraph) -> nodes.field:
         name = nodes.field_name(label, label)
@@ -117,7 +132,7 @@ class PaperCard(Card):
 
     def run(self) -> list[nodes.Node]:
         after = self.chapters(self.options["after"]) if "after" in self.options else []
-        card = self.frame(self.arguments[0], after)
+        card = self.frame("paper", after, self.arguments[0])
         entry = self.entry()
         if entry is None:
             return []
@@ -179,9 +194,39 @@ class OverviewCard(Card):
 
     def run(self) -> list[nodes.Node]:
         after = self.chapters(self.arguments[0])
-        card = self.frame("", after)
+        card = self.frame("overview", after)
         card += nodes.paragraph("", "Overview", classes=["paper-venue"])
         card += self.links("Draws together", after)
+        return self.finish(card)
+
+
+class ResourceCard(Card):
+    """A data set, a hub or a tool: its name and address, who made it, since when."""
+
+    final_argument_whitespace = True
+    option_spec = Card.option_spec | dict.fromkeys(
+        ("kind", "first", "by", "holds", "licence"), directives.unchanged_required
+    )
+
+    def run(self) -> list[nodes.Node]:
+        named = re.fullmatch(r"(.+?)\s*<(https?://\S+)>", self.arguments[0])
+        if named is None:
+            raise self.error("resource: the argument is a name with its address: Name <https://…>")
+        if "kind" not in self.options:
+            raise self.error("resource: the option :kind: is missing: data set, hub, tool")
+        kind = self.options["kind"]
+        card = self.frame(kind, [])
+        line = nodes.paragraph("", kind[0].upper() + kind[1:], classes=["paper-venue"])
+        if first := self.options.get("first"):
+            if not re.fullmatch(r"\d{4}", first):
+                raise self.error(f"resource: :first: {first!r} is no year such as 1998")
+            line += nodes.Text(f" · {first}")
+        link = nodes.reference("", named[1], refuri=named[2], internal=False)
+        card += [line, nodes.paragraph("", "", link, classes=["paper-title"])]
+        if "by" in self.options:
+            by = self.parsed("by", nodes.paragraph)
+            by["classes"].append("paper-authors")
+            card += by
         return self.finish(card)
 
 
@@ -190,9 +235,10 @@ def setup(app: Sphinx) -> dict:
     app.add_config_value("paper_bibfile", "references.bib", "env", str)
     app.add_directive("paper", PaperCard)
     app.add_directive("overview", OverviewCard)
+    app.add_directive("resource", ResourceCard)
     return {
         "version": "2",
-        "env_version": 3,
+        "env_version": 4,
         "parallel_read_safe": True,
         "parallel_write_safe": True,
     }

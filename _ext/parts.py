@@ -49,7 +49,7 @@ class Resolve(SphinxPostTransform):
             return item
         if card.picture is not None and self.env._builder_cls.name in WEB_SITE:
             item += nodes.container("", card.picture.deepcopy(), classes=["chapter-picture"])
-        kind = str(card.date[0]) if card.first else "overview"
+        kind = str(card.date[0]) if card.first else card.kind
         title += [nodes.Text(" "), nodes.inline("", kind, classes=["chapter-kind"])]
         item += title
         idea = card.idea.deepcopy()

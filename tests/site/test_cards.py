@@ -19,6 +19,11 @@ FILES = {
     "chapters/a.rst": "First\n=====\n\n.. paper:: old\n   :first: 1998-11\n   :idea: share filters\n",
     "chapters/b.rst": "Second\n======\n\n.. paper:: new\n   :after: a\n   :idea: deeper\n",
     "chapters/c.rst": "Overview\n========\n\n.. overview:: a, b\n   :checked: loops\n   :idea: both\n",
+    "chapters/d.rst": (
+        "Digits\n======\n\n.. resource:: Digits <http://a.org/d>\n   :kind: data set\n   :first: 1998\n"
+        "   :by: A. *A*\n   :holds: ten\n   :licence: none\n   :checked: loops\n   :idea: written\n"
+    ),
+    "chapters/e.rst": "Sets\n====\n\n.. overview:: d\n   :idea: all\n",
     "references.bib": BIB,
 }
 
@@ -56,10 +61,24 @@ def test_an_overview_names_what_it_draws_together(pages):
     assert [dt.text for dt in card.select("dt")] == ["Proven against:"]
 
 
+def test_a_resource_tells_its_address_its_makers_and_what_it_holds(pages):
+    card = pages("d")
+    assert card.select_one(".paper-venue").text == "Data set · 1998"
+    assert card.select_one(".paper-title a")["href"] == "http://a.org/d"
+    assert card.select_one(".paper-title").text == "Digits"
+    assert card.select_one(".paper-authors em").text == "A"
+    assert [dt.text for dt in card.select("dt")] == ["Holds:", "Licence:", "Proven against:"]
+    assert "written" not in card.text
+
+
+def test_an_overview_draws_resources_together(pages):
+    assert pages("e").select_one(".paper-after").text == "Draws together Digits"
+
+
 def test_what_is_kept_of_a_card_does_not_keep_its_page(folder):
     environment = pickle.loads((folder / "_build/html/.doctrees/environment.pickle").read_bytes())
     kept = environment.domaindata["cards"]["pages"]
-    assert sorted(kept) == ["chapters/a", "chapters/b", "chapters/c"]
+    assert sorted(kept) == [f"chapters/{name}" for name in "abcde"]
     assert all(len(pickle.dumps(card)) < 4_000 for card in kept.values())
 
 
@@ -93,6 +112,11 @@ WRONG = {
     "overview-of-one": ("c", "a, b", "a, c", "card: 'c' has no card of a paper"),
     "overview-idea": ("c", "   :idea: both\n", "", "overview: the option :idea: is missing"),
     "overview-chapters": ("c", "overview:: a, b", "overview::", "1 argument(s) required"),
+    "after-resource": ("b", ":after: a", ":after: d", "card: 'd' has no card of a paper"),
+    "overview-overview": ("e", "overview:: d", "overview:: c", "card: 'c' has no card of a paper"),
+    "resource-address": ("d", " <http://a.org/d>", "", "a name with its address: Name <https://"),
+    "resource-kind": ("d", "   :kind: data set\n", "", "the option :kind: is missing: data set"),
+    "resource-first": ("d", "1998", "1998-11", ":first: '1998-11' is no year such as 1998"),
     "figure": (
         "c",
         ":idea: both",

@@ -17,7 +17,7 @@ SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="30"><path styl
 display({"image/svg+xml": SVG}, raw=True)
 """
 FILES = {
-    "index.rst": "B\n=\n\n.. parts::\n\n.. toctree::\n   :caption: Old & new\n\n   chapters/a\n   chapters/b\n",
+    "index.rst": "B\n=\n\n.. parts::\n\n.. toctree::\n   :caption: Old & new\n\n   chapters/a\n   chapters/b\n   chapters/c\n",
     "chapters/a.rst": """A title
 =======
 
@@ -34,6 +34,7 @@ FILES = {
    A caption.
 """,
     "chapters/b.rst": "No card\n=======\n\nText.\n",
+    "chapters/c.rst": "Digits\n======\n\n.. resource:: D <http://a.org>\n   :kind: data set\n   :first: 1998\n   :idea: x\n",
     "notebooks/a.py": NOTEBOOK,
     "references.bib": "@misc{one, author={A, B.}, title={One}, year=2016, url={https://a.org}}",
 }
@@ -54,7 +55,7 @@ def chapters(folder):
 
 
 def test_a_chapter_has_its_picture_idea_numbers_and_proof(folder):
-    chapter, plain = chapters(folder)
+    chapter, plain, resource = chapters(folder)
     assert chapter.select_one(".chapter-title").text.strip() == "A title 2016"
     assert chapter.a["href"] == "chapters/a.html"
     assert chapter.select_one(".chapter-idea").text == "a clause"
@@ -69,6 +70,7 @@ def test_a_chapter_has_its_picture_idea_numbers_and_proof(folder):
     for image in pictures:
         assert (folder / "_build" / "html" / image["src"]).is_file()
     assert plain.text.strip() == "No card" and plain.img is None
+    assert resource.select_one(".chapter-title").text.strip() == "Digits data set"
 
 
 def test_the_chapter_keeps_the_words_for_its_picture(folder):
@@ -81,6 +83,6 @@ def test_another_run_comes_into_the_front_page(folder):
     path = folder / "notebooks" / "a.py"
     path.write_text(path.read_text("utf-8").replace(NOTEBOOK, text), encoding="utf-8")
     assert build(folder).returncode == 0
-    (chapter, _) = chapters(folder)
+    chapter, *_ = chapters(folder)
     assert chapter.select_one("dd").text.strip() == "54,321"
     assert {image["width"] for image in chapter.select("img")} == {"44"}

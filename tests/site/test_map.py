@@ -155,6 +155,8 @@ FILES = {
     "chapters/c.rst": "Also one\n========\n\n.. paper:: also\n   :idea: wider\n",
     "chapters/d.rst": "Both\n====\n\n.. overview:: a, c\n   :idea: side by side\n",
     "chapters/e.rst": "No card\n=======\n\nText.\n",
+    "chapters/f.rst": "Digits\n======\n\n.. resource:: D <http://a.org>\n   :kind: data set\n   :idea: ten\n",
+    "chapters/g.rst": "Sets\n====\n\n.. overview:: f\n   :idea: all of them\n",
     "references.bib": BIB,
 }
 
@@ -201,6 +203,8 @@ def test_the_map_tells_all_cards_in_the_order_of_time_and_follows_them(folder):
         "Also one": "wider",
         "Both": "side by side",
         "No card": "",
+        "Digits": "ten",
+        "Sets": "all of them",
     }
 
     html = folder / "_build" / "html"
