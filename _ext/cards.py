@@ -140,7 +140,13 @@ def shown(env: BuildEnvironment) -> list[tuple]:
     for caption, docnames in parts(env):
         for doc in docnames:
             card = cards(env).get(doc)
-            told = card and (card.kind, card.first, card.after, str(card.idea), list(map(str, card.facts)))
+            told = card and (
+                card.kind,
+                card.first,
+                card.after,
+                str(card.idea),
+                list(map(str, card.facts)),
+            )
             numbers = card and [value(env, place) for place in card.values]
             picture = card and card.picture
             drawn = picture and (str(picture), kept(env).get(picture["notebook"], {}).get("state"))

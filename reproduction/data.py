@@ -5,7 +5,6 @@ in the current folder), fetched there from DATA_MIRROR, if set, and the original
 images to choose by are the same in every run. The test part is sealed: it opens once.
 """
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,15 +86,11 @@ def cifar100() -> tuple[list[tuple[Tensor, Tensor]], int]:
 
     from workbench import archives
 
-    root = os.environ.get("DATA_ROOT", "data")
     try:
-        files = archives.verified("CIFAR100", CIFAR100, root)
+        files = archives.verified("CIFAR100", CIFAR100)
     except (OSError, ValueError) as error:
-        (name,) = archives.ARCHIVES["CIFAR100"]
         raise DataError(
-            f"CIFAR-100 could not be read or fetched: {error}.\nPlace {name} in the folder {root!r}, "
-            "or set DATA_ROOT to the folder that has it, or DATA_MIRROR to an address that serves it. "
-            "Without a network: --data patches."
+            f"CIFAR-100 could not be read or fetched: {error}\nWithout a network: --data patches."
         ) from error
     (x, y), test, classes = archives.read_cifar(files, CIFAR100)
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(SPLIT))

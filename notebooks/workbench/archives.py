@@ -1,23 +1,15 @@
 """Files of data, each verified: inside installed packages, or complete sets that are fetched.
 
-Two environment variables say where the complete sets are:
-
-DATA_ROOT     their folder (default ``data``), where they are kept, too
-DATA_MIRROR   a base address that is tried before the original ones
+Where complete sets are, and from where they are fetched, says ``downloads``.
 """
 
 import gzip
 import hashlib
-import http.client
 import importlib
 import importlib.util
 import io
-import os
 import pickle
 import tarfile
-import time
-import urllib.request
-from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +17,7 @@ import numpy as np
 import torch
 
 import workbench
+from workbench import downloads
 
 
 DISTRIBUTIONS = {
@@ -103,63 +96,46 @@ ARCHIVES = {
         "cifar-100-python.tar.gz": "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
     },
 }
-STALL = 20  # seconds that a server may be silent
-SLOWEST = (
-    10_000  # bytes a second, on average over STALL, below which a download is given up
-)
 
 
 def read(name: str) -> tuple:
     """Training part, test part and classes of "MNIST", "FashionMNIST", "CIFAR10" or "CIFAR100".
 
     A part is images (N, C, H, W) in 0..1 and labels (N,). The archives are looked for in DATA_ROOT
-    where torchvision puts them, and fetched there from DATA_MIRROR or the original addresses if
-    they are missing. They are read as they are, nothing is extracted: what has been verified is
-    what is read. Raises RuntimeError, saying what to place where, when none of that works, and in
-    the sample profile, which downloads nothing.
+    where torchvision puts them, and fetched there if they are missing. They are read as they are,
+    nothing is extracted: what has been verified is what is read. Raises RuntimeError, saying what
+    to place where, when none of that works, and in the sample profile, which downloads nothing.
     """
     if name not in ARCHIVES:
         raise ValueError(
             f"{name!r} is no complete set; there are {', '.join(ARCHIVES)}"
         )
-    root = os.environ.get("DATA_ROOT", "data")
-    folder = str(Path(root, name, "raw")) if "MNIST" in name else root
-    help_text = (
-        f"Place {', '.join(ARCHIVES[name])} under {folder!r}, or set DATA_ROOT to a folder that has "
-        f"them as torchvision lays them out, or DATA_MIRROR to an address that serves them."
-    )
     if workbench.PROFILE != "full":
         raise RuntimeError(
-            f"{name} is not part of the sample profile; set PROFILE=full. {help_text}"
+            f"{name} is not part of the sample profile; set PROFILE=full."
         )
     from torchvision import datasets
 
     kind = getattr(datasets, name)
     try:
-        archives = verified(name, kind, root)
+        archives = verified(name, kind)
     except (OSError, ValueError) as error:
-        raise RuntimeError(
-            f"{name} could not be read or fetched: {error}. {help_text}"
-        ) from error
+        raise RuntimeError(f"{name} could not be read or fetched: {error}") from error
     workbench.sources.append(f"{name}, the complete data set")
     return read_mnist(archives, kind) if "MNIST" in name else read_cifar(archives, kind)
 
 
-def verified(name: str, kind, root: str) -> dict[str, bytes]:
+def verified(name: str, kind) -> dict[str, bytes]:
     """The archives of a set, from below DATA_ROOT or fetched there, in the order of ARCHIVES."""
-    mirror, found = os.environ.get("DATA_MIRROR"), {}
+    found = {}
     for file, sha256 in ARCHIVES[name].items():
         if "MNIST" in name:
-            place, addresses = (
-                f"{name}/raw/{file}",
-                [f"{base}{file}" for base in kind.mirrors],
-            )
+            path = f"{name}/raw/{file}"
+            addresses = [f"{base}{file}" for base in kind.mirrors]
         else:
-            place, addresses = file, [kind.url]
-        if mirror:  # one set alone, or a folder like DATA_ROOT
-            base = mirror.rstrip("/")
-            addresses = [f"{base}/{file}", f"{base}/{place}", *addresses]
-        found[file] = fetch(Path(root, place), dict.fromkeys(addresses), sha256)
+            path = file
+            addresses = [kind.url]
+        found[file] = downloads.place(path, addresses, sha256).read_bytes()
     return found
 
 
@@ -192,67 +168,3 @@ def read_cifar(archives: dict[str, bytes], kind) -> tuple:
         )
         parts.append((torch.tensor(x).float().div(255), torch.tensor(y).long()))
     return *parts, files[kind.meta["filename"]][kind.meta["key"]]
-
-
-def fetch(path: Path, addresses: Iterable[str], sha256: str) -> bytes:
-    """The bytes of a file, verified. One that is not there is fetched and kept first.
-
-    The addresses are tried in turn, by one process at a time. The file appears under its name when
-    it is complete and right. Raises ValueError, naming the file to delete, when the one that is
-    there is another one, and OSError, with what each address gave, when none gave the right bytes.
-    """
-    if not path.is_file():
-        from filelock import FileLock  # comes with torch
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            if not path.is_file():  # the process that had the lock may have fetched it
-                partial = path.with_name(f"{path.name}.part")
-                partial.write_bytes(first_right(addresses, sha256))
-                partial.replace(path)
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise ValueError(
-            f"{path} is damaged or another file (its {len(data):,} bytes do not have the SHA-256 "
-            f"{sha256}): delete it, and it will be fetched again"
-        )
-    return data
-
-
-def first_right(addresses: Iterable[str], sha256: str) -> bytes:
-    """What the first address gives whose bytes have that SHA-256."""
-    failures = []
-    for address in addresses:
-        if not workbench.BUILDING:
-            print(f"fetching {address}", flush=True)
-        try:
-            data = download(address)
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            failures.append(f"{address}: {error or type(error).__name__}")
-            continue
-        if hashlib.sha256(data).hexdigest() == sha256:
-            return data
-        failures.append(
-            f"{address}: its {len(data):,} bytes do not have the SHA-256 {sha256}"
-        )
-    raise OSError("; ".join(failures))
-
-
-def download(address: str) -> bytes:
-    """What an address serves; TimeoutError when it is silent for STALL seconds or too slow."""
-    request = urllib.request.Request(
-        address, headers={"User-Agent": "deep-learning-models"}
-    )
-    with urllib.request.urlopen(request, timeout=STALL) as answer:
-        data, counted, since = bytearray(), 0, time.monotonic()
-        while part := answer.read1(2**16):
-            data += part
-            seconds = time.monotonic() - since
-            if seconds < STALL:
-                continue
-            if len(data) - counted < SLOWEST * seconds:
-                raise TimeoutError(
-                    f"only {len(data) - counted:,} bytes in {seconds:.0f} seconds"
-                )
-            counted, since = len(data), time.monotonic()
-    return bytes(data)

@@ -7,7 +7,6 @@ import base64
 import ctypes
 import html
 import io
-import os
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +18,7 @@ from IPython.display import display
 from torch import Tensor
 
 import workbench
-from workbench import archives
+from workbench import downloads
 
 RATE = 22_050  # samples a second, of eSpeak NG and of LJ Speech
 SYNCHRONOUS, PLAIN_UTF8 = 2, 1  # the numbers of eSpeak's header, speak_lib.h
@@ -103,29 +102,22 @@ def ljspeech(count: int) -> list[Utterance]:
     The archive of 2.7 GB is looked for in DATA_ROOT and fetched there. Raises RuntimeError, saying
     what to place where, when it cannot be had, and ValueError for more sentences than it has.
     """
-    path = Path(os.environ.get("DATA_ROOT", "data"), LJSPEECH)
-    mirror = os.environ.get("DATA_MIRROR")
-    bases = [f"{mirror.rstrip('/')}/"] if mirror else []
-    addresses = [base + LJSPEECH for base in (*bases, LJSPEECH_HOST)]
     try:
-        archive = archives.fetch(path, addresses, LJSPEECH_SHA256)
+        archive = downloads.place(LJSPEECH, [LJSPEECH_HOST + LJSPEECH], LJSPEECH_SHA256)
     except (OSError, ValueError) as error:
-        words = (
-            f"LJ Speech could not be read or fetched: {error}. Place {LJSPEECH} under "
-        )
         raise RuntimeError(
-            f"{words}{str(path.parent)!r}, or run with PROFILE=sample."
+            f"LJ Speech could not be read or fetched: {error} Or run with PROFILE=sample."
         ) from error
     workbench.sources.append("LJ Speech, read by Linda Johnson")
     return read_ljspeech(archive, count)
 
 
-def read_ljspeech(archive: bytes, count: int) -> list[Utterance]:
+def read_ljspeech(archive: Path, count: int) -> list[Utterance]:
     """The first sentences of the archive, in the order of their names, numbers written out."""
     import soundfile
 
     texts, waves = {}, {}
-    with tarfile.open(fileobj=io.BytesIO(archive)) as members:
+    with tarfile.open(archive) as members:
         for member in members:
             name = Path(member.name)
             if name.name == "metadata.csv":

@@ -1,18 +1,10 @@
-"""Files of data: verified, and fetched where they are missing."""
+"""Files of data: inside packages, and complete sets."""
 
 import gzip
 import hashlib
 import io
-import os
 import pickle
-import subprocess
-import sys
 import tarfile
-import threading
-import time
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import combinations
 from pathlib import Path
 
@@ -22,7 +14,7 @@ import torch
 import torchvision
 
 import workbench
-from loader import NOTEBOOKS
+from hosts import Host
 from workbench import archives, images
 
 
@@ -158,60 +150,6 @@ def test_no_two_parts_of_a_complete_set_share_a_picture(name, full, tmp_path):
         assert not one & other
 
 
-class Host:
-    """A server on this machine that gives each path what its table holds.
-
-    Bytes are sent at once; ("trickle", bytes) one byte in a tenth of a second; ("short", bytes)
-    the first half, though all are announced; None never gets an answer. Other paths: 404.
-    """
-
-    def __init__(self, table: dict):
-        host, self.asked, self.over = self, Counter(), threading.Event()
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                host.asked[self.path] += 1
-                how, data = "whole", table.get(self.path, b"")
-                if self.path not in table:
-                    return self.send_error(404)
-                if data is None:
-                    return host.over.wait()
-                if isinstance(data, tuple):
-                    how, data = data
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                if how != "trickle":
-                    self.wfile.write(data if how == "whole" else data[: len(data) // 2])
-                    return None
-                for byte in data:
-                    if host.over.wait(0.1):
-                        return None
-                    try:
-                        self.wfile.write(bytes([byte]))
-                        self.wfile.flush()
-                    except OSError:  # the other side has left
-                        return None
-                return None
-
-            def log_message(self, *_):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server.server_address[1]}"
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,))
-
-    def __enter__(self):
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.over.set()
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
-
-
 def serve(name: str, files: dict, monkeypatch, mirror: dict | None) -> Host:
     """A host with the files under /original and what `mirror` holds under /mirror."""
     table = {f"/original/{file}": data for file, data in files.items()}
@@ -246,27 +184,6 @@ def test_a_mirror_may_be_a_copy_of_data_root(full, monkeypatch):
         assert len(images.complete("MNIST").test[1]) == 20
 
 
-@pytest.mark.parametrize("name", ["MNIST", "CIFAR10"])
-@pytest.mark.parametrize("fault", ["silent", "trickle", "short", "wrong", "absent"])
-def test_a_mirror_that_fails_is_left_for_the_original_address(name, fault, full, monkeypatch):
-    files = full(name)
-    given = {
-        "silent": dict.fromkeys(files),
-        "trickle": {file: ("trickle", data) for file, data in files.items()},
-        "short": {file: ("short", data) for file, data in files.items()},
-        "wrong": dict.fromkeys(files, b"not what it was"),
-        "absent": {},
-    }[fault]
-    monkeypatch.setattr(archives, "STALL", 0.4)
-    start = time.monotonic()
-    with serve(name, files, monkeypatch, given) as host:
-        assert len(images.complete(name).test[1]) in (20, 30)
-    assert time.monotonic() - start < 10
-    assert {path for path in host.asked if "original" in path} == {
-        f"/original/{file}" for file in files
-    }
-
-
 def test_the_full_profile_without_data_says_what_each_address_gave(full, tmp_path, monkeypatch):
     full("CIFAR10")
     refused = pytest.raises(RuntimeError, match="CIFAR10 could not be read or fetched")
@@ -276,7 +193,6 @@ def test_the_full_profile_without_data_says_what_each_address_gave(full, tmp_pat
     told = str(caught.value)
     assert f"{host.address}/mirror/cifar-10-python.tar.gz: its 5 bytes do not have" in told
     assert f"{host.address}/original/cifar-10-python.tar.gz: HTTP Error 404" in told
-    assert "Place cifar-10-python.tar.gz under" in told and "DATA_MIRROR" in told
     assert not (tmp_path / "cifar-10-python.tar.gz").exists()
 
 
@@ -313,24 +229,6 @@ def test_a_folder_that_cannot_be_written_to_is_read(full, tmp_path):
     lay("MNIST", full("MNIST"), tmp_path)
     images.complete("MNIST")
     assert {path.suffix for path in (tmp_path / "MNIST" / "raw").iterdir()} == {".gz"}
-
-
-def test_two_kernels_that_fetch_one_file_at_once_ask_for_it_once(tmp_path):
-    data = bytes(range(12))
-    job = tmp_path / "set" / "file.gz", hashlib.sha256(data).hexdigest()
-    with Host({"/file.gz": ("trickle", data)}) as host:
-        code = (
-            "import sys; from pathlib import Path; from workbench import archives;"
-            "print(archives.fetch(Path(sys.argv[1]), [sys.argv[2]], sys.argv[3]).hex())"
-        )
-        command = [sys.executable, "-c", code, str(job[0]), f"{host.address}/file.gz", job[1]]
-        with ThreadPoolExecutor(2) as pool:
-            how = {"cwd": NOTEBOOKS, "capture_output": True, "text": True}
-            env = os.environ | {"BOOK_BUILD": "1"}
-            runs = [pool.submit(subprocess.run, command, env=env, **how) for _ in range(2)]
-            results = [run.result() for run in runs]
-    assert [r.stdout.strip() for r in results] == [data.hex()] * 2, results
-    assert host.asked == {"/file.gz": 1}
 
 
 def test_an_unknown_set_is_refused_with_the_known_ones():

@@ -12,6 +12,7 @@ from sites import HEADER
 
 PARTS = {path.stem: path for path in (NOTEBOOKS / "workbench").glob("*.py")}
 RESTS_ON = {
+    "archives": {"downloads"},
     "images": {"archives"},
     "boxes": {"plots"},
     "annotated": {"boxes"},
@@ -20,7 +21,7 @@ RESTS_ON = {
     "scenes": {"annotated", "boxes", "images"},
     "pretrained": {"archives"},
     "reading": {"archives", "questions"},
-    "sound": {"archives"},
+    "sound": {"downloads"},
     "text": {"archives"},
     "tracing": {"counting"},
     "drawing": {"plots", "tracing"},
