@@ -347,11 +347,16 @@ def mel_filters(M: int = 80) -> Tensor:
     )
 
 
+def stft(wave: Tensor) -> Tensor:
+    """Sound (N,) to its transform, complex numbers (513, T)."""
+    how = {"window": torch.hann_window(WINDOW), "return_complex": True}
+    return torch.stft(wave, WINDOW, HOP, pad_mode="constant", **how)
+
+
 def mel_of(wave: Tensor, filters: Tensor) -> Tensor:
     """Sound (N,) to frames (T, M): logarithms above the floor of 0.01, which is 0."""
-    how = {"window": torch.hann_window(WINDOW), "return_complex": True}
-    spectrum = torch.stft(wave, WINDOW, HOP, pad_mode="constant", **how).abs()
-    return torch.log((filters @ spectrum).clamp(min=FLOOR) / FLOOR).mT
+    bands = filters @ stft(wave).abs()  # (M, T)
+    return torch.log(bands.clamp(min=FLOOR) / FLOOR).mT
 
 
 # %% tags=["trimmed"]
@@ -820,7 +825,6 @@ record("seconds", sum(len(wave) for wave in waves["train"]) / sound.RATE)
 record("steps", STEPS)
 record("batch", BATCH)
 record("rate", RATE)
-record("step.seconds", small.r * HOP / sound.RATE)
 
 # %% tags=["headline"]
 networks = {}
@@ -1014,12 +1018,27 @@ claim(mean_read > 0.3, "without the last weights more are, in the mean")
 
 
 # %% tags=["nearest"]
+def warped(a: Tensor, b: Tensor) -> float:
+    """Distance of frames (T, M) and (U, M), summed up on the best way through both.
+
+    A step of the way goes on by one frame in the one, in the other, or in both. librosa
+    has it, too (`sequence.dtw`), and compiles for some 20 seconds at its first use.
+    """
+    distances = torch.cdist(a.double(), b.double())  # (T, U)
+    best = distances[0].cumsum(0)  # of ways to each frame of b, for the first of a
+    for row in distances[1:]:
+        entry = torch.minimum(best, F.pad(best[:-1], (1, 0), value=math.inf))
+        along = row.cumsum(0)
+        best = along + (entry + row - along).cummin(0).values  # enter, then go along b
+    return best[-1].item()
+
+
 def nearest(mel: Tensor, part) -> int:
     """Which text of a part the frames (T, M) sound most like, by time warping."""
     costs = []
     for said in part:
-        total, path = librosa.sequence.dtw(mel.cpu().mT.numpy(), said.mel.mT.numpy())
-        costs.append(total[-1, -1] / len(path))
+        frames = len(mel) + len(said.mel)
+        costs.append(warped(mel.cpu(), said.mel) / frames)
     return costs.index(min(costs))
 
 
@@ -1034,7 +1053,7 @@ def recognised(model: Tacotron2, part, vocabulary) -> float:
 
 
 # %% tags=["voice"]
-LONGER = 200
+LONGER = 150
 record("longer", STEPS + LONGER)
 voice = copy.deepcopy(networks["location", 0])
 seed(0)
@@ -1070,17 +1089,35 @@ claim(shares[1] > shares[0] + 0.2, "more texts are recognised after more steps")
 claim(read > 0.6, "most texts of ten words are still read")
 
 
+# %% tags=["phases"]
+def istft(magnitudes: Tensor, phases: Tensor) -> Tensor:
+    """The sound whose transform is nearest to these magnitudes and phases (513, T)."""
+    spectrum = torch.polar(magnitudes, phases)
+    return torch.istft(spectrum, WINDOW, HOP, window=torch.hann_window(WINDOW))
+
+
+def griffin_lim(magnitudes: Tensor, phases: Tensor, steps: int = 40) -> Tensor:
+    """Sound of about these magnitudes (513, T), as in the chapter on Tacotron.
+
+    Griffin and Lim 1984; the fast variant, with momentum (Perraudin et al. 2013).
+    """
+    before = torch.zeros_like(magnitudes)
+    for _ in range(steps):
+        found = stft(istft(magnitudes, phases))
+        phases = (found + 0.99 * (found - before)).angle()
+        before = found
+    return istft(magnitudes, phases)
+
+
 # %% tags=["griffin-lim"]
 def wave_of(mel: Tensor) -> Tensor:
-    """Frames (T, M) to sound: pseudo-inverse of the filters, phases by Griffin-Lim.
-
-    librosa's is the fast variant (Perraudin et al. 2013).
-    """
+    """Frames (T, M) to sound: pseudo-inverse of the filters, phases by Griffin-Lim."""
     filters = mel_filters(mel.shape[1])
     bins = FLOOR * (mel.cpu().exp() - 1).clamp(min=0)  # silence is 0
     magnitudes = (torch.linalg.pinv(filters) @ bins.mT).clamp(min=0)  # (513, T)
-    how = {"n_iter": 40, "hop_length": HOP, "random_state": 0}
-    return torch.from_numpy(librosa.griffinlim(magnitudes.numpy(), **how))
+    draw = torch.Generator().manual_seed(0)
+    phases = 2 * math.pi * torch.rand(magnitudes.shape, generator=draw)
+    return griffin_lim(magnitudes, phases)
 
 
 # %% tags=["say-all"]

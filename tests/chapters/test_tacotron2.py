@@ -4,9 +4,11 @@ import copy
 import math
 from types import SimpleNamespace
 
-import librosa
 import pytest
 import torch
+from librosa import griffinlim
+from librosa.feature import melspectrogram
+from librosa.sequence import dtw
 from torch import nn
 from torch.nn import functional as F
 
@@ -388,7 +390,7 @@ def test_frames_are_librosas_mel_magnitudes_as_logarithms_above_a_floor():
     found = t2.mel_of(wave, t2.mel_filters())
     how = {"n_fft": 1024, "hop_length": 256, "power": 1, "pad_mode": "constant"}
     limits = {"n_mels": 80, "fmin": 125, "fmax": 7600}
-    expected = librosa.feature.melspectrogram(y=wave.numpy(), sr=22_050, **how, **limits)
+    expected = melspectrogram(y=wave.numpy(), sr=22_050, **how, **limits)
     expected = torch.from_numpy(expected).clamp(min=0.01).log() - math.log(0.01)
     close(found, expected.mT, 1e-4)
     assert not found[-10:].any()  # silence
@@ -416,6 +418,34 @@ def test_sound_comes_back_from_its_frames():
     peak = torch.fft.rfft(middle * torch.hann_window(5000)).abs().argmax() * 22_050 / 5000
     assert abs(peak - 440) < 10
     assert t2.wave_of(torch.zeros(9, 80)).abs().max() == 0
+
+
+def test_magnitudes_are_the_pseudo_inverse_of_the_bands_and_phases_begin_by_chance(monkeypatch):
+    given = []
+    keep = lambda *arguments: given.append(arguments)  # noqa: E731
+    monkeypatch.setitem(t2._namespace, "griffin_lim", keep)
+    torch.manual_seed(0)
+    mel = torch.rand(9, 80)
+    t2.wave_of(mel)
+    t2.wave_of(mel)
+    (magnitudes, phases), (_, again) = given
+    bands = 0.01 * (mel.exp() - 1)
+    close(magnitudes, (torch.linalg.pinv(t2.mel_filters()) @ bands.mT).clamp(min=0))
+    close(phases, again, 0)
+    assert 0 <= phases.min() < 0.1 and 2 * math.pi - 0.1 < phases.max() <= 2 * math.pi
+    assert abs(phases.mean() - math.pi) < 0.1
+
+
+def test_griffin_lim_is_librosas_with_momentum():
+    torch.manual_seed(0)
+    magnitudes = torch.rand(513, 20)
+    found = t2.griffin_lim(magnitudes, torch.zeros_like(magnitudes), 7)
+    how = {"n_iter": 7, "hop_length": 256, "init": None}
+    close(found, torch.from_numpy(griffinlim(magnitudes.numpy(), **how)), 1e-4)
+    other = t2.griffin_lim(magnitudes, torch.ones_like(magnitudes), 7)
+    assert (other - found).abs().max() > 0.01
+    again = t2.griffin_lim(magnitudes, torch.zeros_like(magnitudes))
+    close(again, t2.griffin_lim(magnitudes, torch.zeros_like(magnitudes), 40), 0)
 
 
 def batch_of_two():
@@ -663,6 +693,14 @@ def test_a_blind_copy_does_not_see_one_row_of_the_past():
         other[:, 1 - row] += torch.rand(9)
         assert (layer(query, keys, other, mask) - layer(query, keys, past, mask)).abs().max() > 1e-5
     assert model.decoder.attention.conv.weight.abs().min() > 0
+
+
+def test_the_best_way_through_two_sequences_is_librosas():
+    torch.manual_seed(0)
+    for T, U in ((7, 11), (12, 5), (1, 4), (3, 1)):
+        a, b = torch.rand(T, 6), torch.rand(U, 6)
+        total, _ = dtw(a.mT.numpy(), b.mT.numpy())
+        assert t2.warped(a, b) == pytest.approx(total[-1, -1], rel=1e-5)
 
 
 def test_frames_are_nearest_to_the_text_that_they_say_faster_or_slower():
