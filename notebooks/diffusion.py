@@ -110,8 +110,6 @@ for name, betas in (("linear", linear_betas(1000)), ("cosine", cosine_betas(1000
     off = max(off, checks.deviation(1 - schedule.alpha_bar, variances))
     claim(off < 1e-10, "the closed form is what the single steps give")
     middle = schedule.alpha_bar[499].item()
-    record(f"middle.{name}", middle)
-    record(f"end.{name}", schedule.alpha_bar[-1].item())
     rows.append((name, f"{middle:.3f}", f"{schedule.alpha_bar[-1].item():.0e}"))
 claim(float(rows[0][1]) < 0.2 * float(rows[1][1]), "linear has lost more half-way")
 table(rows, ("schedule", "ᾱ after 500 steps", "ᾱ after 1,000"))
@@ -421,8 +419,6 @@ def level_rows(network: UNet, size: Size, side: int) -> list[tuple]:
 with torch.device("meta"):
     published = UNet()
 rows = level_rows(published, CIFAR, 32)
-middle = counting.parameters(published.middle1) + counting.parameters(published.middle2)
-record("cifar.middle", middle)
 claim(all(up >= 2 * down for *_, down, up in rows), "at least twice as many go up")
 table(rows, ("map", "channels", "parameters down", "parameters up"))
 
@@ -609,7 +605,6 @@ for eta in (0.0, 0.5, 1.0):
 # %% tags=["equal"]
 for name, found in equal.items():
     claim(found < 1e-5, f"{name}: equal to the library's")
-record("deviation", max(equal.values()))
 rows = [(name, f"{found:.0e}") for name, found in equal.items()]
 table(rows, ("part", "difference from diffusers"))
 
@@ -697,11 +692,9 @@ average, losses = train(network, x0, y, schedule, steps=700, batch=BATCH)
 record("digits.parameters", counting.parameters(network))
 record("train.count", len(y))
 record("train.steps", len(losses))
-record("train.loss", sum(losses[-100:]) / 100)
 record("train.batch", BATCH)
 record("train.rate", RATE)
 record("train.decay", DECAY)
-record("train.hidden", HIDDEN)
 record("schedule.steps", schedule.T)
 record("schedule.end", schedule.alpha_bar[-1])
 
@@ -935,7 +928,6 @@ for steps in STEPS:
         away = pictures[steps, number] - pictures[100, number]
         moved[steps].append(away.abs().mean().item())
     record_spread(f"distance.steps{steps}", distances)
-    record_spread(f"moved.steps{steps}", moved[steps])
     rows.append((steps, spread(distances, ".0f"), spread(moved[steps], ".3f")))
 table(rows, ("steps", "Fréchet distance", "difference from 100 steps"))
 
@@ -1027,7 +1019,6 @@ for steps in (10, 20, 50):
     noise = invert(noise_in, digits, schedule, steps)
     back = unfolded(sample(noise_in, noise, schedule, steps)).cpu()
     returned[steps] = (back - data.test[0][:10]).abs().mean().item()
-    record(f"returned.{steps}", returned[steps])
     widths.append(noise.std().item())
     rows.append((steps, f"{returned[steps]:.3f}", f"{widths[-1]:.2f}"))
 claim(returned[50] < returned[20] < returned[10], "more steps lead back more nearly")
@@ -1062,7 +1053,6 @@ for step in shown_steps:
 rows = []
 for step, loss in by_step.items():
     bar = schedule.alpha_bar[step].item()
-    record(f"loss.step{step + 1}", loss)
     rows.append((step + 1, f"{bar:.3f}", f"{loss:.3f}"))
 claim(by_step[0] > 5 * by_step[100], "noise is hard to see in a nearly clear picture")
 claim(max(by_step.values()) < 1, "each loss is below that of the answer 0")
