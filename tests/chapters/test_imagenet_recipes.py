@@ -375,6 +375,45 @@ def test_the_stages_turn_a_file_into_a_normed_tensor():
     networks.close(x.mean((1, 2)), colour, 0.03)
 
 
+def test_a_photograph_is_stored_in_the_size_asked_for():
+    data = recipes.jpeg(picture(60, 80), (40, 20))
+    found = Image.open(io.BytesIO(data))
+    assert (found.format, found.size) == ("JPEG", (40, 20))
+    flat = torch.tensor([200, 90, 10], dtype=torch.uint8).view(3, 1, 1).expand(3, 30, 30)
+    stored = v2.functional.pil_to_tensor(recipes.decoded(recipes.jpeg(flat, (20, 20))))
+    assert (stored.int() - flat[:, :20, :20].int()).abs().max() <= 2
+    grey = io.BytesIO()
+    Image.new("L", (9, 9)).save(grey, "JPEG")
+    assert recipes.decoded(grey.getvalue()).mode == recipes.reduced(grey.getvalue()).mode == "RGB"
+
+
+def test_a_large_file_can_be_decoded_at_a_half_or_a_quarter_and_a_small_one_whole():
+    x = picture(960, 1280)
+    sizes = {(160, 120): 1, (640, 480): 2, (1280, 960): 4}
+    for (W, H), divisor in sizes.items():
+        data = recipes.jpeg(x, (W, H))
+        assert recipes.DECODERS["whole"](data).size == (W, H)
+        small = recipes.DECODERS["reduced"](data)
+        assert small.size == (W // divisor, H // divisor)
+    whole = v2.functional.pil_to_tensor(recipes.decoded(data)).float()
+    means = F.avg_pool2d(whole, 4)
+    assert (v2.functional.pil_to_tensor(small).float() - means).abs().mean() < 2
+
+
+def test_the_seconds_of_decoding_are_those_of_one_picture(monkeypatch):
+    now = [3.0]
+    fake = types.SimpleNamespace(process_time=lambda: now[0])
+    monkeypatch.setitem(recipes._namespace, "time", fake)
+    seen = []
+
+    def slow(data):
+        now[0] += 0.5
+        seen.append(data)
+
+    assert recipes.seconds_of_decoding(slow, [b"a", b"b"], 3) == 0.5
+    assert seen == [b"a", b"b"] * 3
+
+
 def test_the_seconds_of_the_stages_are_means_over_the_pictures(monkeypatch):
     clock = iter(range(1000))
     monkeypatch.setattr(recipes._namespace["time"], "process_time", lambda: next(clock))
