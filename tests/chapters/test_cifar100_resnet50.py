@@ -54,6 +54,8 @@ def test_the_small_network_halves_three_times_and_runs_on_the_meta_device():
     assert small(x).shape == (3, 10)
     assert small.blocks(small.stem(x)).shape == (3, 32, 4, 4)
     assert small.stem(x).shape == (3, 8, 32, 32)
+    blocks = sum(9 * (a + b) * b + a * b + 6 * b for a, b in ((8, 8), (8, 16), (16, 32)))
+    assert parameters_of(small) == 9 * 3 * 8 + 2 * 8 + blocks + 33 * 10
     networks.runs_on_meta(
         on_meta(lambda: cifar.Small(7, *(torch.zeros(1, 3, 1, 1),) * 2)), 2, 3, 32, 32
     )
@@ -97,12 +99,15 @@ def test_training_takes_the_rate_of_each_step_and_asks_after_each_epoch(monkeypa
 
     monkeypatch.setattr(torch.optim.SGD, "step", watched)
     x, y = torch.rand(120, 3, 32, 32), torch.arange(120) % 3
+    shown, augment = [], cifar.augment
+    monkeypatch.setitem(cifar._namespace, "augment", lambda x: shown.append(len(x)) or augment(x))
     losses = []
     for loss in cifar.train(cifar.Small(3, *GREY), (x, y), 10):
         epochs.append(len(rates))
         losses.append(loss)
     assert rates == pytest.approx([cifar.rate_at(n, 3, 10) for n in range(30)])
     assert epochs == list(range(3, 31, 3)) and len(losses) == 10
+    assert shown == [50, 50, 20] * 10
 
 
 def test_a_part_is_learnt():
@@ -179,6 +184,19 @@ def test_a_rotation_is_that_of_torchvision(drawn, share):
     drawn(1, share)
     expected = rotate(x, 15 * share, interpolation=InterpolationMode.NEAREST)
     assert (cifar.augment(x) == expected).double().mean() > 0.98  # ties of the nearest pixel
+
+
+def test_the_largest_angle_is_fifteen_degrees(drawn, monkeypatch):
+    seen = []
+    grid = F.affine_grid
+    monkeypatch.setattr(
+        F, "affine_grid", lambda places, *a, **k: seen.append(places) or grid(places, *a, **k)
+    )
+    for share in (1, -1):
+        drawn(1, share)
+        cifar.augment(torch.zeros(1, 3, 32, 32))
+    angles = [torch.atan2(places[0, 1, 0], places[0, 1, 1]).item() for places in seen]
+    assert angles == pytest.approx([math.radians(15), -math.radians(15)], rel=1e-5)
 
 
 def test_each_image_has_its_own_draw_within_the_bounds(monkeypatch):
