@@ -291,7 +291,7 @@ claim(
 
 # %% tags=["lost"]
 def lost(number: int, known: dict, cache: Path, *, half=False, **how) -> tuple:
-    """Lose the network at a request: what load says and leaves; what the next one says."""
+    """Lose the network at a request: what load says and leaves; and the next one."""
     first = attempt(load(**how), Host(known, cut=number, half=half), cache)
     return first, held(cache), attempt(load(**how), Host(known), cache)
 
