@@ -157,9 +157,8 @@ table(steps, ("run", "stored", "six bits each", "characters"))
 
 
 # %% tags=["walk"]
-def walk(start, end) -> np.ndarray:
+def walk(start: np.ndarray, end: np.ndarray) -> np.ndarray:
     """Points (n, 2) of a straight way on a grid, one a step of its longer side."""
-    start, end = np.asarray(start), np.asarray(end)
     longer = int(abs(end - start)[0] < abs(end - start)[1])
     low, high = (start, end) if start[longer] <= end[longer] else (end, start)
     steps = np.arange(high[longer] - low[longer] + 1)
@@ -348,7 +347,7 @@ def digit_scenes(n: int = 12):
         colour = scenes.COLOURS[i, :, None, None]
         pictures = torch.where(masks[:, i, None], colour, pictures)
         masks[:, :i] &= ~masks[:, i, None]
-    return pictures, masks, labels[chosen].where(there, torch.tensor(-1))
+    return pictures, masks, labels[chosen].where(there, -1)
 
 
 def outlines(mask) -> list[list[float]]:
@@ -762,6 +761,7 @@ claim(touch, "by a part of the side small and medium are not told apart")
 NAMES = ["AP", "AP at 0.5", "AP at 0.75", "AP small", "AP medium", "AP large"]
 NAMES += ["AR of 1", "AR of 10", "AR of 100", "AR small", "AR medium", "AR large"]
 rows = [(name, f"{value:.3f}") for name, value in zip(NAMES, numbers["2 pixels"][0])]
+claim(numbers["2 pixels"][0][6] < 0.1, "one detection a picture finds hardly a tree")
 table(rows, ("number", "boxes off by 2 pixels, seed 0"))
 
 
@@ -815,7 +815,6 @@ for (kind, number), found in detections.items():
     gaps.append(abs(mean_precision(singles, found, 0.5) - theirs[1]))
     gaps.append(abs(mean_precision(singles, found, 0.75) - theirs[2]))
 record("ap.cases", len(gaps))
-record("ap.gap", max(gaps))
 claim(max(gaps) < 1e-9, "AP by hand is that of pycocotools")
 
 # %% [markdown]
@@ -889,10 +888,11 @@ for sample in samples:
     _, boxes, masks = CHANGES["flip"](sample)
     loose["flip"] += looseness(boxes, masks)
     before = sample[2].sum((1, 2))
-    _, boxes, masks = CHANGES["crop"](sample)
-    there = masks.any(-1).any(-1)
-    loose["crop"] += looseness(boxes, masks)
-    cut += (masks.sum((1, 2)) < before)[there].tolist()
+    for _ in range(10):
+        _, boxes, masks = CHANGES["crop"](sample)
+        there = masks.any(-1).any(-1)
+        loose["crop"] += looseness(boxes, masks)
+        cut += (masks.sum((1, 2)) < before)[there].tolist()
 
 # %% tags=["loose-claims"]
 factors = {True: [], False: []}
@@ -902,10 +902,11 @@ record("flipped", len(loose["flip"]))
 record("cropped.whole", len(factors[False]))
 record("cropped.cut", len(factors[True]))
 record("cropped.larger", sum(factor > 1 for factor in factors[True]))
-record("cropped.most", max(factors[True]))
 claim(set(loose["flip"]) == {1.0}, "a flipped box is the box of the flipped mask")
 claim(set(factors[False]) == {1.0}, "so is that of an object that a crop leaves whole")
-claim(max(factors[True]) > 1.05, "the box of a cut object can be too large")
+claim(
+    sum(one > 1 for one in factors[True]) > 10, "boxes of cut objects can be too large"
+)
 
 # %% tags=["turned"]
 ANGLES = range(0, 91, 15)
@@ -937,6 +938,7 @@ rising = [means[angle] for angle in ANGLES if angle <= 45]
 falling = [means[angle] for angle in ANGLES if angle >= 45]
 claim(rising == sorted(rising), "up to 45 degrees boxes fit less and less")
 claim(falling == sorted(falling, reverse=True), "and from there on more and more")
+claim(turned[:, 3].min() > 1, "at 45 degrees a turn loosens every box")
 claim(means[45] > 1.3, "at 45 degrees a turned box is a third too large or more")
 
 # %% [markdown]

@@ -110,12 +110,20 @@ def test_corners_given_twice_change_nothing():
     assert np.array_equal(coco.rasterise(polygon, 7, 9), theirs_of(polygon, 7, 9))
 
 
-def test_a_walk_by_hand():
-    assert coco.walk((0, 0), (4, 2)).tolist() == [[0, 0], [1, 1], [2, 1], [3, 2], [4, 2]]
-    assert coco.walk((4, 2), (0, 0)).tolist() == [[4, 2], [3, 2], [2, 1], [1, 1], [0, 0]]
-    assert coco.walk((1, 3), (0, 0)).tolist() == [[1, 3], [1, 2], [0, 1], [0, 0]]
-    assert coco.walk((-3, -3), (-1, -3)).tolist() == [[-3, -3], [-2, -3], [-1, -3]]
-    assert coco.walk((2, 2), (2, 2)).tolist() == [[2, 2]]
+@pytest.mark.parametrize(
+    "points",
+    [
+        [[0, 0], [1, 1], [2, 1], [3, 2], [4, 2]],
+        [[4, 2], [3, 2], [2, 1], [1, 1], [0, 0]],
+        [[1, 3], [1, 2], [0, 1], [0, 0]],
+        [[-3, -3], [-2, -3], [-1, -3]],
+        [[0, 0], [1, 1], [2, 2]],
+        [[2, 2]],
+    ],
+)
+def test_a_walk_by_hand(points):
+    found = coco.walk(np.array(points[0]), np.array(points[-1]))
+    assert found.tolist() == points
 
 
 def test_crossings_by_hand():
@@ -531,6 +539,7 @@ def test_random_masks_are_of_all_kinds():
     masks = coco.random_masks(40, np.random.default_rng(0))
     assert len(masks) == 42
     assert not masks[0].any() and masks[1].all()
+    assert masks[0].shape == masks[1].shape == (5, 7)
     longest = [len(coco.runs(mask)) for mask in masks[2:]]
     assert min(longest) < 40 < max(longest)
     assert len({mask.shape for mask in masks}) > 30
