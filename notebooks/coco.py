@@ -788,9 +788,8 @@ def average_precision(truth: list[dict], found: list[dict], threshold: float) ->
             del boxes[overlaps.index(max(overlaps))]  # found once
     recall = np.cumsum(right) / len(truth)
     precision = np.cumsum(right) / np.arange(1, len(right) + 1)
-    best = np.maximum.accumulate(precision[::-1])[
-        ::-1
-    ]  # at this recall or a higher one
+    rising = np.maximum.accumulate(precision[::-1])
+    best = rising[::-1]  # the precision at this recall or a higher one
     place = np.searchsorted(recall, np.linspace(0, 1, 101))
     return float(np.append(best, 0)[place].mean())
 

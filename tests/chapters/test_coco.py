@@ -12,7 +12,7 @@ from PIL import Image
 from pycocotools import mask as library
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torchvision import tv_tensors
+from torchvision import ops, tv_tensors
 
 from loader import definitions
 from workbench import downloads
@@ -182,6 +182,14 @@ def test_boxes_and_overlaps_of_masks_are_those_of_pycocotools(seed):
         assert coco.mask_iou(a, b, crowd=crowd) == pytest.approx(theirs, abs=1e-12)
 
 
+def test_the_boxes_of_torchvision_end_on_the_last_pixel():
+    mask = np.zeros((9, 8), int)
+    mask[2:5, 1:7] = 1
+    x, y, width, height = coco.box_of(mask)
+    theirs = ops.masks_to_boxes(torch.from_numpy(mask)[None])[0].tolist()
+    assert theirs == [x, y, x + width - 1, y + height - 1]
+
+
 def test_measures_of_masks_by_hand():
     a = np.array([[0, 1, 1], [0, 0, 1]])
     b = np.array([[0, 0, 1], [1, 0, 1]])
@@ -306,6 +314,11 @@ def test_digits_are_seen_where_no_later_one_covers_them():
     for picture, several in zip(pictures, masks):
         for mask in several[several.any(-1).any(-1)]:
             assert len(picture[:, mask].unique(dim=1).T) == 1  # in one colour
+
+
+def test_the_ids_of_digits_rise_and_have_a_gap():
+    assert len(coco.DIGIT_IDS) == 10
+    assert coco.DIGIT_IDS == sorted(set(coco.DIGIT_IDS)) != list(range(1, 11))
 
 
 def test_a_scene_of_many_has_a_crowd():
@@ -528,6 +541,14 @@ def test_the_twelve_numbers_come_quietly(capsys):
     assert numbers[0] == pytest.approx(1)
 
 
+def test_an_area_between_two_sizes_counts_in_both_for_pycocotools():
+    truth = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [3, 4, 32, 32]}]
+    found = [one | {"score": 1.0} for one in truth]
+    small, medium, large = coco.twelve(library_of(truth), found)[3:6]
+    assert (small, medium, large) == (pytest.approx(1), pytest.approx(1), -1)
+    assert coco.shares([32**2])["medium"] == (1, 1)
+
+
 def test_a_file_is_loaded_quietly(tmp_path, capsys):
     file = tmp_path / "instances.json"
     file.write_text(json.dumps(CONTENT))
@@ -545,6 +566,13 @@ def test_random_masks_are_of_all_kinds():
     assert len({mask.shape for mask in masks}) > 30
     blots = [mask.mean() for i, mask in enumerate(masks[2:]) if i % 4]
     assert sum(0 < share < 1 for share in blots) > 20
+    whole = 0
+    for mask in coco.random_masks(200, np.random.default_rng(1))[2:]:
+        x, y, width, height = coco.box_of(mask)
+        if min(x, y) > 0 and x + width < mask.shape[1] and y + height < mask.shape[0]:
+            whole += width > 2
+            assert abs(width - height) <= 1  # round
+    assert whole > 5
 
 
 # ---- augmentation --------------------------------------------------------------------------------
