@@ -526,6 +526,16 @@ def test_average_precision_is_that_of_pycocotools(seed):
     assert 0.02 < theirs[2] < theirs[1] < 0.98
 
 
+def test_mean_precision_is_that_of_pycocotools_over_classes():
+    rng = np.random.default_rng(8)
+    truth = some_truth(60, rng, classes=3)
+    found = coco.moved(truth, 3.0, rng)
+    theirs = coco.twelve(library_of(truth, classes=3), found)
+    assert coco.mean_precision(truth, found, 0.5) == pytest.approx(theirs[1])
+    assert coco.mean_precision(truth, found, 0.75) == pytest.approx(theirs[2])
+    assert theirs[2] < theirs[1]
+
+
 def test_the_twelve_numbers_come_quietly(capsys):
     rng = np.random.default_rng(0)
     truth = some_truth(40, rng)
