@@ -85,7 +85,7 @@ labels = np.array([3, 1, 4], np.uint8)
 data = write_idx(labels)
 data.hex(" ")
 
-# %% tags=["bytes-figure"] alt="Eleven boxes in a row with the bytes 00 00 08 01 00 00 00 03 03 01 04. Brackets below name them: the first two zeros, then the type, the axes, the size in four bytes and three labels."
+# %% tags=["bytes-figure"] alt="Eleven boxes in a row with the bytes 00 00 08 01 00 00 00 03 03 01 04. Names below in the colours of the boxes: two zeros, the type, the axes, four bytes of size and three labels."
 GROUPS = (("zeros", 2), ("type", 1), ("axes", 1), ("size", 4), ("labels", 3))
 _, axes = plt.subplots(figsize=(5, 1.3))
 place = 0
@@ -99,6 +99,7 @@ for number, (name, width) in enumerate(GROUPS):
     place += width
 axes.set(xlim=(-0.1, 11.1), ylim=(-1.4, 1.1))
 axes.axis("off")
+plt.show()
 
 # %% tags=["by-hand-claims"]
 claim(data.hex() == "0000080100000003030104", "the bytes by hand are those written")
@@ -278,7 +279,7 @@ claim(
     bool(offset.max() < 0.501), "every centre of mass is in the square around pixel 14"
 )
 
-# %% tags=["centres-figure"] alt="A square from 13 to 15 in row and column. Dots, the centres of mass, fill evenly the dashed square from 13.5 to 14.5, and none lies outside of it."
+# %% tags=["centres-figure"] alt="A square from 13 to 15 in row and column. Dots, the centres of mass, fill the dashed square from 13.5 to 14.5, and none lies outside of it."
 blue, orange = plots.COLOURS[:2]
 _, axes = plt.subplots(figsize=(3.4, 3.4))
 dots = {"color": blue, "markersize": 2, "rasterized": True}
@@ -333,7 +334,7 @@ class Convolutional(nn.Module):
 def trained(build, x: Tensor, y: Tensor):
     """A network trained on images and labels, as a function from images to chances."""
     network = build().to(device)
-    optimizer = torch.optim.AdamW(network.parameters(), 5e-3)
+    optimizer = torch.optim.AdamW(network.parameters(), 5e-3, fused=True)
     schedule = training.one_cycle(optimizer, 4 * len(y.split(50)))
     training.fit(network, (x, y), 4, optimizer, schedule=schedule)
     return lambda new: training.predict(network, new).softmax(1)
@@ -438,8 +439,15 @@ for found, independent in zip(observed, expected):
     )
     claim(bool(found[4] > 100 * independent[4]), words)
     claim(bool(found[1] < independent[1]), "fewer are missed by one alone")
+    words = "the counts lie between 90 and 300"
+    claim(bool(found[1:].min() > 90 and found[1:].max() < 300), words)
+    falling = bool((independent[1:].diff() < 0).all())
+    claim(
+        falling and 800 < independent[1] < 1300, "independent ones fall from a thousand"
+    )
+    claim(bool(independent[4] < 0.5), "to less than one")
 
-# %% tags=["counted-figure"] alt="Bars of the number of images on a logarithmic axis, for 1, 2, 3 and 4 classifiers that miss them. The dark bars, as counted, fall slowly, from some 250 to some 90. The light bars, for independent errors, fall from some 900 to a tenth of an image."
+# %% tags=["counted-figure"] alt="Bars of the number of images on a logarithmic axis, for 1, 2, 3 and 4 classifiers that miss them. The blue bars, as counted, all lie between 90 and 300. The orange bars, for independent errors, fall from about a thousand for one classifier to less than one image for four."
 _, axes = plt.subplots()
 kinds = (("counted", observed, -0.2, 0), ("if independent", expected, 0.2, 1))
 for name, values, shift, colour in kinds:
@@ -465,7 +473,7 @@ for k in range(10):
     if len(of_class):
         shown.append(of_class[own[of_class].argmin()].item())
 
-# %% tags=["hardest-figure"] alt="Handwritten digits, one of each class that has one, with the label above and four answers below; many are cut, closed or slanted so that another digit can be read in them."
+# %% tags=["hardest-figure"] alt="Handwritten digits, one of each class that has one, with the label and four wrong answers above it; some are closed, cut or slanted."
 titles = []
 for i in shown:
     answers = [str(chances[0, name][i].argmax().item()) for name in LEARNERS]
@@ -530,10 +538,10 @@ record("planted", n_planted)
 record("chance", n_planted / len(y))
 record_spread("found", at_planted)
 record_spread("found.twice", at_twice)
-claim(min(at_planted) > 0.7, "the first 2 % hold most of the planted labels")
+claim(min(at_planted) > 0.8, "the first 2 % hold over 80 % of the planted labels")
 claim(min(at_twice) > 0.9, "the first 4 % hold nine of ten planted labels")
 
-# %% tags=["audit-figure"] alt="Share of the planted labels found, against the share of all labels looked at, from 0 to 6 percent. The curve climbs steeply to over 80 percent at 2 percent and flattens close to all; a dotted line of chance stays near zero."
+# %% tags=["audit-figure"] alt="Share of the planted labels found, against the share of all labels looked at, from 0 to 6 percent. The curve climbs steeply to over 80 percent at 2 percent, then bends and ends above 90; a dotted line of chance reaches 6 percent."
 _, axes = plt.subplots()
 shares = 100 * torch.arange(1, len(y) + 1) / len(y)
 near = shares <= 6
@@ -570,12 +578,14 @@ claim(min(hard) > 0.5 > max(often), words)
 runs = torch.stack([chances[number, "convolutional"] for number in SEEDS]).mean(0)
 first = doubtful(runs, y)[:10].tolist()
 
-# %% tags=["real-figure"] alt="Ten handwritten digits in two rows, each with its label and the network's answer above it; several look like the answer rather than the label."
+# %% tags=["real-figure"] alt="Ten handwritten digits in two rows, each with its label and the network's other answer above it: among them a 7 and two 1 with a bar at the foot, read as 2, and a 4 that is closed at the top, read as 9."
 titles = [f"{y[i]}, read {runs[i].argmax()}" for i in first]
 plots.image_grid([x[i] for i in first], titles, columns=5, scale=0.95)
 plt.show()
 
 # %% tags=["real-claims"]
+pairs = {(y[i].item(), runs[i].argmax().item()) for i in first}
+claim({(7, 2), (1, 2), (4, 9)} <= pairs, "a 7 and a 1 read as 2, a 4 read as 9")
 record("real.chance", runs[first, y[first]].max())
 claim(
     bool((runs[first].argmax(1) != y[first]).all()), "the network reads all otherwise"
