@@ -512,7 +512,7 @@ def plant(y: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 def doubtful(chances: Tensor, labels: Tensor) -> Tensor:
     """The places of all labels, the least likely first: (N, 10), (N,) -> (N,)."""
-    return chances[torch.arange(len(labels)), labels].argsort(stable=True)
+    return chances[torch.arange(len(labels)), labels].argsort()
 
 
 def found_by(order: Tensor, planted: Tensor) -> Tensor:
@@ -621,8 +621,8 @@ def boxed(x: Tensor) -> Tensor:
     moved = torch.full_like(x, x.min())
     for new, image in zip(moved[:, 0], x[:, 0]):
         ink = image > image.min()
-        rows = ink.any(1).nonzero().flatten()
-        columns = ink.any(0).nonzero().flatten()
+        rows = ink.any(1).nonzero()
+        columns = ink.any(0).nonzero()
         cut = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         H, W = cut.shape
         top = (28 - H) // 2
