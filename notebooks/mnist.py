@@ -499,6 +499,17 @@ record("shown", len(shown))
 # chance are looked at first.
 
 
+# %% tags=["doubtful"]
+def doubtful(chances: Tensor, labels: Tensor) -> Tensor:
+    """The places of all labels, the least likely first: (N, 10), (N,) -> (N,)."""
+    return chances[torch.arange(len(labels)), labels].argsort()
+
+
+def found_by(order: Tensor, planted: Tensor) -> Tensor:
+    """The share of what was planted that the first 1, 2, ... N places hold."""
+    return planted[order].double().cumsum(0) / planted.sum()
+
+
 # %% tags=["plant"]
 def plant(y: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """The labels with n of them moved to another class, and where (N,) they were."""
@@ -508,16 +519,6 @@ def plant(y: Tensor, n: int) -> tuple[Tensor, Tensor]:
     planted = torch.zeros(len(y), dtype=torch.bool)
     planted[where] = True
     return wrong, planted
-
-
-def doubtful(chances: Tensor, labels: Tensor) -> Tensor:
-    """The places of all labels, the least likely first: (N, 10), (N,) -> (N,)."""
-    return chances[torch.arange(len(labels)), labels].argsort()
-
-
-def found_by(order: Tensor, planted: Tensor) -> Tensor:
-    """The share of what was planted that the first 1, 2, ... N places hold."""
-    return planted[order].double().cumsum(0) / planted.sum()
 
 
 # %% tags=["audit"]
