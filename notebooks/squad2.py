@@ -71,7 +71,7 @@ ways = {
 rows = []
 for name, length in ways.items():
     starts = [length(context[: context.index(text)]) for text in ("1907", "five")]
-    rows.append((name, *starts, context[starts[1] :][:11]))
+    rows.append((name, *starts, context[starts[1] :][:11] or "none, it ends before"))
 table(rows, ("counted in", "before 1907", "before five", "11 characters from there"))
 
 # %% tags=["counted-claims"]
