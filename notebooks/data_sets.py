@@ -32,7 +32,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from unittest import mock
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # nothing of this page asks the hub
+import huggingface_hub.constants
+
+huggingface_hub.constants.HF_HUB_OFFLINE = True  # nothing of this page asks the hub
 
 import datasets
 import matplotlib.pyplot as plt

@@ -13,7 +13,6 @@ from loader import definitions
 from workbench import reading
 
 squad2 = definitions("squad2")
-Question = squad2.Question
 
 CONTEXT = "Zoë's café opened in 1907. Its 🍰 costs five crowns."
 
@@ -21,7 +20,7 @@ CONTEXT = "Zoë's café opened in 1907. Its 🍰 costs five crowns."
 def asked(question="Q", answers=(), context=CONTEXT, id="q"):
     """A question; an answer is given by its text and stands where that is first found."""
     places = [(text, context.index(text)) for text in answers]
-    return Question(id, "T", context, question, places)
+    return squad2.Question(id, "T", context, question, places)
 
 
 def as_set(*paragraphs):
@@ -61,9 +60,9 @@ def test_a_file_is_read_in_order_with_titles_and_characters(tmp_path):
     path = tmp_path / "set.json"
     path.write_text(json.dumps(as_set((CONTEXT, qas), ("I am.", old))), encoding="utf-8")
     assert squad2.read(path) == [
-        Question("a", "T0", CONTEXT, "When?", [("1907", 21), ("in 1907", 18)]),
-        Question("b", "T0", CONTEXT, "Why?", []),
-        Question("c", "T1", "I am.", "Who?", [("I", 0)]),
+        squad2.Question("a", "T0", CONTEXT, "When?", [("1907", 21), ("in 1907", 18)]),
+        squad2.Question("b", "T0", CONTEXT, "Why?", []),
+        squad2.Question("c", "T1", "I am.", "Who?", [("I", 0)]),
     ]
 
 
@@ -72,7 +71,7 @@ def test_what_is_written_is_one_line_of_ascii_and_comes_back(tmp_path):
     path = squad2.written(made, tmp_path / "made.json")
     assert path == tmp_path / "made.json"
     assert path.read_bytes().isascii() and b"\n" not in path.read_bytes()
-    assert squad2.read(path) == [Question("a", "T0", CONTEXT, "When?", [])]
+    assert squad2.read(path) == [squad2.Question("a", "T0", CONTEXT, "When?", [])]
 
 
 def test_a_file_of_another_form_names_the_file_and_what_to_do(tmp_path):
@@ -245,17 +244,19 @@ def test_known_share_counts_first_answers():
 
 # ---- the guessers --------------------------------------------------------------------------------
 
-TRAINED = [
-    asked("When did it open?", ("1907",)),
-    asked("When did they open?", ("1907",)),
-    asked("When did we close?", ("five",)),
-    asked("When did I?"),
-    asked("Whose cake?", ("Zoë",)),
-]
+
+def trained():
+    return [
+        asked("When did it open?", ("1907",)),
+        asked("When did they open?", ("1907",)),
+        asked("When did we close?", ("five",)),
+        asked("When did I?"),
+        asked("Whose cake?", ("Zoë",)),
+    ]
 
 
 def test_answers_are_counted_by_opening():
-    found = squad2.answers_by_opening(TRAINED)
+    found = squad2.answers_by_opening(trained())
     assert found["when did"] == Counter({"1907": 2, "five": 1})
     assert found["whose cake"] == Counter({"Zoë": 1})
     assert not found["who"]
@@ -263,10 +264,10 @@ def test_answers_are_counted_by_opening():
 
 def test_guessers_read_what_they_say():
     assert squad2.no_answer("When did it open?", CONTEXT) == ""
-    commonest = squad2.Commonest(TRAINED)
+    commonest = squad2.Commonest(trained())
     assert commonest("When did it close?", "") == "1907"
     assert commonest("Who?", CONTEXT) == ""
-    known = squad2.Known(TRAINED)
+    known = squad2.Known(trained())
     assert known("When did it close?", CONTEXT) == "1907"
     assert known("When did it close?", "At FIVE, or six.") == "five"
     assert known("When did it close?", "fivefold 19071") == ""
@@ -295,7 +296,7 @@ def test_shapes(text, expected):
 
 
 def test_the_first_phrase_of_the_shape_that_is_not_in_the_question():
-    guess = squad2.FirstOfShape(TRAINED)
+    guess = squad2.FirstOfShape(trained())
     text = "In 1850 Anna Bell sold 1,200 cakes to Ben."
     assert squad2.PHRASE.findall(text) == ["In", "1850", "Anna Bell", "1,200", "Ben"]
     assert guess("When did it open?", text) == "1850"
