@@ -24,6 +24,7 @@ import os
 import re
 import socket
 import tempfile
+import textwrap
 import threading
 import urllib.error
 import urllib.request
@@ -430,7 +431,7 @@ server.server_close()
 record("requests", requests)
 claim(requests == 0 and again == ("done", "the file"), "a file that is there is kept")
 claim("delete it" in damaged[0], "a damaged one is named")
-damaged[0].replace(str(place.parent), "…")
+print(textwrap.fill(damaged[0].replace(str(place.parent), "…"), 80))
 
 # %% [markdown]
 # ## What we saw

@@ -104,7 +104,7 @@ def questions_of(articles: list[dict]) -> Iterator[Question]:
 def read(path: Path) -> list[Question]:
     """All questions of a file; ValueError where it has another form."""
     try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
+        whole = json.loads(path.read_bytes())
         return list(questions_of(whole["data"]))
     except (ValueError, KeyError, TypeError) as error:
         told = (
@@ -216,8 +216,8 @@ def exact(found: str, expected: str) -> float:
 def f1(found: str, expected: str) -> float:
     a = normalised(found)
     b = normalised(expected)
-    if not a or not b:
-        return float(a == b)  # one of them says "no answer"
+    if not a and not b:
+        return 1.0  # both say "no answer"
     common = sum((Counter(a) & Counter(b)).values())
     return 2 * common / (len(a) + len(b))
 
@@ -416,8 +416,8 @@ class Commonest:
         self.answers = answers_by_opening(known)
 
     def __call__(self, question: str, context: str) -> str:
-        common = self.answers[opening(question)].most_common(1)
-        return common[0][0] if common else ""
+        counts = self.answers[opening(question)]
+        return max(counts, key=counts.get, default="")
 
 
 # %% tags=["shape"]
