@@ -215,7 +215,7 @@ def resident(path: Path) -> float:
     """MB of a mapped file that are in this process's memory (not on macOS)."""
     if not hasattr(psutil.Process, "memory_maps"):
         return 0.0
-    maps = psutil.Process().memory_maps(grouped=False)
+    maps = psutil.Process().memory_maps()
     return sum(m.rss for m in maps if m.path == str(path)) / 1e6
 
 

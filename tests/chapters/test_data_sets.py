@@ -37,6 +37,8 @@ def test_csv_has_a_head_and_quotes_but_no_types(tmp_path):
         head, *lines = csv.reader(file)
     assert head == ["id", "text", "words", "answerable"]
     assert lines == [[str(value) for value in row.values()] for row in ROWS]
+    data_sets.write_csv(ROWS[:1], tmp_path / "rows")
+    assert len((tmp_path / "rows").read_text(encoding="utf-8").splitlines()) == 2
 
 
 def test_parquet_and_arrow_give_back_rows_with_types(tmp_path):
