@@ -873,6 +873,8 @@ for bands, rows in BANDS:
 
 # %% tags=["planted"]
 LENGTH = 100  # words of a passage
+DRAWN = 1500
+PLANTED = 300
 
 
 def passages(words: list[str]) -> list[list[str]]:
@@ -925,8 +927,10 @@ all_passages = passages(words)
 measured = defaultdict(list)
 for number in range(3):
     seed(number)
-    some = random.sample(all_passages, 1500)
-    some += [edited(passage, random.uniform(0, 0.25), words) for passage in some[:300]]
+    some = random.sample(all_passages, DRAWN)
+    some += [
+        edited(passage, random.uniform(0, 0.25), words) for passage in some[:PLANTED]
+    ]
     sets = [shingles(passage) for passage in some]
     minhash = MinHash(k=128)
     signatures = torch.stack([minhash(numbers(strings)) for strings in sets])
@@ -958,7 +962,9 @@ for (bands, _), name in zip(BANDS, ("few", "middle", "many")):
     record_spread(f"compared.{name}", measured["compared", bands])
     record_spread(f"recall.{name}", measured["recall", bands])
     claim(min(measured["near", bands])[0] > 0.8, "few pairs are wrongly kept")
-record("passages", len(some))
+record("planted.drawn", DRAWN)
+record("planted.copies", PLANTED)
+record("planted.words", LENGTH)
 record("pairs", math.comb(len(some), 2))
 record_spread("wanted", measured["wanted", 32])
 claim(
@@ -1039,9 +1045,12 @@ def kept(pairs: set[tuple[int, int]], n: int) -> list[int]:
 
 
 # %% tags=["copies"]
+REPEATED = 12  # passages, 40 times each
+
+
 def with_copies(drawn: list, leaked: list, words: list[str]) -> list[list[str]]:
     """Passages, 40 edited copies of each of 12 of them, and one of each leaked."""
-    repeated = [edited(p, 0.02, words) for p in drawn[:12] for _ in range(40)]
+    repeated = [edited(p, 0.02, words) for p in drawn[:REPEATED] for _ in range(40)]
     return drawn + repeated + [edited(p, 0.05, words) for p in leaked]
 
 
@@ -1097,6 +1106,10 @@ low = max(losses["with copies", "copied"])
 claim(low + 1 < min(losses["deduplicated", "copied"]), "copied ones look far easier")
 record_spread("worse", worse)
 record("copies.planted", len(copied) - len(drawn))
+record("copies.share", 1 - len(drawn) / len(copied))
+record("copies.drawn", len(drawn))
+record("copies.leaked", len(leaked))
+record("copies.repeated", REPEATED)
 
 # %% [markdown]
 # ## Solutions
