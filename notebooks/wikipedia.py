@@ -582,7 +582,7 @@ for header, block in read_warc(archive):
     print(header["WARC-Target-URI"], len(block))
 
 # %% tags=["warc-shown"]
-print(gzip.decompress(archive).decode().replace("\r\n", "\n")[:310])
+print(gzip.decompress(archive).decode().replace("\r\n", "\n").split("\n\nWARC")[0])
 
 # %% [markdown]
 # ## Equal to the libraries
@@ -1082,9 +1082,10 @@ for number in range(3):
 
 # %% tags=["copies-table"]
 rows = []
-for name, n in sizes.items():
+for name, found in sizes.items():
+    n = found[0] if len(set(found)) == 1 else spread(found, ".0f")
     columns = [spread(losses[name, kind], ".2f") for kind in ("new", "copied")]
-    rows.append((name, spread(n, ".0f"), *columns))
+    rows.append((name, n, *columns))
 table(rows, ("training set", "passages", "loss, new passages", "loss, copied passages"))
 
 # %% tags=["copies-claims"]
