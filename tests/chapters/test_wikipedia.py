@@ -76,6 +76,11 @@ def test_the_tiny_wiki_has_twelve_articles():
     assert len(wiki.ARTICLES) == 12 and len(wiki.PAGES) == 16
     kept = [title for title, space, words in wiki.PAGES if wiki.is_article(str(space), words)]
     assert kept == list(wiki.ARTICLES)
+    for title, wikitext in wiki.ARTICLES.items():
+        assert f"'''{title.lower()}'''" in wikitext.lower()
+    for title, inhabitants in {"Hollin": 212, "Aske": 78, "Upper Wem": 154, "Sel": 901}.items():
+        wikitext = wiki.VILLAGES[title]
+        assert "Orva]]" in wikitext and f"had {inhabitants} inhabitants" in wikitext
     cleaned = wiki.clean(wiki.village("Xan", 5, "Bo"))
     assert cleaned == (
         "Xan is a village in the Kingdom of Tarn on the Bo. At the census of 2011 the village had "
@@ -276,6 +281,7 @@ def test_other_kinds_are_refused():
         ([3, 0x88, 0xC6, 0xFA], 3, 8, list(range(8))),  # the example in Encodings.md
         ([3, 0x88, 0xC6, 0xFA], 3, 5, list(range(5))),
         ([6, 0, 1, 4, 9], 9, 5, [256] * 3 + [9] * 2),  # two bytes a number
+        ([4, 7, 6, 9], 8, 5, [7, 7, 9, 9, 9]),  # one byte
         ([5, 0b10101010, 0b1], 1, 16, [0, 1] * 4 + [1] + [0] * 7),
         ([4, 1, 3, 0b11], 1, 10, [1, 1, 1, 1] + [0] * 6),
         ([2], 0, 1, [0]),
