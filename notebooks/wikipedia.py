@@ -1032,10 +1032,10 @@ class Trigram:
 
 # %% tags=["kept-first"]
 def kept(pairs: set[tuple[int, int]], n: int) -> list[int]:
-    """Which of n passages stay: those without a near duplicate in front that stays."""
+    """Which of n passages stay: those of no pair (i, j), i < j, whose first stays."""
     before = defaultdict(set)
     for i, j in pairs:
-        before[max(i, j)].add(min(i, j))
+        before[j].add(i)
     stay = set()
     for i in range(n):
         if not before[i] & stay:

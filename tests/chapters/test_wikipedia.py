@@ -545,6 +545,7 @@ def test_what_is_found_and_what_is_kept():
 def test_precision_and_recall_by_hand():
     assert wiki.precision_recall({1, 2, 3, 4}, {3, 4, 5}) == (0.5, 2 / 3)
     assert wiki.precision_recall(set(), {1}) == (0, 0)
+    assert wiki.precision_recall({1}, {1}) == (1, 1)
     assert wiki.precision_recall({1}, set()) == (0, 0)
 
 
@@ -570,7 +571,7 @@ def test_edits_change_the_share_that_is_asked_for():
 def test_of_near_duplicates_the_first_stays():
     assert wiki.kept(set(), 3) == [0, 1, 2]
     assert wiki.kept({(0, 1), (0, 2), (1, 2)}, 4) == [0, 3]
-    assert wiki.kept({(1, 0), (1, 2)}, 3) == [0, 2]  # 1 goes, so 2 has no duplicate in front
+    assert wiki.kept({(0, 1), (1, 2)}, 3) == [0, 2]  # 1 goes, so 2 has no duplicate in front
 
 
 def test_copies_are_as_many_as_told():
