@@ -105,7 +105,7 @@ def tiny_set(pictures: dict[str, Tensor], n_train: int, n_test: int) -> list[Par
 # ## The format
 #
 # A record of the binary files: the label, one byte, or two in CIFAR-100, then the
-# planes of red, green and blue, each row by row. First by hand, for a picture of 2x2 pixels.
+# planes of red, green and blue, each row by row. First by hand, for 2x2 pixels.
 
 # %% tags=["by-hand"]
 record_of_four = bytes([7, 255, 0, 0, 250, 0, 255, 0, 250, 0, 0, 255, 20])
@@ -539,7 +539,7 @@ def fingerprint(x: Tensor, side: int = 8) -> Tensor:
 
 
 def nearest(test: Tensor, train: Tensor, describe=fingerprint) -> Tensor:
-    """From each test picture, as it is or mirrored, the distance to the nearest other."""
+    """From each test picture, as it is or mirrored, the distance to its nearest."""
     known = describe(train)
     found = []
     for part in test.split(500):
@@ -585,7 +585,7 @@ def train_on(part: tuple[Tensor, Tensor], num_classes: int, number: int) -> nn.M
     optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)
     steps = EPOCHS * math.ceil(len(part[1]) / 50)
     schedule = training.one_cycle(optimizer, steps)
-    training.fit(network, part, EPOCHS, optimizer, schedule=schedule)
+    training.fit(network, part, EPOCHS, optimizer, batch=50, schedule=schedule)
     return network
 
 
