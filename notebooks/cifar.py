@@ -736,6 +736,7 @@ for number in SEEDS:
     coarse = (to_coarse[said] == to_coarse[test[1]]).double().mean().item()
     claim(coarse >= fine, "a right fine answer is a right coarse answer")
     rows.append((number, fine, coarse))
+claim(min(row[2] - row[1] for row in rows) > 0.2, "the coarse one is far ahead here")
 record_spread("level.fine", [row[1] for row in rows])
 record_spread("level.coarse", [row[2] for row in rows])
 rows = [(f"seed {n}", f"{fine:.1%}", f"{coarse:.1%}") for n, fine, coarse in rows]
