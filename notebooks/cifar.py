@@ -686,7 +686,7 @@ for part in ("with a copy", "the rest", "all"):
         row.append(spread(values, ".1%"))
     gains = [100 * (runs["copies", k][part] - runs["clean", k][part]) for k in SEEDS]
     record_spread(f"gain.{part.split()[-1]}", gains)
-    rows.append((*row, spread(gains, "+.1f")))
+    rows.append((*row, spread(gains, "+z.1f")))
 table(rows, ("test pictures", "copies absent", "copies present", "gain in points"))
 
 # %% tags=["headline-claims"]
@@ -763,7 +763,7 @@ def read_folders(root: Path) -> tuple[list[str], list[int], list[str]]:
             labels.append(label)
     if not paths:
         raise ValueError(
-            f"{root} has no n*/ *.JPEG: extract the archive of each class first"
+            f"{root} has no n*/*.JPEG: extract the archive of each class first"
         )
     return paths, labels, ids
 
