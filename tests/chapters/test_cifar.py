@@ -262,6 +262,14 @@ def test_a_photograph_of_any_form_is_made_a_square_and_empty_tiles_go():
     assert [len(q) for q in cifar.quarters(flat, side=64)] == [0] * 4
 
 
+def test_a_large_photograph_is_averaged_when_it_is_made_small():
+    stripes = torch.zeros(3, 192, 192)
+    stripes[..., 1::3] = 255
+    stripes[..., ::32] = 0  # something to see
+    found = cifar.quarters(stripes, side=64)
+    assert all(len(quarter) == 1 and quarter.max() < 150 for quarter in found)
+
+
 def test_the_tiny_set_has_as_many_tiles_of_each_quarter_and_none_twice():
     pictures = {"a": torch.randint(0, 256, (3, 640, 640)), "b": chess()}
     train, test = cifar.tiny_set(pictures, 9, 4)
@@ -455,9 +463,10 @@ def test_one_batch_is_fitted_to_a_tenth_of_its_first_loss():
 
 def test_training_starts_from_its_seed_and_its_rate_rises_and_falls(monkeypatch):
     rates, settings = networks.steps_of(monkeypatch, cifar.training, batches=3)
-    part = torch.zeros(110, 3, 32, 32), torch.zeros(110).long()
+    part = torch.zeros(101, 3, 32, 32), torch.zeros(101).long()
     first = cifar.train_on(part, 4, 7)
     networks.rises_and_falls(rates, peak=5e-3, at=5)
+    assert settings["batch"] == 50
     again = cifar.train_on(part, 4, 7)
     other = cifar.train_on(part, 4, 8)
     weights = [n.features[0].weight for n in (first, again, other)]
