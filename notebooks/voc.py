@@ -618,7 +618,7 @@ for number in SEEDS:
 
 # %% tags=["precision"]
 results = {}
-for (name, way, number), (right, n) in judged.items():
+for (name, way, _), (right, n) in judged.items():
     results.setdefault((name, way), []).append(average_precision(right, n, every(n)))
 
 # %% tags=["result"]
@@ -844,7 +844,7 @@ GROUPS = {
     | {"car": 713, "motorbike": 245, "train": 261},
     "indoor": {"bottle": 244, "chair": 445, "diningtable": 200}
     | {"pottedplant": 245, "sofa": 229, "tvmonitor": 256},
-}  # photographs of 2007's trainval with such an object (its development kit, table 1)
+}  # photographs of 2007's trainval with such objects (Everingham et al. 2010, table 2)
 
 # %% tags=["classes-figure"] alt="Bars for 20 classes in four groups. Person is in 2,008 photographs; the next, car, in 713, chair in 445, dog in 421; most others in 180 to 340; sheep in 96."
 _, axes = plt.subplots(figsize=(5, 5))
@@ -875,7 +875,7 @@ record("classes.ratio", counts["person"] / counts["sheep"])
 if FULL:
     for name in CLASSES:
         values = read_list(devkit / f"ImageSets/Main/{name}_trainval.txt").values()
-        claim(Counter(values)[1] == counts[name], f"{name}: as in table 1")
+        claim(Counter(values)[1] == counts[name], f"{name}: as in table 2")
 
 # %% tags=["kinds"]
 KINDS = ("whole", "truncated", "difficult")
@@ -1044,7 +1044,7 @@ palette()[15], [f"{value:08b}" for value in (15, *palette()[15])]
 
 # %% tags=["solution-2"]
 turned = {}
-for (name, way, number), (right, n) in judged.items():
+for (name, way, _), (right, n) in judged.items():
     turned.setdefault((way, name), []).append(average_precision(right, n, eleven()))
 
 # %% tags=["solution-2-result"]
