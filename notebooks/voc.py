@@ -646,8 +646,7 @@ for name in NAMES:
         min(gains) > 0.02, f"{name}: without truncated ones AP is higher on each seed"
     )
 gaps = [abs(k - t) for k, t in zip(keen["ignored"], timid["ignored"])]
-record("ignored.gap", max(gaps))
-claim(max(gaps) < 0.01, "ignored: on each seed the two are within a hundredth")
+claim(max(gaps) < 0.001, "ignored: on each seed within a thousandth")
 record("scored", sum(len(truth.boxes) for truth in scored.values()))
 record("scored.difficult", int(sum(truth.difficult.sum() for truth in scored.values())))
 
@@ -696,11 +695,11 @@ from_csv = [(row["label"], tuple(float(row[side]) for side in SIDES)) for row in
 from_xml = [(t.name, t.box) for t in read_annotation(shipped("OSBS_029.xml"))]
 
 # %% tags=["mask-read"]
-masked = read_list(devkit / "ImageSets" / "Segmentation" / "train.txt")
+masked = read_list(devkit / "ImageSets" / "Segmentation" / "test.txt")
 first = devkit / "SegmentationClass" / f"{next(iter(masked))}.png"
 png = chunks(first.read_bytes())
 width, height, depth, kind = struct.unpack_from(">IIBB", png["IHDR"])
-_, theirs = datasets.VOCSegmentation(str(base), "2007", "train")[0]
+_, theirs = datasets.VOCSegmentation(str(base), "2007", "test")[0]
 mask = np.array(theirs)
 
 
@@ -784,7 +783,7 @@ rows += [("boxes", "deepforest's CSV", f"{of_csv} of {len(from_csv)} objects equ
 rows += [("palette", "PLTE chunk of a mask", "equal" if png["PLTE"] == ours else "no")]
 for name, words in (("eleven", "AP, 11 recalls"), ("every", "AP, every recall")):
     rows.append(
-        (words, "pycocotools", f"{len(gaps[name])} cases, {max(gaps[name]):.0e}")
+        (words, "pycocotools", f"{len(gaps[name])} cases, {max(gaps[name]):.0e} apart")
     )
 table(rows, ("what", "against", "result"))
 
@@ -811,7 +810,9 @@ grown = {}
 for grow in (-4, -2, 0, 2, 4):
     found = drawn_mask(drawn, ((grow, None),))
     grown[grow] = [mean_iou(found, t, len(CLASSES) + 1) for t in (truth, background)]
-    rows.append((f"{grow:+d}", *(f"{value:.3f}" for value in grown[grow])))
+    rows.append(
+        (f"{grow:+d}" if grow else "0", *(f"{value:.3f}" for value in grown[grow]))
+    )
 table(rows, ("outline moved by", "border ignored", "border as background"))
 
 # %% tags=["wide-claims"]
@@ -949,7 +950,8 @@ for (kind, chosen), colour in zip(kinds.items(), plots.COLOURS):
     axes.plot(*places[chosen][:1500].T, "o", color=colour, markersize=3, label=kind)
 axes.set(xlim=(0, 1), ylim=(1, 0), aspect="equal", xticks=(0, 1), yticks=(0, 1))
 axes.set(xlabel="share of the width", ylabel="share of the height")
-figure.legend(loc="outside right upper", frameon=False, labelcolor="linecolor")
+style = {"frameon": False, "labelcolor": "linecolor", "handletextpad": 0}
+figure.legend(loc="outside upper center", ncols=3, columnspacing=1, **style)
 axes.set_axisbelow(True)
 
 # %% tags=["places-claims"]
@@ -994,17 +996,18 @@ def draw_boxes(axes, things: list[Thing]) -> None:
 
 FLAGS = {"whole": "#ffffff", "truncated": "#ffd23f", "difficult": "#ff6b6b"}
 
-# %% tags=["crop-figure"] alt="Left, an aerial photograph of a wood with white boxes around crowns of trees and a dashed square. Right, what is inside the square, larger: trees cut a little at the border have yellow boxes, trees cut by more than half red ones; the others are white."
+# %% tags=["crop-figure"] alt="Left, a dimmed aerial photograph of a wood with white boxes around crowns of trees and a dashed square. Right, what is inside the square, larger: trees cut a little at the border have yellow boxes, trees cut by more than half red ones; the others are white."
 picture = Image.open(shipped("OSBS_029.png")).convert("RGB")
 trees = read_annotation(shipped("OSBS_029.xml"))
 window = (110, 100, 310, 300)
 inside = cropped(trees, 110, 100, 200)
 _, (before, after) = plt.subplots(1, 2, figsize=(5, 2.6))
-before.imshow(picture)
-after.imshow(picture.crop(window))
+before.imshow(np.array(picture) // 2)
+after.imshow(np.array(picture.crop(window)) // 2)
 draw_boxes(before, trees)
 draw_boxes(after, inside)
-before.add_patch(plt.Rectangle((110, 100), 200, 200, fill=False, ec="k", ls="--", lw=2))
+square = {"fill": False, "edgecolor": "#ffd23f", "linestyle": "--", "linewidth": 2.5}
+before.add_patch(plt.Rectangle((110, 100), 200, 200, **square))
 after.set_axisbelow(True)
 
 # %% tags=["crop-claims"]
@@ -1031,10 +1034,6 @@ record("border.trees", sum(row[1] for row in rows))
 record("border.touch", sum(row[2] for row in rows))
 claim(sum(row[3] for row in rows) == 0, "no flag is ever set")
 claim(min(row[2] for row in rows) > 0, "each photograph has boxes at its border")
-
-# %% tags=["file"]
-file = next(file for file in files if read_annotation(file))
-print("\n".join(file.read_text().splitlines()[:21]))
 
 # %% [markdown]
 # ## Solutions
@@ -1070,11 +1069,14 @@ for least in (0.5, 0.75, 0.9, 0.95):
         overlaps = ops.box_iou(boxes, read).diagonal()
         shares.append((overlaps >= least).double().mean().item())
     rows.append((least, *(f"{share:.0%}" for share in shares)))
+    if least == 0.5:
+        at_half = shares
     if least == 0.9:
         at_nine = shares[1]
 
 # %% tags=["solution-3-result"]
 record("strict.moved", at_nine)
+claim(min(at_half) > 0.98, "at 0.5 hardly a box is lost")
 claim(shares[0] < 0.5, "at 0.95 most boxes no longer fit themselves")
 table(rows, ("IoU at least", "one pixel narrower", "moved by one pixel"))
 

@@ -458,6 +458,15 @@ def test_both_averages_are_those_of_pycocotools(number):
         assert 0.2 < ours < 0.9
 
 
+def test_pycocotools_ignores_one_detection_of_a_difficult_object_and_voc_all():
+    truths = {"a": truth([(0, 0, 10, 10), (20, 0, 30, 10)], [False, True])}
+    once = [detection(0.9, (20, 0, 30, 9)), detection(0.8, (0, 0, 10, 9))]
+    twice = [detection(0.95, (20, 0, 30, 8)), *once]
+    for found, value in ((once, 1), (twice, 1 / 2)):
+        assert voc.average_precision(voc.verdicts(found, truths), 1, voc.every(1)) == 1
+        assert math.isclose(voc.by_coco(found, truths, voc.every(1)), value)
+
+
 def test_random_cases_have_difficult_objects_that_are_found():
     found, truths = voc.random_case(3)
     assert [*truths] == ["a", "b", "c"]
