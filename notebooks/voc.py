@@ -397,7 +397,7 @@ def tiny_set(folder: Path, segmented: int = 4) -> None:
                 write_mask(mask, drawn_mask(things))
             text = annotation(name, things, name in masked)
             (place / "Annotations" / f"{name}.xml").write_text(text)
-            tile.save(place / "JPEGImages" / f"{name}.jpg", quality=95)
+            tile.save(place / "JPEGImages" / f"{name}.jpg")
         write_lists(place / "ImageSets", part, members, masked)
 
 

@@ -252,7 +252,9 @@ def test_what_is_there_is_not_fetched(tmp_path, monkeypatch):
     lists.mkdir(parents=True)
     for part in ("trainval", "test"):
         (lists / f"{part}.txt").touch()
+    monkeypatch.setattr(voc.workbench, "sources", [])
     assert voc.fetched() == tmp_path
+    assert voc.workbench.sources == ["VOC 2007, the complete data set"]
 
 
 def test_the_part_that_is_missing_is_fetched_and_unpacked(tmp_path, monkeypatch):
@@ -533,6 +535,7 @@ def test_the_two_detectors_differ_on_difficult_objects_only(many):
     difficult = int(sum(one.difficult.sum() for one in truths.values()))
     assert 0.5 * difficult < len(extra) < difficult
     assert len(found["keen"]) == len(extra) + len(found["timid"])
+    assert all((one.box[2:] > one.box[:2]).all() for one in found["keen"])
     for one in extra:
         boxes = truths[one.image].boxes[truths[one.image].difficult]
         assert ops.box_iou(one.box[None], boxes).max() > 0.3
@@ -609,6 +612,20 @@ def test_the_twenty_classes_and_their_groups():
     names = [name for members in voc.GROUPS.values() for name in members]
     assert sorted(names) == sorted(voc.annotated.VOC)
     assert [len(members) for members in voc.GROUPS.values()] == [1, 6, 7, 6]
+
+
+def test_the_parts_of_table_2_add_up_to_its_photographs():
+    """The columns train and val of Everingham et al. 2010, table 2."""
+    parts = {
+        "aeroplane": (112, 126), "bicycle": (116, 127), "bird": (180, 150), "boat": (81, 100),
+        "bottle": (139, 105), "bus": (97, 89), "car": (376, 337), "cat": (163, 174),
+        "chair": (224, 221), "cow": (69, 72), "diningtable": (97, 103), "dog": (203, 218),
+        "horse": (139, 148), "motorbike": (120, 125), "person": (1025, 983),
+        "pottedplant": (133, 112), "sheep": (48, 48), "sofa": (111, 118), "train": (127, 134),
+        "tvmonitor": (128, 128),
+    }  # fmt: skip
+    known = {name: n for members in voc.GROUPS.values() for name, n in members.items()}
+    assert known == {name: sum(columns) for name, columns in parts.items()}
 
 
 def test_mirrored_by_hand_and_twice():
