@@ -256,7 +256,7 @@ in_memory
 told = [(name, read, f"{size:.1f}") for name, (read, size) in steps.items()]
 table(told, ("mapped file", "rows read", "MB in memory"))
 
-# %% tags=["resident-figure"] alt="Bars of MB in memory. Mapped: opened and one row are small, a tenth is about a tenth of the file, all is the whole file. A line marks the size of the file, which is what a copy takes at once."
+# %% tags=["resident-figure"] alt="Bars of MB in memory. Mapped: opened and one row take less than a fifth of the file, a tenth of the rows less than two fifths, all rows the whole file. A line at the end of the last bar marks what a copy takes."
 _, axes = plt.subplots(figsize=(5, 2.4))
 names = [name for name in steps if name != "nothing"]
 axes.barh(range(len(names)), [steps[n][1] for n in names], color=plots.COLOURS[0])
