@@ -209,6 +209,8 @@ def test_the_likest_sentence_shares_most_words_with_the_question():
     spans = squad2.sentences(context)
     question = asked("When does the bell of the tower ring?", ("noon",), context)
     assert [squad2.shared(question, span) for span in spans] == [1, 4, 0]
+    assert squad2.likest_span(question) == spans[1]
+    assert squad2.likest_span(asked("Why?", (), context)) == spans[0]
     assert squad2.in_likest(question)
     assert not squad2.in_likest(asked("When does the bell of the tower ring?", ("old",), context))
     first = asked("When does the bell of the tower ring?", ("A bell",), context)
