@@ -197,7 +197,8 @@ def cropped(things: list[Thing], left: int, top: int, side: int) -> list[Thing]:
     """What a square of a photograph shows of its objects, with their flags.
 
     By VOC's guidelines an object has no box if less than 10 to 20 % of it are
-    visible, and is truncated if 15 to 20 % lie outside. "Difficult" is a rule of ours.
+    visible, and is truncated if more than 15 to 20 % lie outside its box. "Difficult"
+    is a rule of ours.
     """
     boxes = edges(torch.tensor([thing.box for thing in things]).reshape(-1, 4))
     whole = boxes - torch.tensor([left, top, left, top])
