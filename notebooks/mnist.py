@@ -225,7 +225,6 @@ record("images", len(y))
 record("class.images", counts.min())
 record("mean", x.mean())
 record("std", x.std())
-record("blank", (x == 0).double().mean())
 words = "mean and deviation are within 0.002 of those of the training set"
 near = abs(x.mean() - 0.1307) < 0.002 and abs(x.std() - 0.3081) < 0.002
 claim(bool(near), words)
@@ -267,10 +266,7 @@ middle = centres(x)
 offset = (middle - 14).abs().amax(1)
 
 # %% tags=["placed"]
-record("box.longest", longer.max())
-record("box.twenty", (longer == 20).double().mean())
 record("box.short", (longer != 20).sum())
-record("offset.most", offset.max())
 claim(bool(longer.max() == 20), "no ink reaches beyond a box of 20 by 20")
 claim(
     bool((longer == 20).double().mean() > 0.99), "the longer side is nearly always 20"
@@ -396,6 +392,13 @@ for i, name in enumerate(LEARNERS):
     rows.append((name, spread(errors, ".1%")))
 table(rows, ("classifier", "error: mean (least to most)"))
 
+# %% tags=["errors-claims"]
+rates = torch.stack([missed[number].double().mean(1) for number in SEEDS])  # (seeds, 4)
+most = rates[:, 0] > rates[:, 1:].amax(1)
+least = rates[:, 3] < rates[:, :3].amin(1)
+claim(bool(most.all()), "the linear layer errs most in each run")
+claim(bool(least.all()), "the convolutional network errs least in each run")
+
 
 # %% [markdown]
 # If within each class the errors were independent, how many images would be missed by
@@ -439,15 +442,15 @@ for found, independent in zip(observed, expected):
     )
     claim(bool(found[4] > 100 * independent[4]), words)
     claim(bool(found[1] < independent[1]), "fewer are missed by one alone")
-    words = "the counts lie between 90 and 300"
-    claim(bool(found[1:].min() > 90 and found[1:].max() < 300), words)
+    words = "the counts lie between 80 and 350"
+    claim(bool(found[1:].min() > 80 and found[1:].max() < 350), words)
     falling = bool((independent[1:].diff() < 0).all())
     claim(
         falling and 800 < independent[1] < 1300, "independent ones fall from a thousand"
     )
     claim(bool(independent[4] < 0.5), "to less than one")
 
-# %% tags=["counted-figure"] alt="Bars of the number of images on a logarithmic axis, for 1, 2, 3 and 4 classifiers that miss them. The blue bars, as counted, all lie between 90 and 300. The orange bars, for independent errors, fall from about a thousand for one classifier to less than one image for four."
+# %% tags=["counted-figure"] alt="Bars of the number of images on a logarithmic axis, for 1, 2, 3 and 4 classifiers that miss them. The blue bars, as counted, all lie between 80 and 350. The orange bars, for independent errors, fall from about a thousand for one classifier to less than one image for four."
 _, axes = plt.subplots()
 kinds = (("counted", observed, -0.2, 0), ("if independent", expected, 0.2, 1))
 for name, values, shift, colour in kinds:
@@ -489,7 +492,6 @@ for number in SEEDS:
     same.append(one.sum().item() / observed[number][4].item())
 record_spread("same.answer", same)
 claim(min(same) > 0.35, "on over a third of them all four give the same wrong answer")
-record("shown", len(shown))
 
 # %% [markdown]
 # ## A label audit
@@ -536,7 +538,6 @@ found = torch.stack([found_by(*audits[number]) for number in SEEDS])  # (seeds, 
 at_planted = found[:, n_planted - 1].tolist()
 at_twice = found[:, 2 * n_planted - 1].tolist()
 record("planted", n_planted)
-record("chance", n_planted / len(y))
 record_spread("found", at_planted)
 record_spread("found.twice", at_twice)
 claim(min(at_planted) > 0.8, "the first 2 % hold over 80 % of the planted labels")
@@ -579,7 +580,7 @@ claim(min(hard) > 0.5 > max(often), words)
 runs = torch.stack([chances[number, "convolutional"] for number in SEEDS]).mean(0)
 first = doubtful(runs, y)[:10].tolist()
 
-# %% tags=["real-figure"] alt="Ten handwritten digits in two rows, each with its label and the network's other answer above it: among them a 7 and two 1 with a bar at the foot, read as 2, and a 4 that is closed at the top, read as 9."
+# %% tags=["real-figure"] alt="Ten handwritten digits in two rows, each with its label and the network's other answer above it: among them a 7 and a 1 with a bar at the foot, read as 2, and a 4 that is closed at the top, read as 9."
 titles = [f"{y[i]}, read {runs[i].argmax()}" for i in first]
 plots.image_grid([x[i] for i in first], titles, columns=5, scale=0.95)
 plt.show()
@@ -587,7 +588,6 @@ plt.show()
 # %% tags=["real-claims"]
 pairs = {(y[i].item(), runs[i].argmax().item()) for i in first}
 claim({(7, 2), (1, 2), (4, 9)} <= pairs, "a 7 and a 1 read as 2, a 4 read as 9")
-record("real.chance", runs[first, y[first]].max())
 claim(
     bool((runs[first].argmax(1) != y[first]).all()), "the network reads all otherwise"
 )
@@ -652,7 +652,6 @@ for number in SEEDS:
     shares.append(found_by(doubtful(guesses, labels), planted)[n_planted - 1].item())
 
 # %% tags=["solution-3-result"]
-record_spread("found.linear", shares)
 claim(max(shares) < min(at_planted), "the linear auditor finds fewer, seeds apart")
 rows = [("linear", spread(shares, ".0%")), ("convolutional", spread(at_planted, ".0%"))]
 table(rows, ("auditor", "found in the first 2 %"))
@@ -669,7 +668,6 @@ guesses = out_of_fold(LEARNERS["convolutional"], x, swapped, fold[0])
 planted = torch.zeros(len(y), dtype=torch.bool)
 planted[where] = True
 share = found_by(doubtful(guesses, swapped), planted)[n_planted - 1].item()
-record("found.pair", share)
 claim(share < at_planted[0] - 0.2, "labels moved between 4 and 9 are found less often")
 rows = [("any class", f"{at_planted[0]:.0%}"), ("4 and 9", f"{share:.0%}")]
 table(rows, ("moved to", "found in the first 2 %"))
