@@ -753,14 +753,14 @@ axes.set(xlabel="rate", ylabel="share of the places")
 plots.label_ends(axes, {"all nine": (8, nine[7].item()), "the middle": (96, 1.0)})
 axes.set_axisbelow(True)
 
-# %% alt="Four boxes in a row, joined by arrows: which branch, of this repository, ZIP archive, file of weights. Below the first two: nothing is kept; below the archive: the repository; below the weights: the checkpoint." tags=["steps-figure"]
+# %% alt="Four boxes in a row, joined by arrows: which branch, of this repository, ZIP archive, file of weights. Below the first two: nothing is kept; below the archive: the repository; below the file of weights: the weights." tags=["steps-figure"]
 axes = diagrams.sheet(1.9)
 heads = ("which\nbranch?", "of this\nrepository?", "ZIP\narchive", "file of\nweights")
 left = (
     "nothing\nis kept",
     "nothing\nis kept",
     "repository\nis kept",
-    "checkpoint\nis kept",
+    "weights\nare kept",
 )
 nodes = {"load": diagrams.Node(2.5, 0.2, "torch.hub.load")}
 for i, (head, kept) in enumerate(zip(heads, left)):
