@@ -1,6 +1,7 @@
 """Load what a notebook defines without running it."""
 
 import os
+import re
 import subprocess
 import sys
 from functools import cache
@@ -49,3 +50,14 @@ def looked_at_closely() -> list[str]:
 def definitions(stem: str, folder: Path = NOTEBOOKS) -> Definitions:
     """The definitions of notebooks/<stem>.py, the same object in each test file that asks."""
     return Definitions(folder / f"{stem}.py", lambda file: source(file))
+
+
+def on_the_map() -> list[str]:
+    """The chapters about networks: neither of a resource nor an overview of resources alone."""
+    cards = {stem: (ROOT / "chapters" / f"{stem}.rst").read_text("utf-8") for stem in STEMS}
+    others = {stem for stem, text in cards.items() if "\n.. resource:: " in text}
+    for stem, text in cards.items():
+        drawn = re.search(r"^\.\. overview:: (.+)", text, re.MULTILINE)
+        if drawn and set(re.split(r",\s*", drawn[1].strip())) <= others:
+            others = others | {stem}
+    return [stem for stem in STEMS if stem not in others]
