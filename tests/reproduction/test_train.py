@@ -314,7 +314,7 @@ def test_without_a_network_it_says_so_at_once(monkeypatch, capsys, tmp_path):
     assert train.main(["--net", "smallnet"]) == 2
     assert time.monotonic() - start < 20
     said = capsys.readouterr().err
-    assert "CIFAR-100 could not be read or fetched" in said and "refused" in said
+    assert "CIFAR-100 could not be read or fetched" in said and "the host refuses" in said
     assert "DATA_ROOT" in said and "DATA_MIRROR" in said and "--data patches" in said
     assert not list((tmp_path / "data").glob("*.gz"))
 
