@@ -109,7 +109,7 @@ def test_in_a_card_the_title_leads_and_nothing_lies_on_anything(visit, which, wi
             const box = child.getBoundingClientRect();
             return { kind: child.className, box: [box.left, box.right, box.top, box.bottom] };
         }))""")
-    assert len(cards) == {"real": len(on_the_map()), "large": 64}[which]
+    assert len(cards) == {"real": len(STEMS), "large": 64}[which]
     for card in cards:
         for a, b in combinations(card, 2):
             assert not overlap(a["box"], b["box"]), (a, b)
