@@ -372,8 +372,10 @@ def by_place(address: str, path: Path) -> None:
 
 def tried(fetch, address: str, path: Path) -> tuple[str, str]:
     """What a fetch says, and what it leaves under the file's name."""
+    silent = mock.patch.object(downloads.workbench, "BUILDING", True)  # words, bars
     try:
-        fetch(address, path)
+        with silent:
+            fetch(address, path)
         words = "done"
     except (OSError, ValueError, urllib.error.ContentTooShortError) as error:
         words = told_by(error)
