@@ -8,27 +8,18 @@
 The definitions come from the notebooks; ``python reproduction/networks.py`` prints all names.
 """
 
+from reproduction import networks as _networks
+
 dependencies = ["torch", "torchvision", "timm", "IPython", "jupytext", "matplotlib"]
 
 
 def _entry(name: str):
     def build(num_classes: int = 100):
-        from reproduction import networks
-
-        return networks.build(name, num_classes)
+        return _networks.build(name, num_classes)
 
     build.__name__ = name
+    build.__doc__ = f"(B, 3, 32, 32) -> (B, num_classes): {_networks.NETWORKS[name].form}."
     return build
 
 
-def _entries() -> dict:
-    from reproduction.networks import NETWORKS
-
-    found = {}
-    for name, entry in NETWORKS.items():
-        found[name] = _entry(name)
-        found[name].__doc__ = f"(B, 3, 32, 32) -> (B, num_classes): {entry.form}."
-    return found
-
-
-globals().update(_entries())
+globals().update({name: _entry(name) for name in _networks.NETWORKS})

@@ -229,6 +229,7 @@ def answers(host: Host) -> type[BaseHTTPRequestHandler]:
 # %% tags=["attempt"]
 def attempt(call, host: Host, cache: Path) -> str:
     """What a call of torch.hub says, "" if it succeeds, with the hub in that folder."""
+    before = torch.hub.get_dir()
     torch.hub.set_dir(cache)
     quiet = contextlib.redirect_stdout(io.StringIO())
     modules = patch.dict(sys.modules)  # as in a new process
@@ -237,6 +238,8 @@ def attempt(call, host: Host, cache: Path) -> str:
             call()
         except Exception as error:
             return f"{type(error).__name__}: {error}"
+        finally:
+            torch.hub.set_dir(before)
     return ""
 
 
@@ -864,5 +867,4 @@ claim(
 # - Rates in place of strides give the same numbers at the old places, and new ones in between.
 
 # %%
-torch.hub.set_dir(Path("~/.cache/torch/hub"))
 temporary.cleanup()

@@ -30,8 +30,7 @@ def hub(tmp_path):
     weights = net.saved(scope["LeNet"](10).state_dict())
     digits = net.hashlib.sha256(weights).hexdigest()[:8]
     net.write_repository(tmp_path / "hub", net.HUBCONF.replace("{digits}", digits))
-    yield net.pages(tmp_path / "hub", weights, digits), tmp_path
-    torch.hub.set_dir("~/.cache/torch/hub")
+    return net.pages(tmp_path / "hub", weights, digits), tmp_path
 
 
 def test_the_archive_has_all_files_below_one_folder(hub):
@@ -124,9 +123,11 @@ def test_a_silent_host_ends_at_the_limit_which_is_put_back(hub):
 def test_no_server_is_left_and_no_address_leads_elsewhere(hub):
     pages, folder = hub
     before = torch.hub.urlopen
+    folder_before = torch.hub.get_dir()
     host = net.Host(pages)
     net.attempt(net.load(), host, folder / "cache")
     assert torch.hub.urlopen is before and not host.thread.is_alive()
+    assert torch.hub.get_dir() == folder_before
     assert host.server.socket.fileno() == -1 and "lenets" not in sys.modules
 
 
