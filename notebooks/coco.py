@@ -26,7 +26,6 @@ from collections import defaultdict
 from contextlib import redirect_stdout
 from pathlib import Path
 from xml.etree import ElementTree
-from zipfile import ZipFile
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -42,7 +41,7 @@ from torchvision.datasets import CocoDetection
 from torchvision.transforms import v2
 
 from workbench import PROFILE, claim, record, record_spread, sources, spread, table
-from workbench import archives, downloads, plots, scenes
+from workbench import annotated, archives, plots, scenes
 
 # %% [markdown]
 # ## A mask as runs
@@ -417,37 +416,12 @@ def write_set(folder: Path, name: str, scenes, categories: dict[int, str]) -> tu
     return pictures, file
 
 
-# %% tags=["published"]
-SERVER = "http://images.cocodataset.org"
-ARCHIVES = {
-    "annotations/annotations_trainval2017.zip": (
-        "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268"
-    ),
-    "zips/val2017.zip": (
-        "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05"
-    ),
-}
-
-
-def published() -> tuple[Path, Path]:
-    """COCO's validation part of 2017 in DATA_ROOT/coco, fetched where it is missing."""
-    folder = downloads.root() / "coco"
-    pictures = folder / "val2017"
-    file = folder / "annotations" / "instances_val2017.json"
-    if not file.is_file() or len(list(pictures.glob("*.jpg"))) < 5000:
-        for name, sha256 in ARCHIVES.items():
-            place = f"coco/{Path(name).name}"
-            with ZipFile(
-                downloads.place(place, [f"{SERVER}/{name}"], sha256)
-            ) as archive:
-                archive.extractall(folder)
-    sources.append("COCO, the validation part of 2017")
-    return pictures, file
-
-
 # %% tags=["sets"]
 if PROFILE == "full":
-    trees = digits = published()
+    folder = annotated.coco_folder("val2017")
+    file = folder / "annotations" / "instances_val2017.json"
+    trees = digits = (folder / "val2017", file)
+    sources.append("COCO, the validation part of 2017")
 else:
     made = tempfile.TemporaryDirectory()
     names = dict(zip(DIGIT_IDS, "0123456789"))

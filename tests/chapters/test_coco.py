@@ -3,7 +3,6 @@
 import json
 from contextlib import redirect_stdout
 from io import StringIO
-from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from pycocotools.cocoeval import COCOeval
 from torchvision import ops, tv_tensors
 
 from loader import definitions
-from workbench import downloads
 
 coco = definitions("coco")
 # pycocotools makes its arrays in a way that NumPy 2 warns of
@@ -355,55 +353,6 @@ def test_outlines_fill_holes():
     mask = np.ones((9, 9), bool)
     mask[3:6, 3:6] = False
     assert coco.decoded(coco.outlines(mask), 9, 9).all()
-
-
-# ---- the published set ---------------------------------------------------------------------------
-
-
-@pytest.fixture
-def archive_folder(tmp_path, monkeypatch):
-    """Two archives in the form of COCO's, and a `place` that finds them."""
-    (tmp_path / "coco").mkdir()
-    asked = []
-    with ZipFile(tmp_path / "coco/annotations_trainval2017.zip", "w") as archive:
-        archive.writestr("annotations/instances_val2017.json", json.dumps(CONTENT))
-    with ZipFile(tmp_path / "coco/val2017.zip", "w") as archive:
-        archive.writestr("val2017/a.jpg", b"picture")
-
-    def place(path, addresses, sha256):
-        asked.append((path, list(addresses), sha256))
-        return tmp_path / path
-
-    monkeypatch.setattr(downloads, "root", lambda: tmp_path)
-    monkeypatch.setattr(downloads, "place", place)
-    return tmp_path / "coco", asked
-
-
-def test_the_published_set_is_fetched_and_unpacked(archive_folder):
-    _, asked = archive_folder
-    pictures, file = coco.published()
-    assert coco.read_coco(file)[2] == {90: "toothbrush"}
-    assert (pictures / "a.jpg").read_bytes() == b"picture"
-    places = [path for path, _, _ in asked]
-    assert places == ["coco/annotations_trainval2017.zip", "coco/val2017.zip"]
-    assert asked[1][1] == ["http://images.cocodataset.org/zips/val2017.zip"]
-    assert [len(sha256) for _, _, sha256 in asked] == [64, 64]
-
-
-def test_what_is_there_is_not_fetched(archive_folder):
-    folder, asked = archive_folder
-    coco.published()
-    for number in range(4999):
-        (folder / "val2017" / f"{number}.jpg").touch()
-    asked.clear()
-    coco.published()
-    assert not asked
-    (folder / "val2017" / "0.jpg").unlink()  # one is missing
-    coco.published()
-    assert len(asked) == 2
-    (folder / "annotations/instances_val2017.json").unlink()
-    coco.published()
-    assert len(asked) == 4
 
 
 # ---- sizes ---------------------------------------------------------------------------------------

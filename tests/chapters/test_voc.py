@@ -3,7 +3,6 @@
 import io
 import math
 import random
-import tarfile
 import zlib
 from fractions import Fraction
 from xml.etree import ElementTree
@@ -241,42 +240,6 @@ def test_the_upper_half_validates_and_the_lower_trains(folder):
     assert voc.read_annotation(place / "000001.xml") == near[66][1]
     assert voc.read_annotation(place / "000071.xml") == near[0][1]
     assert voc.read_annotation(place / "000137.xml") == voc.tiles_of(voc.FAR)[0][1]
-
-
-# ---- the full set --------------------------------------------------------------------------------
-
-
-def test_what_is_there_is_not_fetched(tmp_path, monkeypatch):
-    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    lists = tmp_path / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main"
-    lists.mkdir(parents=True)
-    for part in ("trainval", "test"):
-        (lists / f"{part}.txt").touch()
-    monkeypatch.setattr(voc.workbench, "sources", [])
-    assert voc.fetched() == tmp_path
-    assert voc.workbench.sources == ["VOC 2007, the complete data set"]
-
-
-def test_the_part_that_is_missing_is_fetched_and_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    asked = []
-
-    def place(archive, addresses, sha256):
-        asked.append((archive, addresses, sha256))
-        part = "test" if len(asked) > 1 else "trainval"
-        with tarfile.open(tmp_path / archive, "w") as made:
-            name = f"VOCdevkit/VOC2007/ImageSets/Main/{part}.txt"
-            made.addfile(tarfile.TarInfo(name), io.BytesIO())
-        return tmp_path / archive
-
-    monkeypatch.setattr(voc.downloads, "place", place)
-    voc.fetched()
-    assert [one[0][:9] for one in asked] == ["VOCtrainv", "VOCtest_0"]
-    for archive, addresses, sha256 in asked:
-        assert all(address.endswith(f"/{archive}") for address in addresses)
-        assert len(sha256) == 64
-    voc.fetched()
-    assert len(asked) == 2
 
 
 # ---- masks ---------------------------------------------------------------------------------------

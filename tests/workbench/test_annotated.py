@@ -1,12 +1,15 @@
 """VOC and COCO, from tiny sets in their true formats."""
 
+import io
 import json
+import tarfile
+from zipfile import ZipFile
 
 import pytest
 import torch
 from PIL import Image
 
-from workbench import annotated, seed
+from workbench import annotated, downloads, seed
 
 XML = """<annotation><filename>{name}.jpg</filename>
 <size><width>40</width><height>20</height><depth>3</depth></size>{objects}</annotation>"""
@@ -17,6 +20,7 @@ OBJECT = """<object><name>{}</name><pose>Left</pose><truncated>0</truncated><dif
 @pytest.fixture(autouse=True)
 def full(monkeypatch, tmp_path):
     monkeypatch.setattr("workbench.PROFILE", "full")
+    monkeypatch.setattr(annotated, "COCO_PHOTOGRAPHS", {"train2017": 40, "val2017": 40})
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
 
 
@@ -103,18 +107,99 @@ def test_coco_is_read_with_its_gaps_in_the_numbers_of_classes(tmp_path, capsys):
     capsys.readouterr()  # pycocotools says that it reads
 
 
-def test_what_is_missing_is_named(tmp_path, monkeypatch):
-    with pytest.raises(RuntimeError, match=r"instances_train2017.json'.*place them"):
-        annotated.Photographs("COCO", 64)
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """What is asked for, of a `place` that finds archives in the forms of VOC's and COCO's."""
+    asked = []
+
+    def place(path, addresses, sha256):
+        asked.append((path, list(addresses), sha256))
+        file = tmp_path / path
+        file.parent.mkdir(exist_ok=True)
+        name = file.stem
+        if file.suffix == ".tar":
+            part = "test" if "test" in name else "train"
+            with tarfile.open(file, "w") as made:
+                for member in (f"ImageSets/Main/{part}.txt", f"JPEGImages/{part}.jpg"):
+                    made.addfile(tarfile.TarInfo(f"VOCdevkit/VOC2007/{member}"), io.BytesIO())
+            return file
+        with ZipFile(file, "w") as made:
+            if name in annotated.COCO_PHOTOGRAPHS:
+                for i in range(annotated.COCO_PHOTOGRAPHS[name]):
+                    made.writestr(f"{name}/{i}.jpg", b"")
+            else:
+                for part in annotated.COCO_PHOTOGRAPHS:
+                    made.writestr(f"annotations/instances_{part}.json", "{}")
+        return file
+
+    monkeypatch.setattr(downloads, "place", place)
+    return asked
+
+
+def test_voc_is_fetched_part_by_part(tmp_path, asked):
+    base = tmp_path / "VOCdevkit" / "VOC2007"
+    assert annotated.voc_folder() == tmp_path
+    assert [path for path, _, _ in asked] == [
+        "VOCtrainval_06-Nov-2007.tar",
+        "VOCtest_06-Nov-2007.tar",
+    ]
+    for archive, addresses, sha256 in asked:
+        assert all(address.endswith(f"/{archive}") for address in addresses) and addresses
+        assert len(sha256) == 64
+    assert sorted(file.name for file in base.glob("JPEGImages/*")) == ["test.jpg", "train.jpg"]
+    annotated.voc_folder()
+    assert len(asked) == 2
+    (base / "ImageSets" / "Main" / "test.txt").unlink()
+    annotated.voc_folder()
+    assert [path for path, _, _ in asked[2:]] == ["VOCtest_06-Nov-2007.tar"]
+
+
+def test_a_broken_unpacking_leaves_no_list_of_its_part(tmp_path, asked, monkeypatch):
+    def broken(opened, path, members, filter):
+        opened.extract(members[0], path, filter=filter)
+        raise OSError("no space left")
+
+    monkeypatch.setattr(tarfile.TarFile, "extractall", broken)
+    with pytest.raises(OSError, match="no space left"):
+        annotated.voc_folder()
+    assert (tmp_path / "VOCdevkit/VOC2007/JPEGImages/train.jpg").exists()
+    assert not list(tmp_path.rglob("*.txt"))
+
+
+def test_of_coco_what_is_missing_is_fetched(tmp_path, asked):
+    folder = annotated.coco_folder("val2017")
+    assert folder == tmp_path / "coco"
+    assert [path for path, _, _ in asked] == [
+        "coco/val2017.zip",
+        "coco/annotations_trainval2017.zip",
+    ]
+    assert asked[0][1] == ["http://images.cocodataset.org/zips/val2017.zip"]
+    assert {len(sha256) for _, _, sha256 in asked} == {64}
+    annotated.coco_folder("val2017")
+    assert len(asked) == 2
+    (folder / "val2017" / "0.jpg").unlink()
+    annotated.coco_folder("train2017", "val2017")
+    assert [path for path, _, _ in asked[2:]] == ["coco/train2017.zip", "coco/val2017.zip"]
+    (folder / "annotations/instances_train2017.json").unlink()
+    annotated.coco_folder("val2017")
+    assert len(asked) == 4
+    annotated.coco_folder("train2017")
+    assert [path for path, _, _ in asked[4:]] == ["coco/annotations_trainval2017.zip"]
+
+
+@pytest.mark.parametrize("name, title", [("VOC", "VOC 2007"), ("COCO", "COCO")])
+def test_what_cannot_be_fetched_is_said(monkeypatch, name, title):
+    def unreachable(*_):
+        raise OSError("no network.")
+
+    monkeypatch.setattr(downloads, "place", unreachable)
+    with pytest.raises(RuntimeError, match=f"{title} could.*no network. .*PROFILE=sample"):
+        annotated.Photographs(name, 64)
+
+
+def test_other_sets_are_refused():
     with pytest.raises(ValueError, match="there are VOC and COCO"):
         annotated.Photographs("KITTI", 64)
-
-    def unreachable(*_, **__):
-        raise OSError("no network")
-
-    monkeypatch.setattr("torchvision.datasets.VOCDetection", unreachable)
-    with pytest.raises(RuntimeError, match=r"no network. Place VOCdevkit/VOC2007"):
-        annotated.Photographs("VOC", 64)
 
 
 def test_the_sample_profile_reads_no_complete_set(monkeypatch):

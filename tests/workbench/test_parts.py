@@ -15,7 +15,7 @@ RESTS_ON = {
     "archives": {"downloads"},
     "images": {"archives"},
     "boxes": {"plots"},
-    "annotated": {"boxes"},
+    "annotated": {"boxes", "downloads"},
     "detectors": {"boxes"},
     "comparison": {"boxes", "counting", "scenes"},
     "scenes": {"annotated", "boxes", "images"},
