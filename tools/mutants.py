@@ -149,9 +149,10 @@ def of_operator(node: ast.BinOp | ast.Compare | ast.BoolOp, places, modules) -> 
         return
     old, new = (word.encode() for word in SWAPPED[type(operators[0])])
     text, here = b"(" + places.source[places.start(node) : places.stop(operands[0])], operands[0]
-    for operand in operands[1:]:
+    for operand, operator in zip(operands[1:], itertools.cycle(operators)):
         between = places.source[places.stop(here) : places.start(operand)]
-        text += between.replace(old, new, 1) + places.text(operand)
+        alike = isinstance(operator, type(operators[0]))  # the others of a chain stay
+        text += (between.replace(old, new, 1) if alike else between) + places.text(operand)
         here = operand
     text += places.source[places.stop(here) : places.stop(node)] + b")"
     yield places.start(node), places.stop(node), text

@@ -176,6 +176,7 @@ MADE = [  # a statement of a function f(x, y, module), and what it becomes
     ("return [x] * 3", ["[x] * 4"]),
     ("return x - x * 0.5", ["(x + x * 0.5)", "x - (x / 0.5)", "x - x * 1.0"]),
     ("return x <= 1 and y", ["(x <= 1 or y)", "(x < 1) and y", "x <= 2 and y"]),
+    ("return 0 < x <= y", ["(0 <= x <= y)", "1 < x <= y"]),
     ("return x if y else 0", ["x if (not y) else 0", "x if y else 1"]),
     ("return not x", ["(x)"]),
     ("x += y", ["x -= y", "pass"]),
