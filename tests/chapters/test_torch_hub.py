@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import urllib.error
 import zipfile
 
 import pytest
@@ -65,6 +66,20 @@ def test_entries_are_listed_and_explained_and_helpers_are_not(hub):
     told = {}
     assert net.attempt(lambda: net.ask(told), net.Host(pages), folder / "cache") == ""
     assert told["list"] == ["lenet"] and told["help"].startswith("A small LeNet")
+
+
+def test_a_host_says_of_an_unknown_address_that_it_is_not_found():
+    with net.Host({}) as host, pytest.raises(urllib.error.HTTPError, match="404") as caught:
+        host.open(f"{net.SITE}/unknown")
+    caught.value.close()
+
+
+def test_a_hub_is_listed_anew_each_time(hub):
+    pages, folder = hub
+    hosts = [net.Host(pages), net.Host(pages)]
+    said = [net.answering("y", net.listing, host, folder / "cache") for host in hosts]
+    assert said == [("", 1), ("", 0)]
+    assert [len(host.asked) for host in hosts] == [3, 3]
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
@@ -163,6 +178,13 @@ def test_an_archive_that_nobody_has_looked_at_is_not_opened(hub):
     )
 
 
+def test_a_package_that_is_absent_is_named(hub):
+    _, folder = hub
+    net.write_repository(folder / "needy", net.NEEDY)
+    with pytest.raises(RuntimeError, match="Missing dependencies: surely_absent"):
+        torch.hub.load(str(folder / "needy"), "lenet", source="local")
+
+
 def test_the_networks_of_this_book_are_a_hub():
     code = (
         "import torch\n"
@@ -223,6 +245,11 @@ def test_rates_in_place_of_strides_give_the_same_numbers_at_the_old_places(kept,
         close(dense(x)[..., ::step, ::step], plain(x))
 
 
+def test_the_pyramid_has_the_rates_of_the_paper():
+    wide = net.Pyramid(3, 4).branches[1:4]
+    assert [branch[0].dilation for branch in wide] == [(12, 12), (24, 24), (36, 36)]
+
+
 def test_the_image_level_is_one_number_a_channel():
     torch.manual_seed(0)
     level = net.ImageLevel(3, 5).eval()
@@ -256,6 +283,12 @@ def test_weights_used_by_hand():
     assert net.weights_used(3, 1).tolist() == expected
     assert (net.weights_used(4, 4) == 1).all()
     assert net.weights_used(5, 2)[2, 2] == 9 and net.weights_used(5, 2)[0, 2] == 6
+
+
+def test_the_map_of_the_published_image_has_the_side_of_the_figure():
+    layers = on_meta(net.trunk, models.resnet50)
+    x = torch.empty(1, 3, 513, 513, device="meta")
+    assert layers(x).shape[2:] == (net.SIDE, net.SIDE)
 
 
 def test_it_runs_on_the_meta_device_and_keeps_the_size_of_the_image():
