@@ -541,6 +541,19 @@ def test_whole_objects_are_found_more_often_than_truncated_ones():
         assert low < near.sum() / 400 < high
 
 
+def test_scores_of_objects_and_of_alarms_spread_alike():
+    boxes = [(100.0 * i, 0, 100.0 * i + 40, 40) for i in range(400)]
+    truths = {"a": truth(boxes)}
+    scores = {True: [], False: []}
+    for one in voc.by_rule(truths, 5)["timid"]:
+        near = ops.box_iou(one.box[None], truths["a"].boxes).max() > 0.6
+        scores[bool(near)].append(one.score)
+    for near, middle in ((True, 1), (False, 0)):
+        found = torch.tensor(scores[near])
+        assert abs(found.mean() - middle) < 0.15
+        assert 0.6 < found.std() < 0.8
+
+
 def test_a_seed_gives_the_same_detections_and_another_does_not(many):
     truths, found = many
     again = voc.by_rule(truths, 7)["keen"]
