@@ -138,6 +138,14 @@ def test_a_coarse_grid_rounds_the_corners_to_pixels():
     assert np.array_equal(coco.rasterise(polygon, 6, 6, fine=1), expected)
 
 
+def test_a_coarse_circle_is_that_of_its_rounded_corners():
+    circle = coco.circle(3, corners=20)
+    rounded = np.floor(np.add(circle, 0.5)).tolist()
+    coarse = coco.rasterise(circle, 128, 128, fine=1)
+    assert np.array_equal(coarse, coco.rasterise(rounded, 128, 128, fine=1))
+    assert not np.array_equal(coarse, coco.rasterise(circle, 128, 128))
+
+
 # ---- segmentations -------------------------------------------------------------------------------
 
 
@@ -315,6 +323,33 @@ def test_digits_are_seen_where_no_later_one_covers_them():
             assert len(picture[:, mask].unique(dim=1).T) == 1  # in one colour
 
 
+def test_the_longer_side_of_a_digit_is_between_10_and_120_pixels(monkeypatch):
+    placed = []
+
+    class Noted(coco.scenes.DigitScenes):
+        def place(self, *how):
+            placed.append(super().place(*how))
+            return placed[-1]
+
+    monkeypatch.setattr(coco.scenes, "DigitScenes", Noted)
+    coco.digit_scenes(60)
+    boxes, chosen = placed[0]
+    longer = (boxes[..., 2:] - boxes[..., :2]).amax(-1)[chosen >= 0]
+    assert 10 <= longer.min() < 11 and 110 < longer.max() < 120.01
+
+
+def test_the_first_digit_of_all_is_a_digit_like_others(monkeypatch):
+    class First(coco.scenes.DigitScenes):
+        def place(self, *how):
+            boxes, chosen = super().place(*how)
+            return boxes, chosen.clamp(max=0)
+
+    monkeypatch.setattr(coco.scenes, "DigitScenes", First)
+    _, masks, digits = coco.digit_scenes(3)
+    assert masks[:, 0].any(-1).any(-1).all()
+    assert (digits[:, 0] == digits[0, 0]).all() and digits[0, 0] >= 0
+
+
 def test_the_ids_of_digits_rise_and_have_a_gap():
     assert len(coco.DIGIT_IDS) == 10
     assert coco.DIGIT_IDS == sorted(set(coco.DIGIT_IDS)) != list(range(1, 11))
@@ -324,6 +359,7 @@ def test_a_scene_of_many_has_a_crowd():
     scenes = list(coco.digit_set())
     crowds = [one for _, things in scenes for one in things if one[4]]
     assert crowds and len(scenes) == 12
+    assert {one[4] for _, things in scenes for one in things} == {0, 1}
     whole = coco.digit_scenes()
     for (picture, objects), masks in zip(scenes, whole[1]):
         covered = masks.any(0).numpy()
@@ -365,6 +401,11 @@ def test_shares_by_hand():
     total = 1023 + 1024 + 9215 + 9216 + 79522
     of_area = [1023 / total, (1024 + 9215) / total, (9216 + 79522) / total]
     assert [area for _, area in found.values()] == pytest.approx(of_area)
+
+
+def test_the_published_shares_are_of_all_objects():
+    assert len(coco.PUBLISHED) == len(coco.SIZES)
+    assert sum(coco.PUBLISHED) == pytest.approx(1, abs=0.002)
 
 
 def test_the_smaller_half_by_hand():
@@ -430,6 +471,12 @@ def test_boxes_are_moved_by_the_spread_that_is_asked_for():
             )
         scores = np.array([one["score"] for one in found])
         assert 0 <= scores.min() < 0.01 and 0.99 < scores.max() <= 1
+
+
+def test_kinds_of_error_have_their_size_in_their_name():
+    (pixels, of_side), (part, relative) = coco.KINDS.values()
+    assert [*coco.KINDS] == [f"{pixels:g} pixels", f"{part:.0%} of the side"]
+    assert (of_side, relative) == (False, True)
 
 
 def test_a_moved_box_keeps_a_pixel_of_size():
