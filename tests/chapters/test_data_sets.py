@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import locale
 import urllib.error
 import urllib.request
 
@@ -39,6 +40,18 @@ def test_csv_has_a_head_and_quotes_but_no_types(tmp_path):
     assert lines == [[str(value) for value in row.values()] for row in ROWS]
     data_sets.write_csv(ROWS[:1], tmp_path / "rows")
     assert len((tmp_path / "rows").read_text(encoding="utf-8").splitlines()) == 2
+
+
+@pytest.mark.parametrize("kind", ["json", "csv", "text"])
+def test_what_is_written_is_the_same_in_each_locale(kind, tmp_path):
+    data_sets.WRITERS[kind](ROWS, tmp_path / "here")
+    before = locale.setlocale(locale.LC_CTYPE)
+    locale.setlocale(locale.LC_CTYPE, "C")
+    try:
+        data_sets.WRITERS[kind](ROWS, tmp_path / "elsewhere")
+    finally:
+        locale.setlocale(locale.LC_CTYPE, before)
+    assert (tmp_path / "here").read_bytes() == (tmp_path / "elsewhere").read_bytes()
 
 
 def test_parquet_and_arrow_give_back_rows_with_types(tmp_path):
