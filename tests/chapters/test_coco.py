@@ -300,6 +300,14 @@ def test_tiles_keep_what_they_show_half_of():
     assert [shown.tolist() for _, shown in below] == [made[0][1].tolist()]
 
 
+def test_a_tile_that_lacks_a_line_of_pixels_is_left_out():
+    S = coco.SIDE
+    corners = np.array([[10, 20], [S + 5, 20], [10, S + 5]])
+    boxes = np.concatenate([corners, corners + 30], 1)
+    (tile,) = coco.tiles(Image.new("RGB", (2 * S - 1, 2 * S - 1)), boxes)
+    assert tile[1].tolist() == [[10, 20, 40, 50]]
+
+
 def test_the_trees_are_those_of_the_package():
     scenes = list(coco.tree_set())
     assert len(scenes) == 36
@@ -374,6 +382,12 @@ def test_a_scene_of_many_has_a_crowd():
             joined |= mask.astype(bool)
         assert (joined >= covered).mean() > 0.999  # polygons fill holes, lose corners
         assert np.array(picture).std() > 1
+
+
+def test_of_the_scenes_shown_the_first_has_a_crowd_of_three():
+    scenes = [things for _, things in coco.digit_set()]
+    flags = [[one[4] for one in scenes[i]] for i in (0, coco.SHOWN)]
+    assert flags == [[0, 0, 1], [0, 0, 0, 0]]
 
 
 def test_outlines_come_back_as_the_mask():
@@ -556,6 +570,16 @@ def test_an_area_between_two_sizes_counts_in_both_for_pycocotools():
     assert coco.shares([32**2])["medium"] == (1, 1)
 
 
+@pytest.mark.parametrize(("size", "side"), [("small", 20), ("medium", 60)])
+def test_where_all_boxes_have_one_size_its_ap_is_that_of_all(size, side):
+    rng = np.random.default_rng(0)
+    truth = [one | {"bbox": [*one["bbox"][:2], side, side]} for one in some_truth(60, rng)]
+    numbers = coco.twelve(library_of(truth), coco.moved(truth, side / 20, rng))
+    found = {name: numbers[place] for name, place in coco.RANGES.items()}
+    other = {"small": "medium", "medium": "small"}[size]
+    assert found["all"] == found[size] == numbers[:3].min() and found[other] == -1
+
+
 def test_a_file_is_loaded_quietly(tmp_path, capsys):
     file = tmp_path / "instances.json"
     file.write_text(json.dumps(CONTENT))
@@ -575,6 +599,8 @@ def test_random_masks_are_of_all_kinds():
     assert sum(0 < share < 1 for share in blots) > 20
     whole = 0
     many = coco.random_masks(200, np.random.default_rng(1))[2:]
+    sides = [side for mask in many for side in mask.shape]
+    assert (min(sides), max(sides)) == (3, 59)
     for mask in [mask for i, mask in enumerate(many) if i % 4]:
         x, y, width, height = coco.box_of(mask)
         if min(x, y) > 0 and x + width < mask.shape[1] and y + height < mask.shape[0]:
