@@ -233,6 +233,14 @@ def test_the_tiles_of_a_photograph_that_is_no_multiple_stay_inside():
     assert len(voc.tiles_of(voc.FAR)) == 6 * 5
 
 
+def test_a_tile_that_lacks_a_line_of_pixels_is_left_out(tmp_path, monkeypatch):
+    Image.new("RGB", (399, 399)).save(tmp_path / f"{voc.FAR}.png")
+    (tmp_path / f"{voc.FAR}.xml").write_text("<annotation/>")
+    place = lambda package, name, sha256: tmp_path / name.removeprefix("data/")  # noqa: E731
+    monkeypatch.setattr(voc.archives, "package_file", place)
+    assert len(voc.tiles_of(voc.FAR)) == 1
+
+
 def test_the_upper_half_validates_and_the_lower_trains(folder):
     place = folder / "VOCdevkit" / "VOC2007" / "Annotations"
     near = voc.tiles_of(voc.NEAR)
@@ -360,7 +368,9 @@ def test_the_truth_of_a_class():
     assert found.boxes.tolist() == [[0, 0, 10, 10], [1, 2, 4, 5], [0, 0, 10, 10]]
     assert found.truncated.tolist() == [False, True, False]
     assert found.difficult.tolist() == [False, False, True]
-    assert voc.truth_of([], "Tree").boxes.shape == (0, 4)
+    nothing = voc.truth_of([], "Tree")
+    assert nothing.boxes.shape == (0, 4)
+    assert nothing.truncated.dtype == nothing.difficult.dtype == torch.bool
 
 
 def test_verdicts_by_hand():
@@ -439,6 +449,17 @@ def test_random_cases_have_difficult_objects_that_are_found():
     assert torch.equal(overlaps, torch.eye(12))
     assert 4 < int(sum(one.difficult.sum() for one in truths.values())) < 20
     assert len(voc.verdicts(found, truths)) < len(found)
+
+
+def test_detections_of_random_cases_are_off_by_six_pixels_around_zero():
+    off = []
+    for number in range(40):
+        found, truths = voc.random_case(number)
+        boxes = torch.stack([one.box for one in found if one.box.max() < 500])
+        best = ops.box_iou(boxes, truths["a"].boxes).argmax(1)
+        off.append(boxes - truths["a"].boxes[best])
+    assert torch.cat(off).mean(0).abs().max() < 0.7
+    assert (torch.cat(off).std(0) - 6).abs().max() < 0.5
 
 
 # ---- what is done with flags ---------------------------------------------------------------------

@@ -166,6 +166,16 @@ def test_a_broken_unpacking_leaves_no_list_of_its_part(tmp_path, asked, monkeypa
     assert not list(tmp_path.rglob("*.txt"))
 
 
+def test_an_archive_that_writes_outside_the_folder_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "root"))
+    with tarfile.open(tmp_path / "made.tar", "w") as made:
+        made.addfile(tarfile.TarInfo("../outside"), io.BytesIO())
+    monkeypatch.setattr(downloads, "place", lambda *how: tmp_path / "made.tar")
+    with pytest.raises(tarfile.OutsideDestinationError):
+        annotated.voc_folder()
+    assert not (tmp_path / "outside").exists()
+
+
 def test_of_coco_what_is_missing_is_fetched(tmp_path, asked):
     folder = annotated.coco_folder("val2017")
     assert folder == tmp_path / "coco"
