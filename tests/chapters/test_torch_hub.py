@@ -68,6 +68,13 @@ def test_entries_are_listed_and_explained_and_helpers_are_not(hub):
     assert told["list"] == ["lenet"] and told["help"].startswith("A small LeNet")
 
 
+def test_of_list_and_help_only_help_says_that_the_cache_is_used(hub, capsys):
+    pages, folder = hub
+    for _ in range(2):
+        assert net.attempt(lambda: net.ask({}), net.Host(pages), folder / "cache") == ""
+    assert capsys.readouterr().err.count("Using cache found") == 2
+
+
 def test_a_host_says_of_an_unknown_address_that_it_is_not_found():
     with net.Host({}) as host, pytest.raises(urllib.error.HTTPError, match="404") as caught:
         host.open(f"{net.SITE}/unknown")
