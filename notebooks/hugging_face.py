@@ -92,6 +92,7 @@ weights_file = minilm / "model.safetensors"
 
 # %%
 config = json.loads((minilm / "config.json").read_text())
+cutter = json.loads((minilm / "tokenizer_config.json").read_text())
 card = huggingface_hub.ModelCard.load(minilm / "README.md").data
 WORDS = (
     ("README.md", "people; the YAML at its head: the hub's search"),
@@ -100,17 +101,17 @@ WORDS = (
     ("tokenizer_config.json", "AutoTokenizer"),
     ("tokenizer.json", "AutoTokenizer"),
 )
-INSIDE = {
+inside = {
     "README.md": f"model card; license: {card.license}",
     "config.json": f'shape; "model_type": "{config["model_type"]}"',
     "model.safetensors": "weights",
-    "tokenizer_config.json": f'"tokenizer_class": "{"BertTokenizer"}"',
+    "tokenizer_config.json": f'"tokenizer_class": "{cutter["tokenizer_class"]}"',
     "tokenizer.json": "pieces and rules of cutting",
 }
 
 # %% tags=["files"]
 table(
-    [(name, (minilm / name).stat().st_size, INSIDE[name], who) for name, who in WORDS],
+    [(name, (minilm / name).stat().st_size, inside[name], who) for name, who in WORDS],
     ("file", "bytes", "holds", "read by"),
 )
 
@@ -598,7 +599,7 @@ def by_name(cache: Path, **how):
 
 # %%
 cache = folder / "cache"
-SITUATIONS = {
+situations = {
     "empty cache": (by_name(folder / "other"), True),
     "full cache": (by_name(cache), True),
     "full cache, commit named": (by_name(cache, revision=Hub.COMMIT), True),
@@ -610,7 +611,7 @@ SITUATIONS = {
     "folder": (lambda: work(minilm), False),
 }
 visits = {
-    n: visit(c, Hub(files) if net else None) for n, (c, net) in SITUATIONS.items()
+    n: visit(c, Hub(files) if net else None) for n, (c, net) in situations.items()
 }
 
 # %% tags=["headline"]
