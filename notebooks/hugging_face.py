@@ -543,7 +543,8 @@ def work(name, cache: Path | None = None, **how) -> None:
 # %%
 files = repository(minilm)
 claim(
-    files["model.safetensors"].digest == MODEL_SHA256, "the digest that the hub states"
+    files["model.safetensors"].digest == MODEL_SHA256,
+    "the weights are named by their SHA-256",
 )
 first_visit = visit(lambda: work("reader/minilm", folder / "cache"), Hub(files))
 claim(first_visit.said == "" and first_visit.tries == 0, "all comes from the stand-in")
@@ -575,6 +576,20 @@ for path in sorted(top.rglob("*")):
         name = str(path.relative_to(top)).replace(Hub.COMMIT, "4f1c2ab…")
         name = f"blobs/{path.name[:8]}…" if path.parent.name == "blobs" else name
         print(name + (f" -> ../../blobs/{path.resolve().name[:8]}…" if link else ""))
+
+# %%
+REAL_BLOBS = {  # of the same entry in a cache that somebody has published
+    MODEL_SHA256,
+    "72b987fd805cfa2b58c4c8c952b274a11bfd5a00",
+    "c79f2b6a0cea6f4b564fed1938984bace9d30ff0",
+    "cb202bfe2e3c98645018a6d12f182a434c9d3e02",
+    "e7b0375001f109a6b8873d756ad4f7bbb15fbaa5",
+    "fb140275c155a9c7c5a3b3e0e77a9e839594a938",
+}
+blobs = {path.name for path in (top / "blobs").iterdir()}
+claim(
+    blobs == REAL_BLOBS, "the names are those of a cache that the real hub has filled"
+)
 
 # %% [markdown]
 # ## Which load asks whom
