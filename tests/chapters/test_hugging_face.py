@@ -128,6 +128,14 @@ def test_a_file_that_is_damaged_is_refused_with_a_reason(data, words):
         safetensors.torch.load(data)
 
 
+def test_of_a_name_that_stands_twice_the_last_entry_counts(tmp_path):
+    both = b'{"a": %s, "a": %s}'
+    first, last = (json.dumps(entry(0, 1, [1], kind)).encode() for kind in ("U8", "I8"))
+    (tmp_path / "x").write_bytes(file_of(both % (first, last), b"\xff"))
+    assert net.read_safetensors(tmp_path / "x")["a"].tolist() == [-1]
+    assert safetensors.torch.load_file(tmp_path / "x")["a"].tolist() == [-1]
+
+
 def test_a_file_without_tensors_is_one(tmp_path):
     (tmp_path / "x").write_bytes(file_of({}))
     assert net.read_safetensors(tmp_path / "x") == {}
