@@ -440,6 +440,20 @@ def repository(folder: Path) -> dict[str, File]:
     return found
 
 
+def listed(files: dict[str, File]) -> list[dict]:
+    """The list of a repository's files, as the hub sends it."""
+    return [
+        {"type": "file", "path": name, "size": len(file.data), "oid": file.digest}
+        for name, file in files.items()
+    ]
+
+
+def half(data: bytes, first: int):
+    """Half of what is left of a file, then the connection breaks off."""
+    yield data[first : (first + len(data)) // 2]
+    raise httpx2.RemoteProtocolError("the connection broke off")
+
+
 # %% tags=["hub"]
 class Hub:
     """What the hub answers for the repository reader/minilm, without a network.
@@ -460,37 +474,29 @@ class Hub:
         if path.startswith("/api/models/reader/minilm"):
             return self.about(path.removeprefix("/api/models/reader/minilm"))
         name = path.rpartition("/")[2]
+        head = {"X-Repo-Commit": self.COMMIT}
         if name not in self.files or "/resolve/" not in path:
-            missing = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": self.COMMIT}
-            return httpx2.Response(404, headers=missing)
+            missing = {"X-Error-Code": "EntryNotFound"}
+            return httpx2.Response(404, headers=head | missing)
         data, digest = self.files[name]
-        head = {"ETag": f'"{digest}"', "X-Repo-Commit": self.COMMIT}
+        head["ETag"] = f'"{digest}"'
         if request.method == "HEAD":
             size = {"Content-Length": str(len(data))}
             return httpx2.Response(200, headers=head | size)
         asked = request.headers.get("Range", "bytes=0-")
         first = int(asked.removeprefix("bytes=").rstrip("-"))
-        body = self.body(name, data, first)
+        breaks = self.broken > 0 and name == "model.safetensors"
+        self.broken -= breaks
+        body = half(data, first) if breaks else data[first:]
         return httpx2.Response(206 if first else 200, headers=head, content=body)
 
     def about(self, path: str):
-        listed = [
-            {"type": "file", "path": name, "size": len(file.data), "oid": file.digest}
-            for name, file in self.files.items()
-        ]
         if not path.startswith("/tree/"):
             about = {"id": "reader/minilm", "sha": self.COMMIT, "siblings": []}
             return httpx2.Response(200, json=about)
         if path.removeprefix("/tree/") in ("main", self.COMMIT):
-            return httpx2.Response(200, json=listed)
+            return httpx2.Response(200, json=listed(self.files))
         return httpx2.Response(404, headers={"X-Error-Code": "EntryNotFound"})
-
-    def body(self, name: str, data: bytes, first: int):
-        if self.broken and name == "model.safetensors":
-            self.broken -= 1
-            yield data[first : (first + len(data)) // 2]
-            raise httpx2.RemoteProtocolError("the connection broke off")
-        yield data[first:]
 
 
 # %% tags=["visit"]
