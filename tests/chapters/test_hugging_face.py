@@ -280,9 +280,12 @@ def test_the_hub_answers_as_the_real_one():
     assert absent.status_code == 404 and absent.headers["x-error-code"] == "EntryNotFound"
     assert absent.headers["x-repo-commit"] == hub.COMMIT
     assert asked(hub, "GET", "/reader/minilm/raw/main/x.txt").status_code == 404
-    assert asked(hub, "GET", "/api/models/reader/minilm").json()["sha"] == hub.COMMIT
+    about = asked(hub, "GET", "/api/models/reader/minilm")
+    assert about.status_code == head.status_code == 200 and about.json()["sha"] == hub.COMMIT
     for name in ("main", hub.COMMIT):
-        (listed,) = asked(hub, "GET", f"/api/models/reader/minilm/tree/{name}").json()
+        answer = asked(hub, "GET", f"/api/models/reader/minilm/tree/{name}")
+        (listed,) = answer.json()
+        assert answer.status_code == 200
         assert listed == {"type": "file", "path": "x.txt", "size": 10, "oid": "d" * 40}
     gone = asked(hub, "GET", "/api/models/reader/minilm/tree/main/templates")
     assert gone.status_code == 404 and gone.headers["x-error-code"] == "EntryNotFound"
