@@ -523,7 +523,6 @@ def visit(call, hub: Hub | None = None) -> Visit:
 
     send = httpx2.HTTPTransport.handle_request
     said = ""
-    huggingface_hub.close_session()
     with (
         GUARD,
         patch.object(httpx2.HTTPTransport, "handle_request", answer),
