@@ -387,6 +387,11 @@ def test_the_formula_is_openvinos(low, high, levels):
     close(ours(node, x, *map(torch.tensor, ends)), theirs(node, place, x), 1e-5)
 
 
+def test_half_way_goes_to_the_even_level():
+    x, ends = torch.tensor([0.5, 1.5, 2.5, 3.5]), (0.0, 4.0, 0.0, 4.0)
+    assert net.fake_quantize(x, *map(torch.tensor, ends), levels=5).tolist() == [0, 2, 2, 4]
+
+
 def test_without_a_number_there_are_256_levels():
     ends = [torch.tensor(end) for end in (0.0, 1.0, 0.0, 255.0)]
     assert net.fake_quantize(torch.rand(5000), *ends).unique().numel() == 256
