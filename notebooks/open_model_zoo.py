@@ -838,6 +838,7 @@ rows = [
 ]
 ratio = sizes["small"][0] / sizes["digits"][0]
 claim(0.25 < ratio < 0.28, "integers take little more than a quarter of the bytes")
+claim(sizes["small"][1] > sizes["digits"][1], "the list of operations grows")
 record("ratio", ratio)
 
 # %% tags=["sizes"]
