@@ -618,7 +618,7 @@ claim(formula <= 1e-5, "the formula is OpenVINO's")
 ties = torch.tensor([0.5, 1.5, 2.5, 3.5])
 claim(library_levels(ties, (0, 4, 0, 4), 5).tolist() == [0, 2, 2, 4], "ties to even")
 
-# %% alt="A rising line of dashes and a staircase on it. The staircase is flat at 0 below 0, has five steps up to 1, and is flat at 1 beyond." tags=["levels-figure"]
+# %% alt="A rising line of dashes and a staircase on it. The staircase is flat at 0 below 0, has five levels up to 1, and is flat at 1 beyond." tags=["levels-figure"]
 _, axes = plt.subplots(figsize=(5, 2.6))
 x = torch.linspace(-0.4, 1.4, 721)
 zero = torch.tensor(0.0)
