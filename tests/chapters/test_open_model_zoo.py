@@ -6,6 +6,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,9 +16,12 @@ from loader import ROOT, definitions
 from networks import close, parameters_of
 
 sys.modules.setdefault("openvino_telemetry", None)  # no test tells anybody of itself
+import nncf  # noqa: E402, F401 - once, not in each test that is run alone
+import openvino as ov  # noqa: E402
+from openvino import opset13 as ops  # noqa: E402
+
 net = definitions("open_model_zoo")
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
-ov, ops, np = net.ov, net.ops, net.np
 
 
 def seeded(build, number: int = 0) -> nn.Module:
