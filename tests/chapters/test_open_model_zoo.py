@@ -539,6 +539,18 @@ def test_networks_have_their_counts_and_come_through_conversion(name, count, sha
     close(net.run(ov.convert_model(network, example_input=x), x), expected, 1e-4)
 
 
+def test_a_norm_is_pytorchs_and_padding_keeps_the_sides():
+    part = net.conv_norm(4, 6, 1, 2)
+    assert part[1].eps == nn.BatchNorm2d(6).eps and part[0].groups == 2
+    assert part(torch.rand(2, 4, 5, 7)).shape == (2, 6, 5, 7)
+    assert net.conv_norm(4, 6)(torch.rand(2, 4, 5, 7)).shape == (2, 6, 5, 7)
+
+
+def test_files_agree_where_they_are_whole(digits):
+    _, _, folder = digits
+    assert net.files_agree(folder / "half.xml", torch.rand(2, 1, 28, 28)) < 1e-5
+
+
 def test_the_residual_block_adds_its_branch():
     network = seeded(net.Residual)
     network.branch[1][1].weight.data.zero_()
@@ -585,6 +597,34 @@ def test_the_encoder_is_attention_by_heads():
 
 
 # ---- what goes wrong -----------------------------------------------------------------------------
+
+
+def test_accuracy_and_changes_are_counted(digits):
+    network, model, _ = digits
+    x = torch.rand(8, 1, 28, 28)
+    y = network(x).argmax(1)
+    wrong = y.clone()
+    wrong[:2] += 1
+    assert net.accuracy(model, (x, y)) == 1 and net.accuracy(model, (x, wrong)) == 0.75
+    assert net.changed(model, model, x) == 0
+    place = ops.parameter([-1, 1, 28, 28], np.float32)
+    flat = ops.reshape(place, np.int64([0, 784]), True)
+    other = ov.Model([ops.result(flat)], [place], "other")
+    found = (network(x).argmax(1) != x.flatten(1).argmax(1)).sum().item()
+    assert found > 0 and net.changed(model, other, x) == found
+
+
+def test_what_happens_to_a_file_is_told(digits, tmp_path):
+    network, _, folder = digits
+    x, xml = torch.rand(2, 1, 28, 28), (folder / "digits.xml").read_text()
+    content = (folder / "digits.bin").read_bytes()
+    whole = net.damaged(tmp_path / "whole.xml", xml, content)
+    assert net.attempt(whole, network, x) == "nothing; same outputs"
+    other = net.damaged(tmp_path / "other.xml", xml, bytes(288) + content[288:])
+    assert net.attempt(other, network, x) == "nothing; other outputs"
+    bare = net.damaged(tmp_path / "bare.xml", xml, None)
+    assert "bin file cannot be found" in net.attempt(bare, network, x)
+    assert "\n" not in net.attempt(bare, network, x)
 
 
 def test_random_numbers_come_from_the_seed():
