@@ -614,6 +614,23 @@ def test_accuracy_and_changes_are_counted(digits):
     assert found > 0 and net.changed(model, other, x) == found
 
 
+def test_the_bits_that_the_text_names_stand_where_it_looks_for_them(digits):
+    _, model, _ = digits
+    assert (net.BITS[1], net.BITS[2], net.BITS[4]) == (5, 4, 2)
+    x = torch.rand(6, 1, 28, 28)
+    y = net.run(net.quantized(model, bits=2), x).argmax(1)
+    assert net.by_bits([model], (x, y), per_channel=True)[0, 4] == 100
+    y = net.run(net.quantized(model, bits=5, per_channel=False), x).argmax(1)
+    assert net.by_bits([model], (x, y), per_channel=False)[0, 1] == 100
+
+
+def test_ranges_from_the_same_pictures_give_the_same_digits(digits):
+    _, model, _ = digits
+    x = torch.rand(6, 1, 28, 28)
+    y = net.run(net.quantized(model, net.ranges(net.inputs_of(model, x), 0.9)), x).argmax(1)
+    assert net.calibrated([model, model], (x, y), x, 0.9) == [100, 100]
+
+
 def test_what_happens_to_a_file_is_told(digits, tmp_path):
     network, _, folder = digits
     x, xml = torch.rand(2, 1, 28, 28), (folder / "digits.xml").read_text()
