@@ -47,7 +47,7 @@ import keras
 from keras import layers
 
 from workbench import claim, record, record_spread, seed, spread, table
-from workbench import checks, counting, images, plots, training
+from workbench import checks, counting, diagrams, images, plots, training
 
 # %% [markdown]
 # Keras 3 computes with PyTorch here: the layers, the order of their weights and their padding
@@ -59,6 +59,21 @@ claim(keras.backend.backend() == "torch", "Keras computes with PyTorch")
 claim(keras.config.image_data_format() == "channels_last", "channels stand last")
 folder = Path(FOLDER.name)
 
+# %% alt="Four rows of two boxes with an arrow between them, from Keras to PyTorch. Kernel (h, w, in, out) to weight (out, in, h, w): turn; map (B, H, W, C) to (B, C, H, W): turn; padding same to padding a number: mend; epsilon 0.001 to eps 0.00001: set." tags=["idea-figure"]
+axes = diagrams.sheet(2.5)
+pairs = (
+    ("kernel\n(h, w, in, out)", "turn", "weight\n(out, in, h, w)"),
+    ("map\n(B, H, W, C)", "turn", "map\n(B, C, H, W)"),
+    ("padding\n'same'", "mend", "padding\na number"),
+    ("epsilon\n0.001", "set", "eps\n0.00001"),
+)
+nodes = {}
+for i, (left, word, right) in enumerate(pairs):
+    nodes[f"a{i}"] = diagrams.Node(1.0, 0.35 + 0.6 * i, left, width=1.8)
+    nodes[f"b{i}"] = diagrams.Node(4.0, 0.35 + 0.6 * i, right, width=1.8)
+    nodes[f"c{i}"] = diagrams.Node(2.5, 0.22 + 0.6 * i, word, colour=plots.COLOURS[1])
+diagrams.draw(axes, nodes, [(f"a{i}", f"b{i}") for i in range(4)])
+
 # %% [markdown]
 # ## Padding
 #
@@ -67,7 +82,7 @@ folder = Path(FOLDER.name)
 
 # %% tags=["same-padding"]
 def same_padding(n: int, kernel: int, stride: int = 1) -> tuple[int, int]:
-    """Zeros before and behind n inputs, for which 'same' gives ceil(n / stride) outputs."""
+    """Zeros before and behind n inputs; 'same' gives ceil(n / stride) outputs."""
     outputs = -(-n // stride)  # rounded up
     total = max((outputs - 1) * stride + kernel - n, 0)
     return total // 2, total - total // 2
@@ -576,7 +591,7 @@ def randomise(layer, number: int) -> None:
 def three(make, shape: tuple[int, ...], number: int) -> tuple[float, float]:
     """Largest differences from NumPy of the twin and of Keras, relative.
 
-    make: builds the layer. shape: of its input, drawn like the weights with the seed `number`.
+    make: builds the layer. shape: of its input; number: the seed of both.
     """
     draw = np.random.default_rng(100 + number)
     layer = make()
@@ -1044,7 +1059,7 @@ def measured(source: keras.Model, x: Tensor) -> None:
 
 @torch.no_grad()
 def along(source: keras.Model, target: nn.Module, x: Tensor) -> list[float]:
-    """Largest difference behind each norm, from the first on, and of the outputs."""
+    """Largest difference behind each norm and of the outputs, from the first on."""
     points = [*[norm.output for norm in norms_of(source)], source.output]
     expected = keras.Model(source.input, points)(last(x), training=False)
     found = []
@@ -1129,7 +1144,7 @@ axes.set_axisbelow(True)
 
 # %% tags=["read-keras"]
 def read_keras(file: Path) -> tuple[dict, dict[str, list]]:
-    """What a .keras file says of a chain of layers; its weights by the layers' names."""
+    """What a .keras file says of a chain of layers; its weights, by their layers."""
     if not zipfile.is_zipfile(file):
         raise ValueError(f"{file.name} is no .keras file: that is a zip archive")
     with zipfile.ZipFile(file) as archive:
