@@ -162,6 +162,7 @@ def conv(layer) -> nn.Module:
     return padded(layer, (h, w), loaded(module, kernel, *bias))
 
 
+# %% tags=["twin-depthwise"]
 @twin.register(layers.DepthwiseConv2D)
 def depthwise(layer) -> nn.Module:
     plain(layer)
