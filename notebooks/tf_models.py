@@ -975,6 +975,7 @@ for name in ("kernels turned", "padding=1", "nn.Flatten"):
 for name, key in zip(MISTAKES, ("right", "epsilon", "turned", "symmetric", "flatten")):
     record_spread(f"digits.{key}", accuracy[name])
     record_spread(f"digits.{key}.changed", changed[name])
+claim(max(accuracy["padding=1"]) < 0.2, "about what guessing gives")
 record("digits.keras", np.mean(own))
 record("digits.difference", max(differ["none"]))
 record("digits.symmetric.difference", min(differ["padding=1"]))
@@ -1108,6 +1109,8 @@ counts = {
     ),
     "trainable": trainable,
 }
+
+# %%
 claim(counts["all"] == 3_538_984, "the count of keras.applications")
 claim(
     counts["all"] - counts["moving averages"] == trainable,
@@ -1125,6 +1128,8 @@ claim(depth["epsilon"][-1] > 3 * depth["epsilon"][0], "and more so towards the e
 claim(depth["epsilon"][0] < 1 < depth["epsilon"][-1], "from below one to above it")
 claim(max(depth["padding"]) < 3, "the padding's line stays near one")
 claim(depth["both mended"][0] < 1e-6, "the first norm agrees to a millionth")
+
+# %%
 right = mend(models.mobilenet_v2())
 carry(mobilenet, right)
 right.eval()
@@ -1134,6 +1139,8 @@ with torch.no_grad():
 claim(depth["both mended"][-1] < 10 * rounding, "no more than rounding explains")
 record("mobilenet.rounding", rounding)
 record("mobilenet.outputs", depth["both mended"][-1])
+
+# %%
 record("mobilenet.parameters", counts["all"])
 record("mobilenet.trainable", trainable)
 record("mobilenet.averages", counts["moving averages"])
@@ -1270,6 +1277,8 @@ table(
 ran = [ran for _, ran in ended.values()]
 claim(ran == [False, False, True, False], "the code runs only where the guard is off")
 claim("Lambda" in ended["load_model, .keras"][0], "the guard names the layer")
+function = read_keras(folder / "trap.keras")[0]["config"]["layers"][1]["config"]
+claim("code" in function["function"]["config"], "the file has the code of the function")
 
 # %% [markdown]
 # ## What the input looks like

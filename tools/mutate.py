@@ -255,6 +255,8 @@ def main() -> int:
     os.environ["OMP_NUM_THREADS"] = "1"  # threads do not survive a fork, nor does an accelerator
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ["MPLBACKEND"] = "agg"
+    os.environ["KERAS_BACKEND"] = "torch"  # which a notebook says before it imports Keras
+    os.environ["KERAS_HOME"] = os.devnull  # where Keras then writes nothing
     warm(stems)
     results = []
     fork = multiprocessing.get_context("fork")
