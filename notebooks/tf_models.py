@@ -1347,15 +1347,15 @@ claim(fits == [n for n in range(20, 42) if n % 8 == 1], "one more than a multipl
 
 
 # %% tags=["solution-rows"]
-def rows_for_torch(kernel: Tensor, H: int, W: int, C: int) -> Tensor:
+def rows_for_torch(kernel: Tensor, channels: int) -> Tensor:
     """The rows of a Dense kernel for a map that is flattened columns fastest."""
-    K = kernel.shape[1]
-    return kernel.reshape(H, W, C, K).permute(2, 0, 1, 3).reshape(H * W * C, K)
+    by_place = kernel.unflatten(0, (-1, channels))  # (H * W, C, K)
+    return by_place.transpose(0, 1).flatten(0, 1)  # (C * H * W, K)
 
 
 reordered = twin(trained_networks[0]).eval()
 kernel = reordered[-1].weight.detach().T
-reordered[-1].weight.data = rows_for_torch(kernel, 4, 4, 32).T.contiguous()
+reordered[-1].weight.data = rows_for_torch(kernel, 32).T.contiguous()
 torch_flatten(reordered)
 checks.same_outputs(reordered, right, test[0][:100])
 

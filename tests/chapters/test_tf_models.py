@@ -620,4 +620,4 @@ def test_rows_of_a_kernel_in_the_order_of_torch():
     x = torch.randn(5, 2, 3, 4)  # (B, C, H, W)
     kernel = torch.randn(24, 6)
     expected = net.FlattenLast()(x) @ kernel
-    close(x.flatten(1) @ net.rows_for_torch(kernel, 3, 4, 2), expected)
+    close(x.flatten(1) @ net.rows_for_torch(kernel, 2), expected)
