@@ -405,7 +405,7 @@ def test_no_mistake_changes_nothing(digits):
     assert str(right) == str(wrong)
 
 
-def test_what_a_mistake_does_is_counted(digits):
+def test_what_a_mistake_does_is_counted(digits, capsys):
     x = torch.from_numpy(noise(20, 1, 28, 28))
     answers = torch.from_numpy(digits.predict(net.last(x).numpy(), verbose=0)).argmax(1)
     assert net.carried(digits, (x, answers), net.MISTAKES["none"])[:2] == (1.0, 0)
@@ -418,6 +418,7 @@ def test_what_a_mistake_does_is_counted(digits):
     right, changed, difference = net.carried(digits, (x, answers), inverted)
     assert changed == (answers != 0).sum() and right == 1 - changed / 20
     assert abs(difference - 1) < 1e-6
+    assert capsys.readouterr().out == ""  # no bar in the page
 
 
 def test_training_learns_and_depends_on_the_seed_alone(layers):
