@@ -28,27 +28,26 @@ from collections.abc import Callable
 from itertools import product
 from typing import NamedTuple
 
+warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # fvcore needs it
+
 import matplotlib.pyplot as plt
 import safetensors.torch
 import torch
 import torchinfo
 import torchvision
+from diffusers import UNet2DModel
+from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.ops import aten
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from transformers import BertConfig, BertModel
 
 from workbench import claim, device, record, record_spread, seed, table
 from workbench import checks, counting, diagrams, plots
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated
-    from diffusers import UNet2DModel
-    from fvcore.nn import FlopCountAnalysis
-    from transformers import BertConfig, BertModel
-
-aten = torch.ops.aten
 
 # %% [markdown]
 # ## Who sees what
@@ -927,10 +926,22 @@ for name in NETWORKS:
     larger[name] = intensity(batch.macs.total(), batch.moved)
     figures = [f"{value:.1f}" for value in (single[name], alone, larger[name])]
     record(f"{name}.intensity", single[name])
+    record(f"{name}.alone", alone)
     record(f"{name}.larger", larger[name])
     rows.append((name, f"{seen[name].moved / 1e6:.1f}", *figures))
 heads = ("network", "MB moved", "operations a byte", "unfused", "unfused, batch of 16")
 table(rows, heads)
+
+# %% tags=["intensity-claims"]
+for n in (12, 96):
+    claim(abs(product_intensity(n) - n / 6) < 1e-9, "matrices: n / 6")
+claim(larger["AlexNet"] > 9 * single["AlexNet"], "a batch shares AlexNet's weights")
+small_maps = max(single["MobileNetV2"], larger["MobileNetV2"]) < 4
+claim(small_maps, "MobileNetV2 stays below 4")
+for name in ("ViT-B/16", "BERT-base", "LSTM", "U-Net"):
+    unfused = intensity(flat[name].macs.total(), flat[name].moved)
+    claim(single[name] > 1.1 * unfused, f"{name}: fused, more operations a byte")
+    claim(seen[name].macs.total() == flat[name].macs.total(), f"{name}: equal MACs")
 
 
 # %% tags=["clock"]
