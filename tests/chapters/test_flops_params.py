@@ -353,6 +353,7 @@ def test_the_parts_of_torchinfo_lead_to_its_count(name):
     network, x = net.ready(name)
     parts = net.torchinfo_parts(network, x)
     hooks = net.count_hooks(network, x)
+    assert parts["seen"] == hooks
     assert net.count_torchinfo(network, x) == hooks - parts["dropped"] + parts["added"]
 
 
