@@ -463,7 +463,7 @@ class Operators(TorchDispatchMode):
         operator = function.overloadpacket
         if operator in FORMULAS:
             self.macs[operator] += FORMULAS[operator](args, out)
-        if not function.is_view:
+        if not function.is_view and operator is not aten._unsafe_view:
             read = args[1:] if operator is aten.embedding else args  # rows, no table
             tensors = [t for t in tree_leaves((read, out)) if isinstance(t, Tensor)]
             self.moved += sum(t.numel() * t.element_size() for t in tensors)
