@@ -431,6 +431,7 @@ def test_formulas_for_torch_count_as_ours(cases):
     assert net.lstm_flops((6, 2, 3), (16, 3), (16, 4)) == 2 * 12 * 16 * 7
 
 
+@pytest.mark.slow
 def test_nothing_asks_another_host():
     """Imports and a count of each library, where opening a connection is an error."""
     code = (
