@@ -107,6 +107,11 @@ def test_loops_of_other_sizes_give_what_torch_gives():
     y, done = net.by_hand(net.transposed_loops, x, weight, bias, stride=3)
     close(y, F.conv_transpose2d(x[None], weight, bias, stride=3)[0])
     assert done["macs"] == 7 * 7 * weight.numel()
+    one = torch.randn(1, 2, 2)
+    y, _ = net.by_hand(net.transposed_loops, one, torch.ones(1, 1, 1, 1), torch.zeros(1), stride=1)
+    close(y, one)
+    y, _ = net.by_hand(net.conv_loops, one, torch.ones(1, 1, 1, 1), torch.zeros(1), groups=1)
+    close(y, one)
     q = torch.randn(3, 5)
     y, _ = net.by_hand(net.attention_loops, q)
     close(y, F.scaled_dot_product_attention(q[None], q[None], q[None])[0])
@@ -286,6 +291,15 @@ NETWORKS = [
 # ---- networks ------------------------------------------------------------------------------------
 
 
+# MACs and parameters: torchvision's own for its networks, else what the book counts.
+OWN = {
+    "LeNet-5": (416_520, 61_706),
+    "BERT-base": (11_174_215_680, 109_482_240),
+    "LSTM": (281_280_512, 11_368_208),
+    "U-Net": (1_587_445_760, 6_472_195),
+}
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_our_count_is_that_of_the_book(name):
     network, x = net.ready(name)
@@ -293,23 +307,22 @@ def test_our_count_is_that_of_the_book(name):
     seen = net.run_operators(network, x).macs.total()
     assert seen == net.counting.macs(network, x)
     assert not network.training
+    if name in OWN:
+        assert (seen, parameters_of(network)) == OWN[name]
+    else:
+        published = net.WEIGHTS[name].meta
+        assert round(seen / 1e9, 3) == published["_ops"]
+        assert parameters_of(network) == published["num_params"]
 
 
-PARAMETERS = {
-    "LeNet-5": 61_706,
-    "AlexNet": 61_100_840,
-    "ResNet-50": 25_557_032,
-    "MobileNetV2": 3_504_872,
-    "ConvNeXt-T": 28_589_128,
-    "ViT-B/16": 86_567_656,
-    "BERT-base": 109_482_240,
-    "LSTM": 10_000 * 256 + 2048 * (256 + 512 + 2) + 2048 * (512 + 512 + 2) + 10_000 * 513,
-}
-
-
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_networks_have_their_parameters(name):
-    assert parameters_of(net.ready(name)[0]) == PARAMETERS[name]
+def test_names_and_choices_of_the_page():
+    assert list(net.NETWORKS) == NETWORKS
+    assert net.key("ViT-B/16") == "ViT-B-16"
+    assert set(net.BATCHED) < set(NETWORKS)
+    assert (net.LARGER, net.POOLER) == (16, 589_824)
+    fused = ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
+    for kind in fused:
+        assert net.FORMULAS[getattr(aten, f"_scaled_dot_product_{kind}")] is net.attention
 
 
 def test_a_network_on_the_cpu_holds_zeros_and_as_many_inputs_as_asked():
@@ -371,6 +384,24 @@ def test_the_parts_of_torchinfo_on_layers_known_by_hand(cases):
     assert parts("layer used by its parent") == (0, 0)
 
 
+def test_what_fvcore_counts_beyond_macs_is_named():
+    class Others(nn.Module):
+        def __init__(self):
+            super().__init__()
+            norms = (nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm(6))
+            self.layers = nn.Sequential(
+                *norms, nn.Upsample(scale_factor=2), nn.AdaptiveAvgPool2d(3)
+            )
+
+        def forward(self, x):
+            return self.layers(x)
+
+    x = torch.randn(1, 4, 6, 6)
+    report = net.analyse(Others().eval(), x).by_operator()
+    assert {kind for kind, n in report.items() if n} == set(net.NOT_MACS)
+    assert sum(report.values()) == 144 * (2 + 5 + 5 + 4 + 4)
+
+
 # ---- bytes and times -----------------------------------------------------------------------------
 
 
@@ -412,10 +443,27 @@ def test_peak_and_bandwidth_are_operations_and_bytes_a_second(monkeypatch):
         return 0.5
 
     monkeypatch.setitem(net.peak.__globals__, "seconds", half)
+    assert net.peak.__defaults__ == (1024,)
+    assert net.bandwidth.__defaults__ == (2**24,)
     assert net.peak(8) == 2 * 8**3 / 0.5
     assert net.bandwidth(100) == 2 * 400 / 0.5
     monkeypatch.setitem(net.peak.__globals__, "seconds", lambda work, *_: work().numel() / 512)
     assert net.peak(64) == 2 * 64**3 / 8  # a product of 64 x 64 numbers is what runs
+
+
+def test_a_network_is_timed_once_on_as_many_inputs_as_asked(monkeypatch):
+    monkeypatch.setitem(net.peak.__globals__, "seconds", lambda work, n: (work().shape, n))
+    assert net.running("LeNet-5", 3) == ((3, 10), 1)
+    assert net.running("LeNet-5") == ((1, 10), 1)
+
+
+def test_the_two_convolutions_have_equal_macs():
+    found = []
+    for layer in net.LAYERS.values():
+        x = torch.zeros(1, layer.in_channels, 8, 8)
+        assert layer(x).shape == x.shape
+        found.append(net.count_operators(layer, x))
+    assert found == [64 * 9 * 256] * 2
 
 
 # ---- exercises -----------------------------------------------------------------------------------
