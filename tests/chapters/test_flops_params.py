@@ -112,6 +112,8 @@ def test_loops_of_other_sizes_give_what_torch_gives():
     close(y, one)
     y, _ = net.by_hand(net.conv_loops, one, torch.ones(1, 1, 1, 1), torch.zeros(1), groups=1)
     close(y, one)
+    row = torch.randn(1, 5)  # attends to itself alone
+    close(net.by_hand(net.attention_loops, row)[0], row)
     q = torch.randn(3, 5)
     y, _ = net.by_hand(net.attention_loops, q)
     close(y, F.scaled_dot_product_attention(q[None], q[None], q[None])[0])
