@@ -328,14 +328,22 @@ models = {name: bare(model) for name, model in models.items()}
 
 # %% tags=["first-bytes"]
 lenet = models["LeNet"].SerializeToString()
-print(lenet[:11])
-[(number, kind, len(str(value))) for number, kind, value in fields(lenet)]
+lenet[:11].hex(" ")
+
+# %% tags=["fields-run"]
+NAMES = ("ir_version", "producer_name", "producer_version", "graph", "opset_import")
+table(
+    [
+        (number, kind, name, value if kind == 0 else f"{len(value):,} bytes")
+        for (number, kind, value), name in zip(fields(lenet), NAMES, strict=True)
+    ],
+    ("field", "type", "name in onnx.proto", "value"),
+)
 
 # %%
 claim(varint(bytes([0xAC, 0x02]), 0) == (300, 2), "AC 02 is 300")
-claim(
-    lenet[:2] == b"\x08\x0a", "the first field of LeNet's file is 1, with the number 10"
-)
+claim(lenet[:11] == b"\x08\x0a\x12\x07pytorch", "version 10, made by pytorch")
+claim([f[0] for f in fields(lenet)] == [1, 2, 3, 7, 8], "these fields in this order")
 record("lenet.bytes", len(lenet))
 record("lenet.ir", message(lenet, MODEL)["ir_version"][0])
 
@@ -367,7 +375,7 @@ claim(home in noted and home not in lenet, "the exporter notes folders, bare has
 
 # %%
 def same_as_onnx(data: bytes) -> tuple[int, int, int]:
-    """Nodes, tensors and their numbers, if the reader and onnx agree on each of them."""
+    """Nodes, tensors and numbers, if the reader and onnx agree on each."""
     (ours,) = message(data, MODEL)["graph"]
     theirs = onnx.load_from_string(data).graph
     assert len(ours["node"]) == len(theirs.node), "other nodes"
@@ -533,7 +541,7 @@ def load(zoo: Path, name: str, opset: int | None = None) -> onnx.ModelProto:
 
 # %% tags=["retest"]
 def retest(zoo: Path, entry: dict, model: bytes) -> float:
-    """Largest distance of a model's output from the one that its entry's archive has."""
+    """Largest distance of a model's output from that in its entry's archive."""
     about = entry["metadata"]
     data = verified(zoo / about["model_with_data_path"], about["model_with_data_sha"])
     tensors = {}
@@ -799,7 +807,7 @@ def first_layer(model: onnx.ModelProto) -> dict[str, list]:
 
 
 def in_integers(q: np.ndarray, layer: dict) -> np.ndarray:
-    """The layer's output for integers q (B, 1, H, W), with integers only up to the sum."""
+    """The layer's output for integers q (B, 1, H, W); up to the sum all are integers."""
     x_scale, x_zero = layer["x"]
     w, w_scale, _ = layer["w"]
     y_scale, y_zero = layer["y"]
@@ -847,7 +855,7 @@ claim(abs(layer["x"][0] - 1 / 255) < 1e-6, "pixels from 0 to 1 have the scale 1/
 
 # %% tags=["rescaled"]
 def rescaled(model: onnx.ModelProto, factor: float) -> onnx.ModelProto:
-    """The same function: one channel divided by a factor, its next filter multiplied."""
+    """The same function: one channel divided by a factor, its next filter times it."""
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     for tensor in changed.graph.initializer:
@@ -873,7 +881,7 @@ for n in SEEDS:
         curves[name].append([accuracy(file, data.test) for file in versions])
 curves = {name: 100 * torch.tensor(rows) for name, rows in curves.items()}
 
-# %% alt="Accuracy over the factor from 1 to 1024, in a logarithmic scale. Float and per channel lie on each other near 95 percent. Per tensor lies with them up to 16, leaves them, and ends at 10 percent." tags=["factor-figure"]
+# %% alt="Accuracy over the factor from 1 to 1024, in a logarithmic scale. Float and per channel lie close together at the top. Per tensor lies with them up to 16, then leaves them and ends far below." tags=["factor-figure"]
 _, axes = plt.subplots(figsize=(5, 2.8))
 ends = {}
 for name, colour in zip(("per channel", "per tensor"), plots.COLOURS):
@@ -886,7 +894,9 @@ plots.label_ends(axes, ends)
 axes.set_axisbelow(True)
 
 # %%
-channel, tensor, float_ = curves["per channel"], curves["per tensor"], curves["float"]
+channel = curves["per channel"]
+tensor = curves["per tensor"]
+float_ = curves["float"]
 claim(
     bool((float_ == float_[:, :1]).all()), "the factor leaves the float network alone"
 )
@@ -1043,7 +1053,8 @@ claim(
 # %% tags=["solution-written"]
 def number_written(value: int) -> bytes:
     """The bytes that `varint` reads."""
-    low, rest = value & 127, value >> 7
+    low = value & 127
+    rest = value >> 7
     return bytes([low | 128]) + number_written(rest) if rest else bytes([low])
 
 

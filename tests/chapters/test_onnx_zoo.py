@@ -228,7 +228,7 @@ def test_networks_give_their_shapes(name, shape):
     assert kind().eval()(x).shape == shape
     assert inputs(2).shape[0] == 2 and inputs(2).shape[1:] == x.shape[1:]
     if x.dtype == torch.int64:
-        assert 0 <= int(x.min()) and int(x.max()) < 50 and len(x.unique()) > 10
+        assert int(x.min()) >= 0 and int(x.max()) < 50 and len(x.unique()) > 10
 
 
 def test_the_residual_net_is_its_layers_in_a_row():
