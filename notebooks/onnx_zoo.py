@@ -807,7 +807,7 @@ def first_layer(model: onnx.ModelProto) -> dict[str, list]:
 
 
 def in_integers(q: np.ndarray, layer: dict) -> np.ndarray:
-    """The layer's output for integers q (B, 1, H, W); up to the sum all are integers."""
+    """The layer's output for integers q (B, 1, H, W); up to the sum all is integer."""
     x_scale, x_zero = layer["x"]
     w, w_scale, _ = layer["w"]
     y_scale, y_zero = layer["y"]
