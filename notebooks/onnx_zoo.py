@@ -869,7 +869,7 @@ def rescaled(model: onnx.ModelProto, factor: float) -> onnx.ModelProto:
 
 
 # %%
-FACTORS = (1, 16, 128, 1024)
+FACTORS = (1, 16, 64, 256, 1024)
 curves = {"float": [], "per channel": [], "per tensor": []}
 for n in SEEDS:
     changed = [rescaled(floats[n], factor) for factor in FACTORS]
@@ -889,6 +889,7 @@ for name, colour in zip(("per channel", "per tensor"), plots.COLOURS):
 ends["float"] = plots.seed_band(axes, FACTORS, curves["float"], plots.COLOURS[2], ":")
 axes.set_xscale("log", base=4)
 axes.set_xticks(FACTORS, FACTORS)
+axes.minorticks_off()
 axes.set(xlabel="factor of one channel", ylabel="accuracy, %", ylim=(0, 105))
 plots.label_ends(axes, ends)
 axes.set_axisbelow(True)
@@ -963,22 +964,22 @@ claim(max(calibrated["digits with pixels up to 255"]) < 50, "another unit ruins 
 # %% [markdown]
 # ## Figures
 
-# %% alt="Boxes from left to right. ModelProto holds ir_version, opset_import and one GraphProto. GraphProto holds NodeProto, with op_type, input, output and attribute; TensorProto, with dims, data_type and raw_data; and ValueInfoProto, the inputs and outputs." tags=["file-figure"]
-axes = diagrams.sheet(2.3)
+# %% alt="Boxes from left to right. ModelProto holds ir_version, opset_import and one GraphProto. GraphProto holds NodeProto, with op_type, input and output; TensorProto, with dims and raw_data; and ValueInfoProto, with name and type." tags=["file-figure"]
+axes = diagrams.sheet(2.2)
 nodes = {
     "model": diagrams.Node(
         0.8, 1.15, "ModelProto\nir_version\nopset_import", width=1.3
     ),
     "graph": diagrams.Node(2.45, 1.15, "GraphProto\nname", width=1.2),
     "node": diagrams.Node(4.1, 0.42, "NodeProto\nop_type, input,\noutput", width=1.6),
-    "tensor": diagrams.Node(4.1, 1.2, "TensorProto\ndims, raw_data", width=1.6),
-    "value": diagrams.Node(4.1, 1.88, "ValueInfoProto\nname, type", width=1.6),
+    "tensor": diagrams.Node(4.1, 1.15, "TensorProto\ndims, raw_data", width=1.6),
+    "value": diagrams.Node(4.1, 1.8, "ValueInfoProto\nname, type", width=1.6),
 }
 middle = [("model", "graph"), ("graph", "tensor")]
-bent = [("graph", (2.45, 0.42), "node"), ("graph", (2.45, 1.88), "value")]
+bent = [("graph", (2.45, 0.42), "node"), ("graph", (2.45, 1.8), "value")]
 diagrams.draw(axes, nodes, [*middle, *bent])
 
-# %% alt="Two rows. Above: x and weights, 32 bits, go into Conv, then ReLU, then out. Below: x goes through Quantize to 8 bits, meets int8 weights in Conv, and is rounded to 8 bits again; there is no ReLU." tags=["layers-figure"]
+# %% alt="Two rows. Above: x and float weights go into Conv, its output into Relu, that gives y. Below: x is rounded, goes with int8 weights into an integer sum, and that is scaled and rounded to y; there is no Relu." tags=["layers-figure"]
 axes = diagrams.sheet(1.9)
 nodes = {
     "x": diagrams.Node(0.3, 0.65, "x"),
