@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 import tarfile
 
 import numpy as np
@@ -674,3 +675,18 @@ def test_training_learns_two_kinds_of_pictures():
     data = net.images.Data((x, y), (x, y), (x, y), ("0", "1"))
     network = net.train(data, epochs=2)
     assert not network.training and net.training.evaluate(network, data.test) > 0.95
+
+
+def test_nothing_asks_another_host(model_of_two, zoo, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a connection")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    _, model = model_of_two
+    data = net.quantised(model, torch.rand(100, 1, 6, 6), tmp_path)
+    net.session(data)
+    net.load(zoo, "LeNet")
+    linear = net.exported(torch.nn.Linear(2, 3), torch.ones(1, 2))
+    net.ReferenceEvaluator(linear)
