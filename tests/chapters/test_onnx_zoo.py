@@ -187,6 +187,15 @@ def test_the_comparison_finds_each_difference(change, words, monkeypatch):
         net.same_as_onnx(data)
 
 
+def test_the_comparison_finds_an_attribute_too_many(monkeypatch):
+    model = chain(np.ones((1, 1, 3, 3), np.float32), np.zeros(1, np.float32))
+    data = model.SerializeToString()
+    model.graph.node[0].attribute.append(helper.make_attribute("zz", 1))
+    monkeypatch.setattr(onnx, "load_from_string", lambda _: model)
+    with pytest.raises(ValueError, match="shorter"):
+        net.same_as_onnx(data)
+
+
 def test_what_is_written_is_what_was_read(lenet):
     _, model = lenet
     data = model.SerializeToString()
