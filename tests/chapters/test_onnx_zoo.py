@@ -192,7 +192,7 @@ def test_the_comparison_finds_an_attribute_too_many(monkeypatch):
     data = model.SerializeToString()
     model.graph.node[0].attribute.append(helper.make_attribute("zz", 1))
     monkeypatch.setattr(onnx, "load_from_string", lambda _: model)
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="longer than"):
         net.same_as_onnx(data)
 
 
