@@ -489,6 +489,7 @@ def test_who_notices_what(zoo, lenet, tmp_path):
     assert said(net.POINTER, 2) == ("refuses",) * 4
     assert said(outside.SerializeToString(), 3) == ("refuses",) * 4
     own = net.renamed(model, "reader.own")
+    assert [(o.domain, o.version) for o in own.opset_import] == [("", 20), ("reader.own", 1)]
     assert said(own.SerializeToString(), 4) == ("passes", "passes", "refuses", "refuses")
     assert model.SerializeToString() == data
     inside = net.outside(model, "weights.bin")
