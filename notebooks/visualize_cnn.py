@@ -279,11 +279,12 @@ def reach(features: nn.Module, place: int, side: int) -> tuple[int, int]:
 
 
 # %% tags=["waves"]
-def wave_scale(side: int) -> Tensor:
-    """One over the frequency of each wave of a picture: (side, side / 2 + 1), mean square 1."""
+def wave_scale(side: int, power: float = 1) -> Tensor:
+    """Each wave's frequency to the power -1: (side, side / 2 + 1), of mean square 1."""
     down = torch.fft.fftfreq(side)[:, None]
     across = torch.fft.rfftfreq(side)[None]
-    scale = 1 / (down.square() + across.square()).sqrt().clamp(min=1 / side)
+    frequency = (down.square() + across.square()).sqrt().clamp(min=1 / side)
+    scale = frequency**-power
     return scale / scale.square().mean().sqrt()
 
 
@@ -303,9 +304,9 @@ def painted(waves: Tensor, scale: Tensor, colours: Tensor) -> Tensor:
 
 
 # %% tags=["preferred"]
-def preferred(features, channels, place: int, side: int, colours, *, steps=32):
+def preferred(features, channels, place: int, side: int, colours, *, power=1, steps=32):
     """Pictures that raise one channel each at a place: (N, 3, side, side), and how far."""
-    scale = wave_scale(side).to(colours.device)
+    scale = wave_scale(side, power).to(colours.device)
     waves = 0.3 * torch.randn(len(channels), 3, side, side // 2 + 1, 2)
     waves = waves.to(colours.device).requires_grad_()
     optimizer = torch.optim.Adam([waves], lr=0.1)
@@ -326,8 +327,7 @@ class Patch(NamedTuple):
     """The window of a photograph that raises a channel most: how far, and where it is."""
 
     value: float
-    size: int  # of the photograph
-    number: int
+    number: int  # of the photograph
     top: int
     left: int
 
@@ -335,10 +335,10 @@ class Patch(NamedTuple):
 @torch.no_grad()
 def best_patches(features, field: Field, x: Tensor, channels) -> list[Patch]:
     """Over all places of pictures (N, 3, H, H) whose window lies within the picture."""
-    size = x.shape[-1]
     low = -(field.start // field.step)
-    high = (size - field.size - field.start) // field.step
-    maps = features(x)[:, :, low : high + 1, low : high + 1]
+    high = (x.shape[-1] - field.size - field.start) // field.step
+    maps = torch.cat([features(one) for one in x.split(1)])
+    maps = maps[:, :, low : high + 1, low : high + 1]
     found = []
     for channel in channels:
         values = maps[:, channel]
@@ -346,7 +346,7 @@ def best_patches(features, field: Field, x: Tensor, channels) -> list[Patch]:
         number, row, column = (index.item() for index in place)
         top = field.start + (low + row) * field.step
         left = field.start + (low + column) * field.step
-        found.append(Patch(values.max().item(), size, number, top, left))
+        found.append(Patch(values.max().item(), number, top, left))
     return found
 
 
@@ -525,18 +525,17 @@ table(rows, ("stage of Lite0", "window", "unit", "rows by formula", "by gradient
 # %% [markdown]
 # ## What a unit wants, and what a photograph gives it
 #
-# Three channels of four layers. The best patch: of eleven photographs at two sizes, the
-# window that raises the channel most.
+# Three channels of four layers. The best patch: of eleven photographs, the window that
+# raises the channel most. For a single convolution the best picture is known: the signs of
+# its weights.
 
-# %% tags=["units"]
+# %% tags=["album"]
 SEEDS = (0, 1, 2) if PROFILE == "sample" else tuple(range(8))
-SIDES = {0: 32, 2: 32, 3: 96, 4: 160}  # of the painted pictures, by stage
+SIDES = {2: 32, 3: 96, 4: 160}  # of the painted pictures, by stage
 pictures["hopper"] = (255 * images.photograph(512, 512)[0]).to(torch.uint8)
-album = {}
-for size in (224, 448):
-    squares = [square(picture, size) for picture in pictures.values()]
-    album[size] = torch.stack(squares).to(device)
-colours = colour_axes(F.avg_pool2d(album[224], 4))
+album = torch.stack([square(picture, 448) for picture in pictures.values()]).to(device)
+colours = colour_axes(F.avg_pool2d(album, 8))
+record("photographs", len(album))
 
 
 # %% tags=["unit"]
@@ -560,14 +559,18 @@ def middle_unit(network: nn.Module, stage: int, side: int) -> Unit:
     return Unit(features, field, channels, place, field.start + place * field.step)
 
 
+# %% tags=["stem"]
+stem = middle_unit(network, 0, 32)
+kernels = network.conv_stem.weight[stem.channels]
+signs = kernels.sign()
+limit = kernels.abs().sum((1, 2, 3))
+
 # %% tags=["headline"]
 units = {stage: middle_unit(network, stage, side) for stage, side in SIDES.items()}
-patches = {}
+patches = {0: best_patches(stem.features, stem.field, album, stem.channels)}
 wishes = {}
 for stage, unit in units.items():
-    where = (unit.features, unit.field)
-    found = [best_patches(*where, x, unit.channels) for x in album.values()]
-    patches[stage] = [max(pair) for pair in zip(*found)]
+    patches[stage] = best_patches(unit.features, unit.field, album, unit.channels)
     for number in SEEDS:
         seed(number)
         how = (unit.channels, unit.place, SIDES[stage], colours)
@@ -575,23 +578,25 @@ for stage, unit in units.items():
 
 # %% tags=["factors"]
 factors = {}
+for number in SEEDS:
+    wishes[0, number] = (signs, limit)
 for (stage, number), (_, raised) in wishes.items():
     best = torch.tensor([patch.value for patch in patches[stage]], device=device)
     factors[stage, number] = raised / best
 
 
 # %% tags=["alone"]
-def cut_out(patch: Patch, album: dict, size: int) -> Tensor:
+def cut_out(patch: Patch, album: Tensor, size: int) -> Tensor:
     """The pixels of a patch, a window of `size` pixels a side: (3, size, size)."""
-    picture = album[patch.size][patch.number]
+    picture = album[patch.number]
     return picture[:, patch.top : patch.top + size, patch.left : patch.left + size]
 
 
-def alone(unit: Unit, patch: Tensor, side: int) -> Tensor:
-    """What the middle unit of a grey picture gives with a patch in its window: (channels,)."""
-    x = patch.new_zeros(1, 3, side, side)
+def alone(unit: Unit, pixels: Tensor, side: int) -> Tensor:
+    """What the middle unit of a grey picture gives with pixels in its window: (channels,)."""
+    x = pixels.new_zeros(1, 3, side, side)
     end = unit.top + unit.field.size
-    x[0, :, unit.top : end, unit.top : end] = patch
+    x[0, :, unit.top : end, unit.top : end] = pixels
     return unit.features(x)[0, unit.channels, unit.place, unit.place]
 
 
@@ -604,18 +609,8 @@ for stage, unit in units.items():
         off.append(abs(again / patch.value - 1))
 record("alone", max(off))
 claim(max(off) < 1e-4, "a patch alone raises its unit as it did in the photograph")
-
-# %% tags=["stem-exact"]
-kernels = network.conv_stem.weight[units[0].channels]
-limit = kernels.abs().sum((1, 2, 3))
-best = torch.tensor([patch.value for patch in patches[0]], device=device)
-shares = torch.stack([wishes[0, number][1] / limit for number in SEEDS])
-record("stem.limit", (limit / best).mean())
-record("stem.reached", shares.min())
-claim(
-    bool((shares <= 1).all()), "no picture raises a kernel above the sum of its weights"
-)
-claim(shares.min() > 0.9, "the ascent reaches nine tenths of it")
+by_signs = torch.stack([alone(stem, signs[k], 32)[k] for k in range(3)])
+claim(checks.deviation(by_signs, limit) < 1e-5, "the signs give the sum of the weights")
 
 # %% tags=["headline-table"]
 NAMES = {0: "first convolution", 2: "stage 2", 3: "stage 3", 4: "stage 4"}
@@ -626,20 +621,44 @@ for stage, name in NAMES.items():
     lowest = min(factors[stage, number].min().item() for number in SEEDS)
     record_spread(f"factor.{stage}", means[stage])
     record(f"lowest.{stage}", lowest)
-    claim(lowest > 1.05, "each painted picture raises its channel above the best patch")
-    size = units[stage].field.size
+    size = (units | {0: stem})[stage].field.size
+    record(f"window.{stage}", size)
     rows.append((name, size, spread(means[stage], ".2f"), f"{lowest:.2f}"))
+table(rows, ("Lite0 up to", "window", "painted to patch, mean", "least"))
+
+# %% tags=["headline-claims"]
+for stage in SIDES:
+    least = min(factors[stage, number].min().item() for number in SEEDS)
+    claim(least > 1.5, "each painted picture raises its channel above the best patch")
+claim(factors[0, 0].min().item() > 1.03, "the signs raise more than any patch")
 for before, after in zip((0, 2, 3), (2, 3, 4)):
     claim(min(means[after]) > max(means[before]), "the factor rises with depth")
-table(rows, ("Lite0 up to", "window", "picture to patch, mean", "least"))
 
-# %% tags=["wishes-figure"] alt="Four rows of three pairs, a painted picture at the left of each pair and a patch of a photograph at the right. First row, 3x3 pixels: plain colours. Second row, 19 pixels: in the middle coloured blots. Third and fourth row, 67 and 147 pixels: painted rays, rings and spots that are strong in the middle and fade towards the border; the patches beside them are parts of photographs."
+
+# %% tags=["centre"]
+def centre_share(x: Tensor) -> float:
+    """Of the squared deviations from the mean of (N, 3, s, s): the middle quarter's share."""
+    squares = (x - x.mean((2, 3), keepdim=True)).square()
+    quarter = x.shape[-1] // 4
+    middle = squares[..., quarter:-quarter, quarter:-quarter]
+    return (middle.sum() / squares.sum()).item()
+
+
+# %% tags=["centre-run"]
+for stage, unit in units.items():
+    window = slice(unit.top, unit.top + unit.field.size)
+    shares = [centre_share(wishes[stage, n][0][..., window, window]) for n in SEEDS]
+    record_spread(f"centre.{stage}", shares)
+    if stage > 2:
+        claim(min(shares) > 0.4, "the middle quarter has more than its part")
+
+# %% tags=["wishes-figure"] alt="Four rows of three pairs, a painted picture at the left of each pair and a patch of a photograph at the right. First row, 3x3 pixels: full colours, the patches beside them pale. Second row, 19 pixels: in the middle coloured blots. Third and fourth row, 67 and 147 pixels: painted rays, rings and spots that are strong in the middle and fade towards the border; the patches beside them are parts of photographs."
 _, frames = plt.subplots(4, 6, figsize=(5, 3.7))
-for line, (stage, unit) in zip(frames, units.items()):
-    end = unit.top + unit.field.size
+for line, (stage, unit) in zip(frames, {0: stem, **units}.items()):
+    window = slice(unit.top, unit.top + unit.field.size) if stage else slice(None)
     for k, patch in enumerate(patches[stage]):
-        wish = wishes[stage, 0][0][k, :, unit.top : end, unit.top : end]
-        pair = (wish, cut_out(patch, album, unit.field.size))
+        painting = wishes[stage, 0][0][k, :, window, window]
+        pair = (painting, cut_out(patch, album, unit.field.size))
         for frame, picture in zip(line[2 * k : 2 * k + 2], pair):
             frame.imshow((picture.permute(1, 2, 0).cpu() + 1) / 2)
             frame.set(xticks=[], yticks=[])
@@ -673,13 +692,39 @@ with guided(network):
 
 # %% tags=["inside-table"]
 held = {name: inside(heat, BOXES.values()).tolist() for name, heat in heats.items()}
-rows = [("the area of the box", *(f"{areas[name]:.0%}" for name in BOXES))]
+ratios = {}
+rows = [("area of the box", *(f"{areas[name]:.0%}" for name in BOXES))]
 for name, shares in held.items():
     rows.append((name, *(f"{share:.0%}" for share in shares)))
-    times = [share / area for share, area in zip(shares, areas.values())]
-    record(f"times.{name}.least".replace("times", "ratio"), min(times))
-    record(f"times.{name}.most".replace("times", "ratio"), max(times))
+    ratios[name] = [share / area for share, area in zip(shares, areas.values())]
+    record(f"{name}.least", min(ratios[name]))
+    record(f"{name}.most", max(ratios[name]))
 table(rows, ("heat inside", *BOXES))
+
+# %% tags=["inside-claims"]
+for name in ("Grad-CAM", "occlusion", "guided"):
+    for index, photograph in enumerate(BOXES):
+        words = f"{name} has more of its heat in the box than saliency: {photograph}"
+        claim(ratios[name][index] > 1.15 * ratios["saliency"][index], words)
+        claim(ratios[name][index] > 1.4, "more than the area of the box")
+claim(
+    max(ratios["saliency"]) < 1.6, "saliency lies in the box little more than outside"
+)
+
+# %% tags=["heats-figure"] alt="Four rows, one a photograph with its box, and to the right four pictures of heat. Saliency: scattered points over the picture. Grad-CAM: one soft blot that lies on the object. Occlusion: coarse squares, the brightest on the object. Guided: fine points that draw outlines of the object."
+_, frames = plt.subplots(4, 5, figsize=(5, 4.3))
+for number, (line, box) in enumerate(zip(frames, BOXES.values())):
+    line[0].imshow((x[number].permute(1, 2, 0).cpu() + 1) / 2)
+    size = (box[2] - box[0], box[3] - box[1])
+    line[0].add_patch(plt.Rectangle(box[:2], *size, fill=False, edgecolor="white"))
+    for frame, heat in zip(line[1:], heats.values()):
+        most = heat[number].flatten().quantile(0.99)
+        frame.imshow(heat[number].cpu(), vmin=0, vmax=most.cpu())
+for frame in frames.flat:
+    frame.set(xticks=[], yticks=[])
+for frame, word in zip(frames[0], ("photograph", *heats)):
+    frame.set_title(word, fontsize=10)
+frame.set_axisbelow(True)
 
 # %% [markdown]
 # ## Does the heat know the weights?
@@ -741,10 +786,8 @@ def three_heats(network: nn.Module, x: Tensor, labels: Tensor) -> dict[str, Tens
     return found
 
 
-def kept(network: nn.Module, x: Tensor, labels: Tensor, steps: int, number: int):
-    """Mean rank correlation of each heat with that of the trained network, by method."""
-    before = three_heats(network, x, labels)
-    after = three_heats(shuffled(network, steps, number), x, labels)
+def likeness(before: dict, after: dict) -> dict[str, float]:
+    """The mean rank correlation of each heat before with the one after, by method."""
     found = {}
     for name, heat in before.items():
         each = [rank_correlation(a, b) for a, b in zip(heat, after[name])]
@@ -753,19 +796,129 @@ def kept(network: nn.Module, x: Tensor, labels: Tensor, steps: int, number: int)
 
 
 # %% tags=["cascade-run"]
-likeness = {}
-for steps in (1, 2, 3, 4):
+before = three_heats(network, x, labels)
+likenesses = {}
+STEPS = (1, 2, 4)
+for steps in STEPS:
     for number in SEEDS:
-        likeness[steps, number] = kept(network, x, labels, steps, number)
+        after = three_heats(shuffled(network, steps, number), x, labels)
+        likenesses[steps, number] = likeness(before, after)
 
-# %% tags=["cascade-figure"] alt="Rank correlation with the heat of the trained network against what is shuffled, bands of three seeds: the classifier, from the classifier to stage 6, to stage 4, and all. The line of guided backpropagation starts at 1 and stays above 0.8 until stage 6 is shuffled, then falls; that of saliency starts below 0.5; that of Grad-CAM stays near 0, in a wide band."
+# %% tags=["cascade-figure"] alt="Rank correlation with the heat of the trained network against what is shuffled, bands of three seeds: the classifier, all from the classifier to stage 6, and all layers. The line of guided backpropagation starts at 1 and is still above 0.8 when all from stage 6 on is shuffled, then falls; that of saliency starts below 0.6; that of Grad-CAM lies below that of saliency."
 _, axes = plt.subplots()
 ends = {}
-COLUMNS = ("classifier", "to stage 6", "to stage 4", "all")
 for colour, name in zip(plots.COLOURS, ("guided", "saliency", "Grad-CAM")):
-    runs = [[likeness[s, n][name] for s in (1, 2, 3, 4)] for n in SEEDS]
-    ends[name] = plots.seed_band(axes, (1, 2, 3, 4), torch.tensor(runs), colour)
+    runs = [[likenesses[s, n][name] for s in STEPS] for n in SEEDS]
+    ends[name] = plots.seed_band(axes, (1, 2, 3), torch.tensor(runs), colour)
 axes.axhline(0, color=plots.QUIET, linestyle=":")
-axes.set(xticks=(1, 2, 3, 4), xticklabels=COLUMNS, xlim=(0.8, 5), ylim=(-0.5, 1.05))
+axes.set(xticks=(1, 2, 3), xlim=(0.8, 3.8), ylim=(-0.5, 1.05))
+axes.set_xticklabels(("classifier", "to stage 6", "all"))
 axes.set(xlabel="shuffled weights", ylabel="rank correlation")
 plots.label_ends(axes, ends)
+
+# %% tags=["cascade-claims"]
+for name in ("guided", "saliency", "Grad-CAM"):
+    for steps in STEPS:
+        values = [likenesses[steps, n][name] for n in SEEDS]
+        record_spread(f"{name}.{steps}", values)
+guided_left = [likenesses[1, n]["guided"] for n in SEEDS]
+claim(min(guided_left) > 0.98, "guided: without the classifier nearly the same heat")
+claim(min(likenesses[2, n]["guided"] for n in SEEDS) > 0.8, "and up to stage 6")
+for steps in (1, 2):
+    for name in ("saliency", "Grad-CAM"):
+        most = max(likenesses[steps, n][name] for n in SEEDS)
+        claim(
+            most < 0.6, f"{name} changes with the classifier, seeds apart from guided"
+        )
+    least = min(likenesses[steps, n]["saliency"] for n in SEEDS)
+    claim(least > max(likenesses[steps, n]["Grad-CAM"] for n in SEEDS), "CAM is lower")
+
+# %% tags=["other-class"]
+others = three_heats(network, x, labels.roll(1))  # the class of the photograph before
+same = likeness(before, others)
+
+# %% tags=["other-class-table"]
+claim(same["guided"] > 0.95, "guided: another class, nearly the same heat")
+claim(max(same["saliency"], same["Grad-CAM"]) < 0.7, "the others change")
+rows = []
+for name, value in same.items():
+    record(f"other.{name}", value)
+    shuffles = spread([likenesses[1, n][name] for n in SEEDS], ".2f")
+    rows.append((name, f"{value:.2f}", shuffles))
+table(rows, ("heat", "another class", "classifier shuffled"))
+
+# %% [markdown]
+# ## What we saw
+#
+# - A painted picture raises its channel more than any patch of eleven photographs, and by a
+#   factor that grows with depth. It says what raises the unit, not what it meets.
+# - Of four kinds of heat, plain saliency lies on the objects little more than elsewhere;
+#   Grad-CAM, occlusion and guided backpropagation do.
+# - Guided backpropagation draws the object whatever the classifier is: with shuffled weights
+#   of the classifier its heat is nearly the same.
+
+# %% [markdown]
+# ## Solutions
+
+# %% tags=["solution-1"]
+by_hand = receptive_field([(3, 2, 0), (3, 1, 1), (3, 2, 0), (3, 1, 1)])
+
+# %% tags=["solution-1-result"]
+claim(by_hand == units[2].field, "the 1x1 convolutions do not count")
+table([tuple(by_hand)], ("window", "step", "first pixel"))
+
+# %% tags=["solution-2"]
+unit = units[3]
+how = (unit.channels, unit.place, SIDES[3], colours)
+seed(0)
+flat, raised = preferred(unit.features, *how, power=0)
+
+# %% tags=["solution-2-result"]
+rows = []
+for name, painting, reached in (
+    ("one over the frequency", *wishes[3, 0]),
+    ("the same", flat, raised),
+):
+    pixels = torch.stack((painting[..., 1:].flatten(), painting[..., :-1].flatten()))
+    alike = torch.corrcoef(pixels)[0, 1].item()
+    best = torch.tensor([patch.value for patch in patches[3]], device=device)
+    rows.append((name, f"{(reached / best).mean():.2f}", f"{alike:.2f}"))
+claim(float(rows[0][2]) > float(rows[1][2]) + 0.2, "the pictures are rougher")
+claim((raised / best).min() > 1.5, "and raise their channels above the patches, too")
+table(rows, ("scale of the waves", "painted to patch", "neighbours' correlation"))
+
+
+# %% tags=["solution-3"]
+def smoothed(network, x: Tensor, labels: Tensor, *, copies=8, noise=0.3) -> Tensor:
+    """SmoothGrad: the mean saliency of noisy copies (Smilkov et al. 2017)."""
+    total = 0
+    for _ in range(copies):
+        total = total + saliency(network, x + noise * torch.randn_like(x), labels)
+    return total / copies
+
+
+# %% tags=["solution-3-run"]
+seed(0)
+smooth = inside(smoothed(network, x, labels), BOXES.values()).tolist()
+rows = []
+for name, a, b in zip(BOXES, held["saliency"], smooth):
+    rows.append((name, f"{areas[name]:.0%}", f"{a:.0%}", f"{b:.0%}"))
+    claim(b > 1.05 * a, "more of the heat is inside")
+table(rows, ("photograph", "area of the box", "saliency", "SmoothGrad"))
+
+
+# %% tags=["solution-4"]
+def scores(x: Tensor) -> Tensor:
+    """The scores of the classes as maps of a single place: (N, 1000, 1, 1)."""
+    return network(x)[..., None, None]
+
+
+seed(0)
+painting, _ = preferred(scores, labels.tolist(), 0, 128, colours)
+
+# %% tags=["solution-4-result"] alt="Four painted pictures in a row, named espresso, missile, daisy and palace: coloured swirls and spots all over, in which no cup, rocket, flower or building stands out."
+chances = network(painting).softmax(1)[torch.arange(4), labels]
+record("painted.least", chances.min())
+claim(chances.min() > 0.9, "the network is sure of each painted picture")
+titles = [CLASSES[label] for label in labels.tolist()]
+plots.image_grid((painting + 1) / 2, titles, columns=4, scale=1.2)
