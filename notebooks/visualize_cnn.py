@@ -74,7 +74,7 @@ BOXES = {  # drawn by hand on the squares of 224 pixels: left, top, right, botto
 
 
 def square(picture: Tensor, size: int) -> Tensor:
-    """The middle square of a picture (3, H, W), colours 0..255, as (3, size, size) in -1..1."""
+    """The middle square of a picture (3, H, W), 0..255, as (3, size, size) in -1..1."""
     H, W = picture.shape[1:]
     side = min(H, W)
     top = (H - side) // 2
@@ -127,7 +127,7 @@ axes.set_axisbelow(True)
 
 # %% tags=["filters"]
 def as_pictures(weight: Tensor) -> Tensor:
-    """Filters (N, 3, k, k) as colours: each divided by its largest weight, 0 becomes grey."""
+    """Filters (N, 3, k, k) as colours: each over its largest weight, grey for 0."""
     largest = weight.abs().amax((1, 2, 3), keepdim=True)
     return (weight / largest.clamp(min=1e-6) + 1) / 2
 
@@ -202,7 +202,7 @@ line[0].set_axisbelow(True)
 
 # %% tags=["field"]
 class Field(NamedTuple):
-    """The window of a unit: pixels a side, pixels from unit to unit, first pixel of unit 0."""
+    """The window of a unit: its side, pixels from unit to unit, first one of unit 0."""
 
     size: int
     step: int
@@ -223,7 +223,7 @@ def receptive_field(layers) -> Field:
 
 # %% tags=["windows"]
 def windows(network: nn.Module) -> list[tuple[int, int, int]]:
-    """(kernel, stride, zeros in front) of convolutions and pools, shortcuts left out."""
+    """(kernel, stride, zeros in front) of convolutions and pools, not of shortcuts."""
     found = []
     for name, layer in network.named_modules():
         if "downsample" in name or not isinstance(layer, (nn.Conv2d, nn.MaxPool2d)):
@@ -254,16 +254,16 @@ rows = []
 for name in LAYERS:
     names = list(children)[: list(children).index(name) + 1]
     field = receptive_field(windows(nn.ModuleDict({n: children[n] for n in names})))
-    record(f"resnet.{name}", field.size)
+    if name in ("layer3", "layer4"):
+        claim(field.size > 224, "the window is larger than the picture")
     C, H, W = shapes[name].shape[1:]
     rows.append((name, f"{C} of {H}×{W}", field.size, field.step))
-claim(field.size > 224, "a unit of the last stage sees all of the picture")
 table(rows, ("ResNet-50 up to", "maps", "window", "step"))
 
 
 # %% tags=["reach"]
 def reach(features: nn.Module, place: int, side: int) -> tuple[int, int]:
-    """First and last row of pixels that move the units of one place, by the gradient."""
+    """First and last row of pixels that move the units of a place, by the gradient."""
     where = next(features.parameters()).device
     x = torch.rand(1, 3, side, side, device=where).requires_grad_()
     (gradient,) = torch.autograd.grad(features(x)[0, :, place, place].sum(), x)
@@ -289,7 +289,7 @@ def wave_scale(side: int, power: float = 1) -> Tensor:
 
 
 def colour_axes(x: Tensor) -> Tensor:
-    """Columns along which the colours of pictures (N, 3, H, W) vary, the longest 1: (3, 3)."""
+    """Axes of the colours of pictures (N, 3, H, W), as columns, the longest 1."""
     values, vectors = torch.linalg.eigh(torch.cov(x.transpose(0, 1).flatten(1)))
     axes = vectors * values.clamp(min=0).sqrt()
     return axes / axes.norm(dim=0).max()
@@ -305,7 +305,7 @@ def painted(waves: Tensor, scale: Tensor, colours: Tensor) -> Tensor:
 
 # %% tags=["preferred"]
 def preferred(features, channels, place: int, side: int, colours, *, power=1, steps=32):
-    """Pictures that raise one channel each at a place: (N, 3, side, side), and how far."""
+    """Pictures (N, 3, side, side) that raise one channel each at a place; how far."""
     scale = wave_scale(side, power).to(colours.device)
     waves = 0.3 * torch.randn(len(channels), 3, side, side // 2 + 1, 2)
     waves = waves.to(colours.device).requires_grad_()
@@ -324,7 +324,7 @@ def preferred(features, channels, place: int, side: int, colours, *, power=1, st
 
 # %% tags=["best-patches"]
 class Patch(NamedTuple):
-    """The window of a photograph that raises a channel most: how far, and where it is."""
+    """The window of a photograph that raises a channel most: how far, and where."""
 
     value: float
     number: int  # of the photograph
@@ -363,7 +363,7 @@ def gradient(network: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
 
 
 def saliency(network: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-    """Heat (N, H, W): the largest gradient of the three colours (Simonyan et al. 2013)."""
+    """Heat (N, H, W): the largest gradient of three colours (Simonyan et al. 2013)."""
     return gradient(network, x, labels).abs().amax(1)
 
 
@@ -386,7 +386,7 @@ def guided(network: nn.Module):
 
 # %% tags=["grad-cam"]
 def grad_cam(network: nn.Module, layer: str, x: Tensor, labels: Tensor) -> Tensor:
-    """Heat (N, h, w) on the maps of a layer (Selvaraju et al. 2016, equations 1 and 2)."""
+    """Heat (N, h, w) on a layer's maps (Selvaraju et al. 2016, equations 1 and 2)."""
     found = outputs(network, (layer, ""), x.detach().requires_grad_())
     maps = found[layer]
     scores = found[""][torch.arange(len(x)), labels]  # "" is the network itself
@@ -403,7 +403,7 @@ def enlarged(heat: Tensor, size: int) -> Tensor:
 # %% tags=["occlusion"]
 @torch.no_grad()
 def occlusion(network: nn.Module, x: Tensor, labels: Tensor, *, side=56, step=28):
-    """Heat (N, H, W): what the score loses, on average, under a grey square on a pixel."""
+    """Heat (N, H, W): what the score loses on average under grey squares there."""
     N, _, H, W = x.shape
     own = torch.arange(N)
     whole = network(x)[own, labels]
@@ -469,7 +469,7 @@ PIXELS = ((0, 30, 30), (1, 12, 50), (2, 40, 9))
 
 
 def differences(network: nn.Module, x: Tensor, label: int, step=1e-5) -> Tensor:
-    """The gradient of a picture (3, H, W) at some of its values, by moving each a little."""
+    """The gradient at some values of a picture (3, H, W), by moving each a little."""
     found = []
     for index in PIXELS:
         scores = []
@@ -540,7 +540,7 @@ record("photographs", len(album))
 
 # %% tags=["unit"]
 class Unit(NamedTuple):
-    """The middle unit of some channels of a stage, with the first pixel of its window."""
+    """The middle unit of some channels, and the first pixel of its window."""
 
     features: nn.Module
     field: Field
@@ -593,7 +593,7 @@ def cut_out(patch: Patch, album: Tensor, size: int) -> Tensor:
 
 
 def alone(unit: Unit, pixels: Tensor, side: int) -> Tensor:
-    """What the middle unit of a grey picture gives with pixels in its window: (channels,)."""
+    """What the middle unit of a grey picture gives with pixels in its window."""
     x = pixels.new_zeros(1, 3, side, side)
     end = unit.top + unit.field.size
     x[0, :, unit.top : end, unit.top : end] = pixels
@@ -637,7 +637,7 @@ for before, after in zip((0, 2, 3), (2, 3, 4)):
 
 # %% tags=["centre"]
 def centre_share(x: Tensor) -> float:
-    """Of the squared deviations from the mean of (N, 3, s, s): the middle quarter's share."""
+    """The middle quarter's share of the squared deviations of (N, 3, s, s)."""
     squares = (x - x.mean((2, 3), keepdim=True)).square()
     quarter = x.shape[-1] // 4
     middle = squares[..., quarter:-quarter, quarter:-quarter]
@@ -652,7 +652,7 @@ for stage, unit in units.items():
     if stage > 2:
         claim(min(shares) > 0.4, "the middle quarter has more than its part")
 
-# %% tags=["wishes-figure"] alt="Four rows of three pairs, a painted picture at the left of each pair and a patch of a photograph at the right. First row, 3x3 pixels: full colours, the patches beside them pale. Second row, 19 pixels: in the middle coloured blots. Third and fourth row, 67 and 147 pixels: painted rays, rings and spots that are strong in the middle and fade towards the border; the patches beside them are parts of photographs."
+# %% tags=["wishes-figure"] alt="Four rows of three pairs, a painted picture at the left of each pair and a patch of a photograph at the right. First row, 3x3 pixels: single colours. Second row, 19 pixels: in the middle coloured blots. Third and fourth row, 67 and 147 pixels: painted rays, rings and spots that are strong in the middle and fade towards the border; the patches beside them are parts of photographs."
 _, frames = plt.subplots(4, 6, figsize=(5, 3.7))
 for line, (stage, unit) in zip(frames, {0: stem, **units}.items()):
     window = slice(unit.top, unit.top + unit.field.size) if stage else slice(None)
@@ -673,7 +673,7 @@ line[0].set_axisbelow(True)
 
 # %% tags=["inside"]
 def inside(heat: Tensor, boxes) -> Tensor:
-    """The share of each heat (N, H, W) that lies in its box; what is negative counts as 0."""
+    """The share of each heat (N, H, W) in its box; what is negative counts as 0."""
     heat = heat.clamp(min=0)
     found = []
     for one, (left, top, right, bottom) in zip(heat, boxes):
@@ -747,7 +747,7 @@ def parts(network: nn.Module) -> list[list[nn.Module]]:
 
 @torch.no_grad()
 def shuffled(network: nn.Module, steps: int, number: int) -> nn.Module:
-    """A copy whose last parts have their weights in an order by chance, layer by layer."""
+    """A copy; in its last parts the weights of each layer change places by chance."""
     network = copy.deepcopy(network)
     generator = torch.Generator().manual_seed(number)
     for part in parts(network)[:steps]:
@@ -761,7 +761,7 @@ def shuffled(network: nn.Module, steps: int, number: int) -> nn.Module:
 
 # %% tags=["rank-correlation"]
 def ranks(values: Tensor) -> Tensor:
-    """The place of each value in their order, the mean place for equal ones: (n,) -> (n,)."""
+    """The place of each value in their order, the mean place for equal ones."""
     _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
     return (last - (counts - 1) / 2)[inverse]
@@ -804,7 +804,7 @@ for steps in STEPS:
         after = three_heats(shuffled(network, steps, number), x, labels)
         likenesses[steps, number] = likeness(before, after)
 
-# %% tags=["cascade-figure"] alt="Rank correlation with the heat of the trained network against what is shuffled, bands of three seeds: the classifier, all from the classifier to stage 6, and all layers. The line of guided backpropagation starts at 1 and is still above 0.8 when all from stage 6 on is shuffled, then falls; that of saliency starts below 0.6; that of Grad-CAM lies below that of saliency."
+# %% tags=["cascade-figure"] alt="Rank correlation with the heat of the trained network against what is shuffled, bands of three seeds: the classifier, all from the classifier to stage 6, and all layers. The line of guided backpropagation starts at 1 and is still above 0.8 when all from stage 6 on is shuffled, then falls; those of saliency and Grad-CAM start below 0.6."
 _, axes = plt.subplots()
 ends = {}
 for colour, name in zip(plots.COLOURS, ("guided", "saliency", "Grad-CAM")):
@@ -824,6 +824,7 @@ for name in ("guided", "saliency", "Grad-CAM"):
 guided_left = [likenesses[1, n]["guided"] for n in SEEDS]
 claim(min(guided_left) > 0.98, "guided: without the classifier nearly the same heat")
 claim(min(likenesses[2, n]["guided"] for n in SEEDS) > 0.8, "and up to stage 6")
+claim(max(likenesses[4, n]["guided"] for n in SEEDS) < 0.6, "it falls in the end")
 for steps in (1, 2):
     for name in ("saliency", "Grad-CAM"):
         most = max(likenesses[steps, n][name] for n in SEEDS)
