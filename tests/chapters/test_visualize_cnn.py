@@ -46,15 +46,6 @@ class Linear(nn.Module):
 # ---- network and pictures ------------------------------------------------------------------------
 
 
-def test_the_packaged_network_evaluates_and_names_a_photograph():
-    network = net.trained_lite0()
-    assert not network.training and not any(p.requires_grad for p in network.parameters())
-    x = net.square(net.images.photographs()["coffee"], 224)
-    scores = network(x[None])[0]
-    assert net.CLASSES[scores.argmax()] == "espresso"
-    assert not any(getattr(layer, "inplace", False) for layer in network.modules())
-
-
 def test_separate_leaves_every_layer_its_input():
     network = nn.Sequential(nn.ReLU(inplace=True), nn.ReLU6(inplace=True))
     x = torch.tensor([-1.0, 7.0])
@@ -506,3 +497,15 @@ def test_smoothgrad_adds_noise_of_the_given_deviation():
     net.smoothed(Notes(), x, torch.tensor([0]), copies=5)
     assert len(seen) == 5
     assert (torch.stack(seen) - 1).std().item() == pytest.approx(0.3, abs=0.02)
+
+
+# ---- with trained weights --------------------------------------------------------------------------
+
+
+def test_the_packaged_network_evaluates_and_names_a_photograph():
+    network = net.trained_lite0()
+    assert not network.training and not any(p.requires_grad for p in network.parameters())
+    x = net.square(net.images.photographs()["coffee"], 224)
+    scores = network(x[None])[0]
+    assert net.CLASSES[scores.argmax()] == "espresso"
+    assert not any(getattr(layer, "inplace", False) for layer in network.modules())
