@@ -143,7 +143,7 @@ class Called(NamedTuple):
 
 
 def calls(network: nn.Module, x: Tensor) -> list[Called]:
-    """What torchinfo shows: the modules without children in the order of their calls."""
+    """What torchinfo shows: modules without children, in the order of their calls."""
     found = []
 
     def note(name: str):
@@ -286,7 +286,8 @@ fx_count = len(steps)
 # %% tags=["backward"]
 def backward_graph(output: Tensor, names: dict[Tensor, str]) -> list[Step]:
     """The nodes that the gradient passes on its way from an output, each once."""
-    numbers, found = {}, []
+    numbers = {}
+    found = []
 
     def visit(node) -> int:
         if node not in numbers:
@@ -388,7 +389,7 @@ def varint(data: bytes, place: int) -> tuple[int, int]:
 
 
 def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of each field of a protobuf message; a value is a number or bytes."""
+    """(number, value) of each field of a protobuf message, a number or bytes."""
     place = 0
     while place < len(data):
         key, place = varint(data, place)
@@ -401,7 +402,8 @@ def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
                 size, place = varint(data, place)
             if size is None or place + size > len(data):
                 raise ValueError(f"field {key >> 3} does not fit at byte {place}")
-            value, place = data[place : place + size], place + size
+            value = data[place : place + size]
+            place += size
         yield key >> 3, value
 
 
@@ -413,12 +415,15 @@ def field(data: bytes, number: int) -> list:
 # %% tags=["onnx-nodes"]
 MODEL_GRAPH = 7  # numbers of fields, from onnx.proto
 GRAPH_NODE = 1
-NODE_INPUT, NODE_OUTPUT, NODE_OP = 1, 2, 4
+NODE_INPUT = 1
+NODE_OUTPUT = 2
+NODE_OP = 4
 
 
 def onnx_steps(data: bytes) -> list[Step]:
     """The operators of an ONNX file; each reads those whose outputs are its inputs."""
-    steps, made = [], {}
+    steps = []
+    made = {}
     for node in field(field(data, MODEL_GRAPH)[0], GRAPH_NODE):
         inputs = field(node, NODE_INPUT)
         reads = tuple(made[name] for name in inputs if name in made)
@@ -530,9 +535,12 @@ def checked(content: bytes, check: bytes, what: str) -> None:
 
 
 # %% tags=["scalars"]
-EVENT_STEP, EVENT_GRAPH, EVENT_SUMMARY = 2, 4, 5  # from event.proto and summary.proto
+EVENT_STEP = 2  # from event.proto and summary.proto
+EVENT_GRAPH = 4
+EVENT_SUMMARY = 5
 SUMMARY_VALUE = 1
-VALUE_TAG, VALUE_SCALAR = 1, 2
+VALUE_TAG = 1
+VALUE_SCALAR = 2
 
 
 def scalars(data: bytes) -> dict[str, list[tuple[int, float]]]:
@@ -598,7 +606,8 @@ axes.set(xlabel="step", ylabel="training loss", ylim=(0, None))
 axes.set_axisbelow(True)
 
 # %%
-first, last = sum(losses[:10]) / 10, sum(losses[-10:]) / 10
+first = sum(losses[:10]) / 10
+last = sum(losses[-10:]) / 10
 claim(first > 2.2 and last < 1.95, "the mean of ten steps falls from 2.4 to 1.8")
 
 # %% [markdown]
@@ -747,7 +756,10 @@ def onnx_text(network: nn.Module, x: Tensor) -> list:
     return [*shown, *sorted(weights)]
 
 
-NODE_NAME, NODE_KIND, NODE_READS, NODE_SETTINGS = 1, 2, 3, 5  # from node_def.proto
+DEF_NAME = 1  # from node_def.proto
+DEF_OP = 2
+DEF_INPUT = 3
+DEF_ATTRIBUTE = 5
 
 
 def tensorboard_text(network: nn.Module, x: Tensor) -> list[tuple]:
@@ -758,15 +770,14 @@ def tensorboard_text(network: nn.Module, x: Tensor) -> list[tuple]:
             writer.add_graph(network, x)
         data = next(Path(place).iterdir()).read_bytes()
     (graph,) = [g for event in records(data) for g in field(event, EVENT_GRAPH)]
-    shown, order = [], {}
+    shown = []
+    order = {}
     for node in field(graph, 1):
-        name = field(node, NODE_NAME)[0].decode()
-        reads = [n.decode() for n in field(node, NODE_READS)]
+        name = field(node, DEF_NAME)[0].decode()
+        reads = [n.decode() for n in field(node, DEF_INPUT)]
         order[name] = len(order)
-        settings = sorted(field(node, NODE_SETTINGS))
-        shown.append(
-            [name.rpartition("/")[0], field(node, NODE_KIND)[0], reads, settings]
-        )
+        settings = sorted(field(node, DEF_ATTRIBUTE))
+        shown.append([name.rpartition("/")[0], field(node, DEF_OP)[0], reads, settings])
     return [
         (scope, kind, [order.get(n, n.rpartition("/")[0]) for n in reads], settings)
         for scope, kind, reads, settings in shown

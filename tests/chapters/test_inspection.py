@@ -78,9 +78,11 @@ def test_calls_are_those_of_torchinfo_on_another_network():
 
 def test_the_summary_goes_four_levels_down_and_keeps_the_mode(sample, capsys):
     network, x = sample
-    deep = nn.Sequential(nn.Sequential(nn.Sequential(nn.Sequential(nn.Sequential(nn.ReLU())))))
-    told = net.summary(deep, x)
-    assert "ReLU" not in str(told) and str(told).count("Sequential") == 5
+    deep = nn.Sequential(nn.ReLU())
+    for _ in range(6):
+        deep = nn.Sequential(deep)
+    assert str(net.summary(deep, x)).count(": 4-") == 1
+    assert ": 5-" not in str(net.summary(deep, x))
     assert "(stem)" in str(net.summary(network, x)) and not network.training
     assert "[2, 8, 12, 16]" in str(net.summary(network, x))
     assert capsys.readouterr().out == ""
@@ -128,7 +130,7 @@ def test_a_function_that_has_a_stand_in_behind_other_arguments_is_recorded():
 def test_an_if_is_refused_and_modules_are_called_as_before(sample):
     network, x = sample
     net.with_if(network)
-    with pytest.raises((TypeError, RuntimeError), match="if|bool"):
+    with pytest.raises((TypeError, RuntimeError), match="if|bool|supported"):
         network.scores(net.StandIn([], "placeholder", "x"))
     with pytest.raises(TypeError, match="no value"):
         bool(net.StandIn([], "placeholder", "x"))
@@ -188,7 +190,11 @@ def test_fields_of_each_kind_in_their_order():
 
 @pytest.mark.parametrize(
     ("message", "words"),
-    [(b"\x08\x96", "cut off at byte 2"), (b"\x1a\x05ab", "field 3 .* byte 2"), (b"\x0b", "field 1")],
+    [
+        (b"\x08\x96", "cut off at byte 2"),
+        (b"\x1a\x05ab", "field 3 .* byte 2"),
+        (b"\x0b", "field 1"),
+    ],
 )
 def test_a_message_that_is_not_whole_says_where(message, words):
     with pytest.raises(ValueError, match=words):
@@ -307,7 +313,6 @@ def test_the_board_keeps_windows_and_adds_to_them():
         net.asked(f"{address}/update", net.line([1, 2], [2.0, 1.0]))
         window = json.loads(net.asked(f"{address}/win_data", {"win": "loss"}))
         assert said == b"loss" and address.startswith("http://127.0.0.1:")
-        assert not net.gone(f"{address}/") or True
     assert window["content"]["data"] == [
         {"x": [0, 1, 2], "y": [3.0, 2.0, 1.0], "name": "loss", "type": "scatter", "mode": "lines"}
     ]
@@ -346,7 +351,14 @@ def test_the_number_of_cards_is_told_where_there_is_a_driver(monkeypatch):
 # ---- tools and changes ---------------------------------------------------------------------------
 
 
-KEEP = ("as_method", "sum_outside", "with_constant", "without_gradient", "without_detach", "with_if")
+KEEP = (
+    "as_method",
+    "sum_outside",
+    "with_constant",
+    "without_gradient",
+    "without_detach",
+    "with_if",
+)
 
 
 @pytest.mark.parametrize("change", KEEP)
@@ -426,7 +438,7 @@ def test_a_tensorboard_graph_has_scopes_order_and_settings(sample):
 def test_an_onnx_text_has_operators_shapes_and_weights(sample):
     network, x = sample
     shown = net.onnx_text(network, x)
-    kinds = [s[0] for s in shown if isinstance(s, tuple) and isinstance(s[1], list)]
+    kinds = [s[0] for s in shown if len(s) == 3]
     assert kinds[:3] == ["Sub", "Conv", "Relu"] and kinds.count("Conv") == 3
     (head, *_) = [s for s in shown if isinstance(s, tuple) and s[0] == "head.weight"]
     assert head[3] == network.head.weight.detach().numpy().tobytes()
