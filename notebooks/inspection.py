@@ -570,7 +570,7 @@ def train(
     losses = []
     pictures, labels = part
     for step in range(steps):
-        batch = torch.arange(50 * step, 50 * (step + 1)) % len(pictures)
+        batch = slice(50 * step % len(pictures), 50 * step % len(pictures) + 50)
         loss = F.cross_entropy(network(pictures[batch]), labels[batch])
         optimiser.zero_grad()
         loss.backward()
@@ -1016,6 +1016,14 @@ for name in TOOLS:
     claim(("refuses" in words) == (name in ("torch.fx", "ONNX")), "two refuse the if")
 most = max(TOOLS, key=lambda name: [grid[f, name] for f in CHANGES].count("shows"))
 record("changes", len(CHANGES))
+
+# %%
+narrow = seen(TOOLS["torchinfo"], unchanged).split("\n")
+double = seen(TOOLS["torchinfo"], CHANGES["32 or 64 bits"]).split("\n")
+differing = [line for line, other in zip(narrow, double, strict=True) if line != other]
+claim(
+    all("(MB)" in line for line in differing), "torchinfo shows bits by megabytes only"
+)
 
 # %%
 rows = [(name, [grid[f, name] for f in CHANGES].count("shows")) for name in TOOLS]
