@@ -324,10 +324,14 @@ record("backward.nodes", len(way_back))
 
 # %%
 def layers(steps: list[Step]) -> list[int]:
-    """How far each step stands from the start: one more than the last that it reads."""
+    """The row of each step: one below the last that it reads, a leaf above its reader."""
     depth = []
     for step in steps:
         depth.append(1 + max((depth[r] for r in step.reads), default=-1))
+    for i, step in enumerate(steps):
+        readers = [depth[j] for j, other in enumerate(steps) if i in other.reads]
+        if not step.reads and readers:
+            depth[i] = min(readers) - 1
     return depth
 
 
@@ -344,11 +348,11 @@ def sketch(steps: list[Step], words: list[str], *, gap: float = 0.55) -> None:
     pairs = [(r, i) for i, step in enumerate(steps) for r in step.reads]
     straight = [(str(r), str(i)) for r, i in pairs if depth[i] == depth[r] + 1]
     around = [(str(r), str(i)) for r, i in pairs if depth[i] > depth[r] + 1]
-    ways = [(a, (4.2, nodes[a].y), (4.2, nodes[b].y), b) for a, b in around]
+    ways = [(a, (0.5, nodes[a].y), (0.5, nodes[b].y), b) for a, b in around]
     diagrams.draw(axes, nodes, straight, ways)
 
 
-# %% alt="Nine boxes in rows. At the top the three leaves x, first.weight and second.weight; below them a convolution, a ReLU, a second convolution and a sum; a coloured line leads from x around them to the sum." tags=["backward-figure"]
+# %% alt="Seven boxes in five rows: x and first.weight, a convolution, a ReLU and second.weight, a second convolution, a sum. A coloured line leads from x around the others to the sum." tags=["backward-figure"]
 leaf = torch.rand(1, 8, 4, 4, requires_grad=True)
 block_back = backward_graph(network.block(leaf), {**named(network.block), leaf: "x"})
 words = [s.target or s.op.replace("Backward0", "") for s in block_back]
@@ -1049,7 +1053,7 @@ axes.spines[:].set_visible(False)
 counts = {name: n for name, n, _ in rows}
 claim(counts["print"] == 2, "print shows two changes")
 
-# %% alt="Four boxes in a column, joined by arrows down: object, forward pass, backward pass, file. Beside object stand print and torch.fx; beside forward pass torchinfo and TensorBoard; beside backward pass autograd; beside file ONNX and Netron." tags=["places-figure"]
+# %% alt="Four boxes in a column: object, forward pass, backward pass, joined by arrows down, and file. Beside object stand print and torch.fx; beside forward pass torchinfo and TensorBoard; beside backward pass autograd; beside file ONNX and Netron." tags=["places-figure"]
 axes = diagrams.sheet(2.6)
 places = {
     "object": "print: its modules\ntorch.fx: its forward, without data",

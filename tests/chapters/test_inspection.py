@@ -163,10 +163,11 @@ def test_the_walk_meets_the_parameters_that_get_gradients(change, sample):
     assert found == {n for n, p in network.named_parameters() if p.grad is not None}
 
 
-def test_layers_count_from_the_start():
+def test_layers_count_from_the_start_and_leaves_stand_above_their_first_reader():
     steps = [net.Step("a", ""), net.Step("b", "", (0,)), net.Step("c", ""), net.Step("d", "")]
     steps.append(net.Step("e", "", (1, 2)))
-    assert net.layers(steps) == [0, 1, 0, 0, 2]
+    steps.append(net.Step("f", "", (4, 2)))
+    assert net.layers(steps) == [0, 1, 1, 0, 2, 3]
 
 
 # ---- protobuf ------------------------------------------------------------------------------------
