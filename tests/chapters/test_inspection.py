@@ -508,3 +508,63 @@ def test_records_of_a_random_file_are_those_of_the_writer():
     assert [*net.records(file.getvalue())] == contents
     head = file.getvalue()[:8]
     net.checked(head, struct.pack("<I", net.masked(net.crc32c(head))), "head")
+
+
+# ---- what the rest leaves open -------------------------------------------------------------------
+
+
+def test_a_sketch_has_a_row_for_each_layer_and_leads_long_ways_around(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(net.diagrams, "draw", lambda axes, *rest: drawn.append((axes, *rest)))
+    steps = [net.Step("a", ""), net.Step("b", "", (0,)), net.Step("w", "")]
+    steps.append(net.Step("d", "", (1, 2, 0)))
+    net.sketch(steps, ["a", "bbbb", "w", "d"], gap=0.5)
+    ((axes, nodes, straight, ways),) = drawn
+    assert axes.get_ylim() == (1.5, 0)
+    places = {name: (node.x, node.y) for name, node in nodes.items()}
+    assert places["0"] == (2.5, 0.25) and places["3"] == (2.5, 1.25)
+    assert places["1"] == (pytest.approx(5 / 3), 0.75)
+    assert places["2"] == (pytest.approx(10 / 3), 0.75)
+    assert nodes["1"].text == "bbbb" and nodes["1"].width == pytest.approx(0.63)
+    assert straight == [("0", "1"), ("1", "3"), ("2", "3")]
+    assert ways == [("0", (0.5, 0.25), (0.5, 1.25), "3")]
+    net.sketch(steps, ["a", "bbbb", "w", "d"])
+    assert drawn[1][0].get_ylim() == (pytest.approx(1.65), 0)
+    net.plt.close("all")
+
+
+def test_the_board_answers_with_the_status_of_success():
+    with net.board() as address:
+        request = net.urllib.request.Request(
+            f"{address}/events", json.dumps(net.line([], [])).encode()
+        )
+        opener = net.urllib.request.build_opener(net.urllib.request.ProxyHandler({}))
+        assert opener.open(request).status == 200
+
+
+def test_other_weights_are_those_of_their_own_seed(sample):
+    network, _ = sample
+    net.other_weights(network)
+    torch.manual_seed(100)
+    expected = nn.Conv2d(8, 8, 3, padding=1, bias=False).weight
+    assert torch.equal(network.block.second.weight, expected)
+
+
+def test_training_uses_adam_at_its_rate(monkeypatch, tmp_path):
+    rates = []
+    real = torch.optim.Adam
+
+    def adam(parameters, lr):
+        rates.append(lr)
+        return real(parameters, lr=lr)
+
+    monkeypatch.setattr(net.torch.optim, "Adam", adam)
+    part = torch.rand(50, 1, 8, 8), torch.randint(10, (50,))
+    with net.SummaryWriter(tmp_path) as writer:
+        assert len(net.train(net.Sample(), part, writer, steps=2)) == 2
+    assert rates == [0.02]
+
+
+def test_the_text_of_an_export_has_operators_and_names(sample):
+    text = net.export_text(*sample)
+    assert "aten.relu" in text and "block.first.weight" in text
