@@ -25,6 +25,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -719,7 +720,8 @@ def gpu_answers() -> list[tuple[str, str]]:
     """What the tools for the GPU say on this machine."""
     command = [sys.executable, "-m", "gpustat", "--no-color", "--no-header"]
     said = subprocess.run(command, capture_output=True, text=True)
-    lines = (said.stdout + said.stderr).strip().split("\n")
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", said.stdout + said.stderr)  # without colours
+    lines = plain.strip().split("\n")
     try:
         pynvml.nvmlInit()
         cards = f"{pynvml.nvmlDeviceGetCount()} cards"
@@ -1076,7 +1078,6 @@ rows = [
     ("walk back, gradients that arrive: parameters", len(reached)),
     ("reader of ONNX, onnx: operators", len(onnx_graph)),
     ("reader of events, EventAccumulator: points", len(curve)),
-    ("Netron's server, the file: bytes", len(served)),
 ]
 
 # %% tags=["equal"]

@@ -341,7 +341,7 @@ def test_each_tool_for_the_gpu_has_an_answer():
 
 def test_the_number_of_cards_is_told_where_there_is_a_driver(monkeypatch):
     Run = namedtuple("Run", "stdout stderr")
-    said = Run("[0] card | 30 C\n[1] card | 31 C \n", "")
+    said = Run("[0] card | 30 C\n\x1b[1;36m[1]\x1b[m card | 31 C \n", "")
     monkeypatch.setattr(net.subprocess, "run", lambda *_, **__: said)
     for name, value in (("nvmlInit", None), ("nvmlShutdown", None), ("nvmlDeviceGetCount", 2)):
         monkeypatch.setattr(net.pynvml, name, lambda value=value: value)
