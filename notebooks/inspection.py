@@ -325,7 +325,7 @@ record("backward.nodes", len(way_back))
 
 # %%
 def layers(steps: list[Step]) -> list[int]:
-    """The row of each step: one below the last that it reads, a leaf above its reader."""
+    """The row of each step: below the last that it reads, a leaf above its reader."""
     depth = []
     for step in steps:
         depth.append(1 + max((depth[r] for r in step.reads), default=-1))
