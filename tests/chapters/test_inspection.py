@@ -320,11 +320,13 @@ def test_the_board_keeps_windows_and_adds_to_them():
     assert net.gone(address)
 
 
-def test_netron_serves_a_file_and_is_stopped(tmp_path, caplog):
+def test_netron_serves_a_file_opens_no_browser_and_is_stopped(tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
     file = tmp_path / "small.onnx"
     file.write_bytes(b"not a network")
     page, data, root = net.from_netron(file)
-    assert "<title>Netron</title>" in page and data == b"not a network"
+    assert "<title>Netron</title>" in page and data == b"not a network" and not opened
     assert root.startswith("http://127.0.0.1:") and net.gone(root)
 
 
