@@ -40,6 +40,7 @@ from typing import NamedTuple
 from unittest.mock import patch
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+import gpustat
 import matplotlib.pyplot as plt
 import netron
 import onnx
@@ -718,7 +719,7 @@ claim(gone(address), "the server is gone")
 # %%
 def gpu_answers() -> list[tuple[str, str]]:
     """What the tools for the GPU say on this machine."""
-    command = [sys.executable, "-m", "gpustat", "--no-color", "--no-header"]
+    command = [sys.executable, "-m", gpustat.__name__, "--no-color", "--no-header"]
     said = subprocess.run(command, capture_output=True, text=True)
     plain = re.sub(r"\x1b\[[0-9;]*m", "", said.stdout + said.stderr)  # without colours
     lines = plain.strip().split("\n")
