@@ -62,6 +62,13 @@ FIRST = {  # the page that must come first
     "wikipedia": "chapters/wikipedia",
     "squad 2.0": "chapters/squad2",
     "torch.hub": "chapters/torch_hub",
+    "hugging face": "chapters/hugging_face",
+    "onnx model zoo": "chapters/onnx_zoo",
+    "open model zoo": "chapters/open_model_zoo",
+    "tensorflow models": "chapters/tf_models",
+    "looking into a network": "chapters/inspection",
+    "seeing what a cnn sees": "chapters/visualize_cnn",
+    "counting operations": "chapters/flops_params",
     # a term, where it is explained
     "adaptive feature pooling": "chapters/panet",
     "residual": "chapters/resnet",
