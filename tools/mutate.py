@@ -39,6 +39,7 @@ import pytest
 
 import loader
 from mutants import Mutant, mutants, sample
+from reproduction.definitions import run_definitions
 
 EQUAL = Path(__file__).with_name("equal_programs.toml")
 ENOUGH = 0.95
@@ -216,11 +217,17 @@ def check(stem: str, options: argparse.Namespace) -> Result:
 
 
 def warm(stems: list[str]) -> None:
-    """Import what the notebooks and their tests import, before there are forks."""
+    """Import what the notebooks and their tests import, before there are forks.
+
+    A notebook may set something before an import, so its definitions are run first.
+    """
     sys.path += [str(loader.NOTEBOOKS)]
     main_module = sys.modules["__main__"]
     for stem in stems:
-        for file in (loader.NOTEBOOKS / f"{stem}.py", test_of(stem)):
+        notebook = loader.NOTEBOOKS / f"{stem}.py"
+        with warnings.catch_warnings(action="ignore"), contextlib.suppress(Exception):
+            run_definitions(notebook)  # its tests tell what is wrong with them
+        for file in (notebook, test_of(stem)):
             for name in imports(file):
                 with warnings.catch_warnings(action="ignore"):
                     importlib.import_module(name)
@@ -255,8 +262,6 @@ def main() -> int:
     os.environ["OMP_NUM_THREADS"] = "1"  # threads do not survive a fork, nor does an accelerator
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ["MPLBACKEND"] = "agg"
-    os.environ["KERAS_BACKEND"] = "torch"  # which a notebook says before it imports Keras
-    os.environ["KERAS_HOME"] = os.devnull  # where Keras then writes nothing
     warm(stems)
     results = []
     fork = multiprocessing.get_context("fork")
