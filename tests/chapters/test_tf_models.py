@@ -92,11 +92,12 @@ def test_a_map_is_padded_on_each_axis_by_its_own_size_and_value():
 # ---- layer by layer ------------------------------------------------------------------------------
 
 
-def test_each_case_of_the_page_is_equal_three_times_but_for_one(layers):
+def test_each_case_of_the_page_is_equal_three_times(layers):
     for name, (make, shape) in net.CASES.items():
         twin, keras = net.three(make, shape, 5)
         assert twin < 1e-5, name
-        assert (keras < 1e-5) == (name != "AveragePooling2D"), name
+        # the average with uneven padding depends on the version of Keras
+        assert keras < 1e-5 or name == "AveragePooling2D", name
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
