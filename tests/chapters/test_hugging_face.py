@@ -106,6 +106,7 @@ def test_scalars_empty_tensors_and_long_names(tmp_path):
     assert found["none"].shape == (0, 4) and found["é" * 3].shape == ()
     assert net.same_bits(found, tensors)
     assert net.same_bits(safetensors.torch.load_file(tmp_path / "x"), tensors)
+    assert net.write_safetensors(tensors) == safetensors.torch.save(tensors)
 
 
 def test_the_header_is_padded_and_the_numbers_are_in_order():
@@ -200,12 +201,19 @@ def test_the_guard_refuses_and_counts_names_and_addresses_of_all_threads():
         with socket.socket() as plain, pytest.raises(OSError, match="socket.connect"):
             plain.connect(server.getsockname())
         assert len(guard.tries) == 3
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as message, pytest.raises(OSError):
+            message.sendmsg([b"x"], [], 0, ("127.0.0.1", 9))
+        with pytest.raises(OSError, match="the guard refuses socket.gethostbyname"):
+            socket.gethostbyname("localhost")
+        with pytest.raises(OSError, match="the guard refuses socket.gethostbyaddr"):
+            socket.gethostbyaddr("127.0.0.1")
+        assert len(guard.tries) == 6
         thread = threading.Thread(target=knock)
         thread.start()
         thread.join()
-        assert len(guard.tries) == 4 and "the guard refuses" in said[0]
+        assert len(guard.tries) == 7 and "the guard refuses" in said[0]
     knock()
-    assert len(said) == 1 and len(guard.tries) == 4, "outside it lets everything pass"
+    assert len(said) == 1 and len(guard.tries) == 7, "outside it lets everything pass"
     with net.GUARD:
         assert net.GUARD.tries == [], "it counts from nought each time"
     server.close()
@@ -368,6 +376,17 @@ def test_whole_counts_pieces(tmp_path):
     assert net.whole(tmp_path) == (2, 1)
 
 
+def test_what_is_left_of_the_weights(tmp_path):
+    blobs = tmp_path / "models--a--b" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "aa").touch()
+    assert net.weights_left(tmp_path) == "nothing"
+    (blobs / f"{net.MODEL_SHA256}.1234.incomplete").touch()
+    assert net.weights_left(tmp_path) == "a piece"
+    (blobs / net.MODEL_SHA256).touch()
+    assert net.weights_left(tmp_path) == "the file"
+
+
 def test_one_bit_is_found_by_the_digest_alone(small, tmp_path):
     files, _ = small
     for name in ("model.safetensors", "README.md"):
@@ -380,6 +399,7 @@ def test_one_bit_is_found_by_the_digest_alone(small, tmp_path):
 def test_a_flipped_bit_by_hand():
     assert net.flipped(b"\x00\x00\x00", 10) == b"\x00\x04\x00"
     assert net.flipped(b"\x01", 0) == b"\x00"
+    assert net.flipped(bytes(9), 64) == bytes(8) + b"\x01"
     data = bytes(range(50))
     assert net.flipped(net.flipped(data, 77), 77) == data != net.flipped(data, 77)
 
