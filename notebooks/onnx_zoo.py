@@ -345,7 +345,6 @@ claim(varint(bytes([0xAC, 0x02]), 0) == (300, 2), "AC 02 is 300")
 claim(lenet[:11] == b"\x08\x0a\x12\x07pytorch", "version 10, made by pytorch")
 claim([f[0] for f in fields(lenet)] == [1, 2, 3, 7, 8], "these fields in this order")
 record("lenet.bytes", len(lenet))
-record("lenet.ir", message(lenet, MODEL)["ir_version"][0])
 
 # %% tags=["opened"]
 (graph,) = message(lenet, MODEL)["graph"]
@@ -358,10 +357,7 @@ table(
 )
 
 # %%
-(opset,) = message(lenet, MODEL)["opset_import"]
-record("lenet.opset", opset["version"][0])
 numbers = sum(array(tensor).nbytes for tensor in graph["initializer"])
-record("lenet.nodes", len(graph["node"]))
 record("lenet.share", numbers / len(lenet))
 weights = {tensor["name"][0]: array(tensor) for tensor in graph["initializer"]}
 kept = torch.from_numpy(weights["conv1.weight"].copy())
@@ -435,7 +431,6 @@ for name, (_, inputs, _) in ZOO.items():
         seed(number)
         found[name, number] = differences(trained[name], models[name], inputs())
 largest = max(max(pair) for pair in found.values())
-record("difference", largest)
 claim(largest < 1e-4, "all outputs are PyTorch's to 1e-4")
 
 # %% tags=["equal"]
@@ -689,13 +684,30 @@ claim(q.tolist() == [0, 50, 60, 150, 255, 255], "9 and 2.05 end at 255")
 
 
 # %% tags=["train"]
-def train(data, *, epochs: int = 3) -> DepthwiseNet:
+def train(data, *, epochs: int = 2) -> DepthwiseNet:
     network = DepthwiseNet().to(device)
-    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
+    optimizer = torch.optim.Adam(network.parameters(), 5e-3)
     steps = epochs * -(-len(data.train[1]) // 50)
     schedule = training.one_cycle(optimizer, steps)
     training.fit(network, data.train, epochs, optimizer, schedule=schedule)
     return network.cpu().eval()
+
+
+# %% tags=["refilled"]
+def numbers_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """The numbers of each tensor of a model, by its name."""
+    return {t.name: numpy_helper.to_array(t).copy() for t in model.graph.initializer}
+
+
+def refilled(model: onnx.ModelProto, numbers: dict) -> onnx.ModelProto:
+    """The same graph with other numbers in the tensors that are named."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    for tensor in changed.graph.initializer:
+        if tensor.name in numbers:
+            new = numpy_helper.from_array(numbers[tensor.name], tensor.name)
+            tensor.CopyFrom(new)
+    return changed
 
 
 # %% tags=["quantised"]
@@ -742,8 +754,11 @@ networks = {}
 for number in SEEDS:
     seed(number)
     networks[number] = train(data)
-shape = torch.zeros(100, 1, 28, 28)
-floats = {n: bare(exported(networks[n], shape)) for n in SEEDS}
+graph_of_all = bare(exported(networks[0], torch.zeros(100, 1, 28, 28)))
+floats = {}
+for n in SEEDS:  # one export serves all: only the numbers differ
+    weights_of = networks[n].state_dict().items()
+    floats[n] = refilled(graph_of_all, {name: w.numpy() for name, w in weights_of})
 
 # %%
 calibration = data.train[0][:100]
@@ -772,13 +787,10 @@ table(
 
 # %%
 lost = [100 * abs(a - b) for _, a, b, *_ in rows]
-record("lost", max(lost))
-record("same", min(row[3] for row in rows))
 ratios = [len(small[n]) / len(whole[n]) for n in SEEDS]
 record("ratio", max(ratios))
 record("dynamic.ratio", max(len(dynamic[n]) / len(whole[n]) for n in SEEDS))
 dynamic_lost = [100 * abs(accuracy(dynamic[n], data.test) - before[n]) for n in SEEDS]
-record("dynamic.lost", max(dynamic_lost))
 claim(max(dynamic_lost) < 1, "dynamic quantisation stays within a point, too")
 claim(max(lost) < 1, "int8 stays within a point of the float network")
 claim(max(ratios) < 0.3, "the int8 file has less than .3 of the bytes")
@@ -792,7 +804,7 @@ claim(all(row[3] > 0.98 for row in rows), "the answers are the same for 98 of 10
 def first_layer(model: onnx.ModelProto) -> dict[str, list]:
     """Integers, scale and zero point of what the first convolution reads and gives."""
     nodes = model.graph.node
-    value = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    value = numbers_of(model)
     made_by = {output: node for node in nodes for output in node.output}
     conv = next(node for node in nodes if node.op_type == "Conv")
     behind = next(node for node in nodes if conv.output[0] in node.input)
@@ -823,15 +835,12 @@ def in_integers(q: np.ndarray, layer: dict) -> np.ndarray:
 int8 = onnx.load_from_string(small[0])
 layer = first_layer(int8)
 ours = networks[0].conv.weight.detach().numpy()
-widest = abs(ours).max((1, 2, 3), keepdims=True)
-scales_here = (widest / 127).astype(np.float32)
-weights_here = quantise(ours, scales_here, 0, -127, 127)
-claim(
-    np.allclose(scales_here.ravel(), layer["w"][1], rtol=1e-5), "scale: widest over 127"
-)
-weights_off = int(abs(weights_here - layer["w"][0]).max())
-record("weights.off", weights_off)
-claim(weights_off == 0, "all weights by hand are the file's")
+widest = abs(ours).max((1, 2, 3))
+w, w_scale, w_zero = layer["w"]
+weights_here = quantise(ours, w_scale[:, None, None, None], 0, -127, 127)
+claim(np.allclose(widest / 127, w_scale, rtol=1e-5), "scale: widest weight over 127")
+claim(not w_zero.any(), "the zero point of weights is 0")
+claim((weights_here == w).all(), "all weights by hand are the file's")
 
 # %%
 int8.graph.output.append(
@@ -841,12 +850,10 @@ hundred = data.test[0][:100].numpy()
 _, theirs = session(int8.SerializeToString()).run(None, {"x": hundred})
 q = quantise(hundred, *layer["x"], 0, 255)
 steps = abs(in_integers(q, layer) - theirs.astype(int))
-record("layer.off", int(steps.max()))
 record("layer.values", steps.size)
 claim(steps.max() <= 1, "the layer by hand is ONNX Runtime's to one step")
 claim("Relu" not in [node.op_type for node in int8.graph.node], "no ReLU is left")
 claim(int(layer["y"][1]) == 0, "its output's zero point is 0")
-record("x.scale", float(layer["x"][0]))
 claim(abs(layer["x"][0] - 1 / 255) < 1e-6, "pixels from 0 to 1 have the scale 1/255")
 
 # %% [markdown]
@@ -856,16 +863,11 @@ claim(abs(layer["x"][0] - 1 / 255) < 1e-6, "pixels from 0 to 1 have the scale 1/
 # %% tags=["rescaled"]
 def rescaled(model: onnx.ModelProto, factor: float) -> onnx.ModelProto:
     """The same function: one channel divided by a factor, its next filter times it."""
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
-    for tensor in changed.graph.initializer:
-        numbers = numpy_helper.to_array(tensor).copy()
-        if tensor.name in ("conv.weight", "conv.bias"):
-            numbers[0] /= factor
-        elif tensor.name == "depthwise.weight":
-            numbers[0] *= factor
-        tensor.CopyFrom(numpy_helper.from_array(numbers, tensor.name))
-    return changed
+    numbers = numbers_of(model)
+    numbers["conv.weight"][0] /= factor
+    numbers["conv.bias"][0] /= factor
+    numbers["depthwise.weight"][0] *= factor
+    return refilled(model, numbers)
 
 
 # %%
@@ -881,7 +883,7 @@ for n in SEEDS:
         curves[name].append([accuracy(file, data.test) for file in versions])
 curves = {name: 100 * torch.tensor(rows) for name, rows in curves.items()}
 
-# %% alt="Accuracy over the factor from 1 to 1024, in a logarithmic scale. Float and per channel lie close together at the top. Per tensor lies with them up to 16, then leaves them and ends far below." tags=["factor-figure"]
+# %% alt="Accuracy over the factor from 1 to 1024, in a logarithmic scale. Float and per channel lie close together at the top. Per tensor lies with them at 1 and 16 and ends far below at 1024." tags=["factor-figure"]
 _, axes = plt.subplots(figsize=(5, 2.8))
 ends = {}
 for name, colour in zip(("per channel", "per tensor"), plots.COLOURS):
@@ -902,7 +904,7 @@ claim(
     bool((float_ == float_[:, :1]).all()), "the factor leaves the float network alone"
 )
 claim((channel - float_).abs().max() < 3, "per channel stays within three points")
-claim((tensor - float_)[:, :2].abs().max() < 3, "per tensor does, too, up to 16")
+claim((tensor - float_)[:, :2].abs().max() < 3, "per tensor does, too, at 1 and 16")
 claim(tensor[:, -1].max() < 30, "per tensor falls below thirty percent at 1024")
 claim(tensor[:, -1].max() < channel[:, -1].min() - 40, "far below per channel")
 record_spread("tensor.1024", tensor[:, -1].tolist())
@@ -912,37 +914,33 @@ record_spread("channel.1024", channel[:, -1].tolist())
 # %%
 def levels(model: onnx.ModelProto) -> np.ndarray:
     """The integers of the depthwise filters, a row for each."""
-    (found,) = (
-        numpy_helper.to_array(t)
-        for t in model.graph.initializer
-        if t.name == "depthwise.weight_quantized"
-    )
+    found = numbers_of(model)["depthwise.weight_quantized"]
     return found.reshape(len(found), -1)
 
 
 # %%
 far = rescaled(floats[0], 1024)
 crushed = quantised(far, calibration, folder, per_channel=False)
-zeros = int((levels(onnx.load_from_string(crushed))[1:] == 0).sum())
+others = levels(onnx.load_from_string(crushed))[1:]
+zeros = int((others == 0).sum())
 record("zeros", zeros)
-record("zeros.of", levels(onnx.load_from_string(crushed))[1:].size)
-claim(zeros > 0.9 * 15 * 9, "nearly all weights of the other filters are zero")
+record("zeros.of", others.size)
+claim(zeros > 0.9 * others.size, "nearly all weights of the other filters are zero")
 
 # %%
 one = data.train[0][data.train[1] == 1][:100]
 seed(0)
 inputs_of = {
-    "100 training digits": calibration,
     "10 training digits": calibration[:10].repeat(10, 1, 1, 1),
     "100 digits, all of them 1": one[torch.arange(100) % len(one)],
     "digits, black and white exchanged": 1 - calibration,
     "noise, even from 0 to 1": torch.rand(100, 1, 28, 28),
     "digits with pixels up to 255": 255 * calibration,
 }
-calibrated = {
-    name: [100 * accuracy(quantised(floats[n], x, folder), data.test) for n in SEEDS]
-    for name, x in inputs_of.items()
-}
+calibrated = {"100 training digits": [100 * after[n] for n in SEEDS]}
+for name, x in inputs_of.items():
+    files = [quantised(floats[n], x, folder) for n in SEEDS]
+    calibrated[name] = [100 * accuracy(file, data.test) for file in files]
 
 # %% tags=["calibrations"]
 table(
@@ -956,9 +954,11 @@ costs = {
     for name, values in calibrated.items()
 }
 record("noise.cost", costs["noise, even from 0 to 1"])
-real = [cost for name, cost in costs.items() if "digits" in name and "255" not in name]
-claim(len(real) == 4 and max(real) < 1, "digits of any kind keep it within a point")
-claim(costs["noise, even from 0 to 1"] < 20, "noise costs less than twenty points")
+few = [costs["10 training digits"], costs["100 digits, all of them 1"]]
+claim(max(few) < 1, "few digits, or those of one class, cost less than a point")
+exchanged = costs["digits, black and white exchanged"]
+claim(exchanged < 3, "black and white exchanged costs less than three points")
+claim(2 < costs["noise, even from 0 to 1"] < 20, "noise costs some points")
 claim(max(calibrated["digits with pixels up to 255"]) < 50, "another unit ruins it")
 
 # %% [markdown]
@@ -1005,26 +1005,18 @@ diagrams.draw(axes, nodes, [*across, ("w", "Conv"), ("w8", "sum")])
 print(fields(bytes([0x08, 0x96, 0x01])))
 print(fields(bytes([0x12, 0x03, 0x61, 0x62, 0x63])))
 
-# %%
-claim(fields(bytes([8, 150, 1])) == [(1, 0, 150)], "field 1 with the number 150")
-
 
 # %% tags=["solution-equalise"]
 def equalised(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same function with each channel's two filters equally wide."""
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
-    tensors = {t.name: t for t in changed.graph.initializer}
-    value = {name: numpy_helper.to_array(t).copy() for name, t in tensors.items()}
-    first = abs(value["conv.weight"]).max((1, 2, 3))
-    second = abs(value["depthwise.weight"]).max((1, 2, 3))
+    numbers = numbers_of(model)
+    first = abs(numbers["conv.weight"]).max((1, 2, 3))
+    second = abs(numbers["depthwise.weight"]).max((1, 2, 3))
     factor = np.sqrt(second / first)  # both become sqrt(first * second)
-    value["conv.weight"] *= factor[:, None, None, None]
-    value["conv.bias"] *= factor
-    value["depthwise.weight"] /= factor[:, None, None, None]
-    for name in ("conv.weight", "conv.bias", "depthwise.weight"):
-        tensors[name].CopyFrom(numpy_helper.from_array(value[name], name))
-    return changed
+    numbers["conv.weight"] *= factor[:, None, None, None]
+    numbers["conv.bias"] *= factor
+    numbers["depthwise.weight"] /= factor[:, None, None, None]
+    return refilled(model, numbers)
 
 
 # %% tags=["solution-equalised"]
@@ -1077,9 +1069,6 @@ named = [
     for number, kind, value in fields(lenet)
 ]
 onnx.load_from_string(written(named)).producer_name
-
-# %%
-claim(written(fields(lenet)) == lenet, "what is read is written as it was")
 
 # %% [markdown]
 # ## What we saw

@@ -638,6 +638,28 @@ def numbers(model) -> dict[str, np.ndarray]:
     return {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
 
 
+def test_a_graph_with_the_numbers_of_another_network_is_that_network(depthwise):
+    network, model = depthwise
+    torch.manual_seed(7)
+    other = net.DepthwiseNet().eval()
+    weights = {name: w.numpy() for name, w in other.state_dict().items()}
+    changed = net.refilled(model, weights)
+    x = net.pictures()
+    assert max(net.differences(other, changed, x)) < 1e-6
+    assert max(net.differences(network, model, x)) < 1e-6
+    assert min(net.differences(network, changed, x)) > 1e-3
+    assert [t.name for t in changed.graph.initializer] == list(numbers(model))
+
+
+def test_the_numbers_of_a_model_are_copies(depthwise):
+    _, model = depthwise
+    found = net.numbers_of(model)
+    for name, values in numbers(model).items():
+        np.testing.assert_array_equal(found[name], values)
+    found["conv.bias"] += 1
+    assert (numbers(model)["conv.bias"] != found["conv.bias"]).all()
+
+
 def test_a_factor_changes_the_numbers_and_not_the_function(depthwise):
     network, model = depthwise
     changed = net.rescaled(model, 64)
