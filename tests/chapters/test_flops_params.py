@@ -487,8 +487,10 @@ def test_peak_and_bandwidth_are_operations_and_bytes_a_second(monkeypatch):
 def test_a_network_is_timed_once_without_gradients(monkeypatch):
     monkeypatch.setitem(net.peak.__globals__, "seconds", lambda work, n: (work(), n))
     network, x = net.ready("LeNet-5", "cpu", B=3)
+    calls = []
+    network.register_forward_hook(lambda *_: calls.append(1))
     y, repeats = net.running(network, x)
-    assert (y.shape, y.requires_grad, repeats) == ((3, 10), False, 1)
+    assert (y.shape, y.requires_grad, repeats, len(calls)) == ((3, 10), False, 1, 1)
 
 
 def test_a_claim_about_a_library_is_one_about_the_version_that_was_read(monkeypatch):
