@@ -38,8 +38,13 @@ def test_the_network_is_what_its_parts_say(sample):
     y = (y + second(torch.relu(first(y)))).mean((2, 3))
     networks.close(network(x), network.head(y) + network.side(y))
     assert {n: networks.parameters_of(m) for n, m in network.named_children()} == {
-        **net.PARAMETERS,
+        "stem": 80,
+        "norm": 16,
         "act": 0,
+        "block": 1152,
+        "side": 90,
+        "head": 90,
+        "spare": 90,
     }
     assert network.centre.item() == 0.5
 
@@ -317,7 +322,14 @@ def test_the_board_keeps_windows_and_adds_to_them():
     assert window["content"]["data"] == [
         {"x": [0, 1, 2], "y": [3.0, 2.0, 1.0], "name": "loss", "type": "scatter", "mode": "lines"}
     ]
+    assert window["content"]["layout"] == {}
     assert net.gone(address)
+
+
+def test_a_message_has_all_that_the_server_of_visdom_asks_for():
+    message = net.line([1], [2.0])
+    assert {*message} == {"win", "eid", "data", "layout", "opts"} and message["eid"] == "main"
+    assert not message["layout"] and not message["opts"]
 
 
 def test_netron_serves_a_file_opens_no_browser_and_is_stopped(tmp_path, monkeypatch):
