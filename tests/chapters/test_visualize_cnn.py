@@ -80,8 +80,6 @@ def test_filters_become_colours_with_grey_for_zero():
     assert pictures[0, 0, 0, 0] == 1 and pictures[0, 1, 1, 1] == 0.25
     assert pictures[1, 2, 0, 1] == 0
     assert (pictures[2] == 0.5).all()
-    assert net.alive(weight).tolist() == [True, True, False]
-    assert net.alive(weight, 0.1).tolist() == [True, False, False]
 
 
 # ---- maps and windows ----------------------------------------------------------------------------
@@ -250,29 +248,10 @@ def test_a_patch_at_the_border_does_not_count():
     assert patch == (3 * 7, 0, 3, 3)
 
 
-def test_a_patch_alone_raises_its_unit_as_in_its_picture():
-    body = Small().body.requires_grad_(False)
-    field = net.receptive_field(net.windows(body))
-    album = torch.rand(2, 3, 24, 24)
-    unit = net.Unit(body, field, [2, 5], 4, field.start + 4 * field.step)
-    patches = net.best_patches(body, field, album, unit.channels)
-    for k, patch in enumerate(patches):
-        pixels = net.cut_out(patch, album, field.size)
-        assert pixels.shape == (3, 5, 5)
-        assert net.alone(unit, pixels, 16)[k].item() == pytest.approx(patch.value, abs=1e-5)
-
-
 def test_a_cut_takes_rows_from_the_top_and_columns_from_the_left():
     album = torch.arange(2 * 3 * 6 * 6).view(2, 3, 6, 6)
     found = net.cut_out(net.Patch(0.0, 1, 2, 3), album, 2)
     assert found.equal(album[1, :, 2:4, 3:5])
-
-
-def test_the_middle_quarter_has_a_quarter_of_noise_and_all_of_a_spot():
-    assert net.centre_share(torch.randn(4, 3, 64, 64)) == pytest.approx(0.25, abs=0.02)
-    spot = torch.zeros(1, 3, 16, 16)
-    spot[..., 8, 8] = 256
-    assert net.centre_share(spot) > 0.99
 
 
 # ---- heats ---------------------------------------------------------------------------------------
@@ -436,7 +415,7 @@ def test_the_parts_go_from_the_classifier_to_the_first_layer_and_miss_no_weight(
     steps = net.parts(network)
     assert steps[0] == [network.classifier]
     assert steps[1] == [network.conv_head, network.blocks[5], network.blocks[6]]
-    assert steps[2] == [network.blocks[3], network.blocks[4]]
+    assert len(steps) == 3 and steps[2] == [network.conv_stem, *network.blocks[:5]]
     kinds = (nn.Conv2d, nn.Linear)
     named = [m for part in steps for top in part for m in top.modules() if isinstance(m, kinds)]
     assert set(named) == {m for m in network.modules() if isinstance(m, kinds)}
