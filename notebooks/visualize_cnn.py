@@ -144,7 +144,7 @@ if PROFILE == "full":
     sources.append("weights of ResNet-50, IMAGENET1K_V2 of torchvision")
 resnet = separate(resnet).eval().requires_grad_(False).to(device)
 
-# %% tags=["filters-figure"] alt="Two rows of nine filters as small pictures. Above, 3x3 pixels, trained: several have a light and a dark side or two colours that face each other. Below, 7x7 pixels with initial weights: coloured noise."
+# %% tags=["filters-figure"] alt="Two rows of nine filters as small pictures. Above, 3x3 pixels, trained: several have purple on one side and green on the other. Below, 7x7 pixels with initial weights: coloured noise."
 first = network.conv_stem.weight
 largest = first.abs().amax((1, 2, 3)).topk(9).indices.sort().values
 shown = [*as_pictures(first[largest]), *as_pictures(resnet.conv1.weight[:9])]
@@ -407,7 +407,7 @@ def enlarged(heat: Tensor, size: int) -> Tensor:
 
 # %% tags=["occlusion"]
 @torch.no_grad()
-def occlusion(network: nn.Module, x: Tensor, labels: Tensor, *, side=64, step=40):
+def occlusion(network: nn.Module, x: Tensor, labels: Tensor, *, side=64, step=32):
     """Heat (N, H, W): what the score loses on average under grey squares there."""
     N, _, H, W = x.shape
     own = torch.arange(N)
@@ -765,7 +765,7 @@ ends = {}
 for colour, name in zip(plots.COLOURS, ("guided", "saliency", "Grad-CAM")):
     runs = [[likenesses[s, n][name] for s in STEPS] for n in SEEDS]
     ends[name] = plots.seed_band(axes, STEPS, torch.tensor(runs), colour)
-axes.axhline(0, color=plots.QUIET, linestyle=":")
+axes.hlines(0, 1, 3, color=plots.QUIET, linestyle=":")
 axes.set(xticks=STEPS, xlim=(0.8, 3.8), ylim=(-0.5, 1.05))
 axes.set_xticklabels(("classifier", "to stage 6", "all"))
 axes.set(xlabel="shuffled weights", ylabel="rank correlation")
@@ -843,7 +843,7 @@ table(rows, ("scale of the waves", "painted to patch", "neighbours' correlation"
 
 
 # %% tags=["solution-3"]
-def smoothed(network, x: Tensor, labels: Tensor, *, copies=8, noise=0.3) -> Tensor:
+def smoothed(network, x: Tensor, labels: Tensor, *, copies=4, noise=0.3) -> Tensor:
     """SmoothGrad: the mean saliency of noisy copies (Smilkov et al. 2017)."""
     total = 0
     for _ in range(copies):
