@@ -88,6 +88,7 @@ def square(picture: Tensor, size: int) -> Tensor:
 # %% tags=["data"]
 network = trained_lite0().to(device)
 pictures = images.photographs()
+sources.append("ten photographs from the packages scikit-image and scikit-learn")
 x = torch.stack([square(pictures[name], 224) for name in BOXES]).to(device)
 labels = network(x).argmax(1)  # the classes that the network names
 
