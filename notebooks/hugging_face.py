@@ -51,10 +51,10 @@ from workbench import claim, device, record, seed, sources, table
 from workbench import archives, checks, counting, diagrams, plots
 
 # %%
-transformers.logging.set_verbosity_error()
-transformers.logging.disable_progress_bar()
-huggingface_hub.logging.set_verbosity_error()
 huggingface_hub.utils.disable_progress_bars()
+huggingface_hub.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+transformers.logging.set_verbosity_error()
 
 # %% [markdown]
 # ## What an entry is made of

@@ -1,7 +1,7 @@
 """A notebook as one file: what its first cell does where, and which files are written when."""
 
 import ast
-import importlib.util
+import importlib.metadata
 import json
 import os
 import re
@@ -346,7 +346,7 @@ class Python:
         self.wheels = folder / "wheels"
         self.wheels.mkdir()
         if pip:
-            where = importlib.util.find_spec("pip").submodule_search_locations[0]
+            where = importlib.metadata.distribution("pip").locate_file("pip")
             (self.site / "pip").symlink_to(where)
 
     def run(self, code: str, folder: Path, **environment: str):
