@@ -447,6 +447,7 @@ def test_random_cases_have_difficult_objects_that_are_found():
     assert [*truths] == ["a", "b", "c"]
     overlaps = ops.box_iou(truths["a"].boxes, truths["a"].boxes)
     assert torch.equal(overlaps, torch.eye(12))
+    assert (truths["a"].boxes[:, 2:] - truths["a"].boxes[:, :2] == 40).all()
     assert 4 < int(sum(one.difficult.sum() for one in truths.values())) < 20
     assert len(voc.verdicts(found, truths)) < len(found)
 
