@@ -167,7 +167,7 @@ def test_one_tensor_is_read_without_the_others(tmp_path):
         assert net.read_tensor(file, header["b"], start).tolist() == [1, 1, 1]
         assert file.total == start + 12
         file.seek(0)
-        assert len(file.read()) == file.total - start - 12
+        assert len(file.read()) == file.total - start - 12 == (tmp_path / "x").stat().st_size
 
 
 def test_same_bits_sees_each_difference():
@@ -313,6 +313,18 @@ def test_a_broken_answer_gives_half_of_what_is_left():
     assert next(half) == b"456"
     with pytest.raises(httpx2.RemoteProtocolError):
         next(half)
+
+
+def test_what_is_loaded_is_used_and_saved(small, monkeypatch):
+    _, folder = small
+    used, saved = [], []
+    names = net.work.__globals__
+    monkeypatch.setitem(names, "sentence_vectors", lambda network, *_: used.append(network))
+    monkeypatch.setattr(
+        transformers.BertModel, "save_pretrained", lambda network, _: saved.append(network)
+    )
+    net.work(folder)
+    assert len(used) == 1 and used == saved and not used[0].training
 
 
 def test_only_a_load_by_name_online_asks(small, tmp_path):
