@@ -310,9 +310,8 @@ def test_without_a_network_it_says_so_at_once(monkeypatch, capsys, tmp_path):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
     for name in ("no_proxy", "NO_PROXY", "DATA_MIRROR"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(
-        urllib.request, "_opener", None
-    )  # an earlier test's has the proxies of then
+    # the opener that an earlier test left would keep the proxies of then
+    monkeypatch.setattr(urllib.request, "_opener", None)
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
     start = time.monotonic()
     assert train.main(["--net", "smallnet"]) == 2
