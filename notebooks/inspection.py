@@ -21,17 +21,20 @@
 # %%
 import contextlib
 import functools
+import importlib.util
 import io
 import itertools
 import json
 import logging
 import os
 import re
+import socket
 import struct
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import urllib.request
 import warnings
 from collections.abc import Iterator
@@ -54,7 +57,7 @@ from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
 from workbench import claim, device, record, seed, table
-from workbench import counting, diagrams, images, plots
+from workbench import counting, diagrams, images, plots, protobuf
 
 logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 logging.getLogger("tensorboard").setLevel(logging.ERROR)
@@ -359,47 +362,6 @@ exported = onnx_file(network, x)
 data = exported.SerializeToString()
 
 
-# %% tags=["fields"]
-def varint(data: bytes, place: int) -> tuple[int, int]:
-    """A number of seven bits a byte, the lowest first, and the place behind it."""
-    value = shift = 0
-    while True:
-        if place >= len(data):
-            raise ValueError(
-                f"a number is cut off at byte {place}: not a whole message"
-            )
-        byte = data[place]
-        place += 1
-        value |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            return value, place
-
-
-def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of each field of a protobuf message, a number or bytes."""
-    place = 0
-    while place < len(data):
-        key, place = varint(data, place)
-        kind = key & 7
-        if kind == 0:
-            value, place = varint(data, place)
-        else:
-            size = {1: 8, 5: 4}.get(kind)
-            if kind == 2:
-                size, place = varint(data, place)
-            if size is None or place + size > len(data):
-                raise ValueError(f"field {key >> 3} does not fit at byte {place}")
-            value = data[place : place + size]
-            place += size
-        yield key >> 3, value
-
-
-def field(data: bytes, number: int) -> list:
-    """The values of one field, in their order."""
-    return [value for found, value in fields(data) if found == number]
-
-
 # %% tags=["onnx-nodes"]
 MODEL_GRAPH = 7  # numbers of fields, from onnx.proto
 GRAPH_NODE = 1
@@ -412,12 +374,12 @@ def onnx_steps(data: bytes) -> list[Step]:
     """The operators of an ONNX file; each reads those whose outputs are its inputs."""
     steps = []
     made = {}
-    for node in field(field(data, MODEL_GRAPH)[0], GRAPH_NODE):
-        inputs = field(node, NODE_INPUT)
+    for node in protobuf.field(protobuf.field(data, MODEL_GRAPH)[0], GRAPH_NODE):
+        inputs = protobuf.field(node, NODE_INPUT)
         reads = tuple(made[name] for name in inputs if name in made)
-        for name in field(node, NODE_OUTPUT):
+        for name in protobuf.field(node, NODE_OUTPUT):
             made[name] = len(steps)
-        steps.append(Step(field(node, NODE_OP)[0].decode(), "", reads))
+        steps.append(Step(protobuf.field(node, NODE_OP)[0].decode(), "", reads))
     return steps
 
 
@@ -535,11 +497,11 @@ def scalars(data: bytes) -> dict[str, list[tuple[int, float]]]:
     """tag -> [(step, value)] of an event file's curves."""
     curves = {}
     for event in records(data):
-        step = (field(event, EVENT_STEP) or [0])[0]
-        for summary in field(event, EVENT_SUMMARY):
-            for value in field(summary, SUMMARY_VALUE):
-                tag = field(value, VALUE_TAG)[0].decode()
-                for packed in field(value, VALUE_SCALAR):
+        step = (protobuf.field(event, EVENT_STEP) or [0])[0]
+        for summary in protobuf.field(event, EVENT_SUMMARY):
+            for value in protobuf.field(summary, SUMMARY_VALUE):
+                tag = protobuf.field(value, VALUE_TAG)[0].decode()
+                for packed in protobuf.field(value, VALUE_SCALAR):
                     point = step, struct.unpack("<f", packed)[0]
                     curves.setdefault(tag, []).append(point)
     return curves
@@ -632,7 +594,8 @@ claim(all(0 < n < 100 for n in left), "EventAccumulator gives a shorter curve")
 # %% [markdown]
 # ## visdom: events as JSON
 #
-# A client posts each change of a window, a server keeps the windows for the browsers.
+# A client posts each change of a window, a server keeps the windows for the browsers. Where visdom
+# is installed, its own server is asked, too.
 
 
 # %% tags=["board"]
@@ -674,6 +637,45 @@ def board():
             thread.join()
 
 
+# %% tags=["visdom"]
+START = """
+import sys
+from visdom.server.run_server import start_server
+start_server(int(sys.argv[1]), base_url="", env_path=sys.argv[2], bind_local=True)
+"""
+
+
+@contextlib.contextmanager
+def visdom_server():
+    """The same with visdom's own server, in a process that ends with the block."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory() as kept:
+        command = [sys.executable, "-c", START, str(port), kept]
+        server = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            wait_until_up(server, address)
+            yield address
+        finally:
+            server.terminate()
+            server.wait()
+
+
+# %%
+def wait_until_up(server: subprocess.Popen, address: str, seconds: float = 60):
+    """Ask until visdom answers. RuntimeError when it ends or takes too long."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and server.poll() is None:
+        with contextlib.suppress(OSError):
+            asked(f"{address}/win_exists", {"win": "loss", "eid": "main"})
+            return
+        time.sleep(0.05)
+    raise RuntimeError("visdom's server does not answer: run `visdom` to see why")
+
+
 # %% tags=["board-run"]
 def line(x: list, y: list) -> dict:
     """A message that draws a line in the window "loss", or adds to it."""
@@ -681,16 +683,30 @@ def line(x: list, y: list) -> dict:
     return {"win": "loss", "eid": "main", "data": [data], "layout": {}, "opts": {}}
 
 
-with board() as address:
-    asked(f"{address}/events", line([0], losses[:1]))
-    for step, loss in enumerate(losses[1:], 1):
-        asked(f"{address}/update", {**line([step], [loss]), "append": True})
-    window = json.loads(asked(f"{address}/win_data", {"win": "loss", "eid": "main"}))
+def curve_kept(serve, losses: list[float]) -> tuple[dict, str]:
+    """Draw the losses one by one, and read the line and its server's address back."""
+    with serve() as address:
+        asked(f"{address}/events", line([0], losses[:1]))
+        for step, loss in enumerate(losses[1:], 1):
+            asked(f"{address}/update", {**line([step], [loss]), "append": True})
+        window = asked(f"{address}/win_data", {"win": "loss", "eid": "main"})
+    return json.loads(window)["content"]["data"][0], address
+
+
+servers = {"stand-in": board}
+if importlib.util.find_spec("visdom"):
+    servers["visdom"] = visdom_server
+kept = {name: curve_kept(serve, losses) for name, serve in servers.items()}
+
+# %% tags=["boards"]
+table([(n, len(shown["x"])) for n, (shown, _) in kept.items()], ("server", "points"))
 
 # %%
-(shown,) = window["content"]["data"]
-claim(shown["x"] == [*range(100)] and shown["y"] == losses, "the window has the curve")
-claim(gone(address), "the server is gone")
+for name, (shown, address) in kept.items():
+    claim(shown["x"] == [*range(100)], f"{name}: the window has each step")
+    claim(shown["y"] == losses, f"{name}: the window has the curve")
+    claim(shown["mode"] == "lines", f"{name}: as lines")
+    claim(gone(address), f"{name}: the server is gone")
 
 # %% [markdown]
 # ## The GPU
@@ -756,15 +772,19 @@ def tensorboard_text(network: nn.Module, x: Tensor) -> list[tuple]:
         with SummaryWriter(place) as writer:
             writer.add_graph(network, x)
         data = next(Path(place).iterdir()).read_bytes()
-    (graph,) = [g for event in records(data) for g in field(event, EVENT_GRAPH)]
+    (graph,) = [
+        g for event in records(data) for g in protobuf.field(event, EVENT_GRAPH)
+    ]
     shown = []
     order = {}
-    for node in field(graph, 1):
-        name = field(node, DEF_NAME)[0].decode()
-        reads = [n.decode() for n in field(node, DEF_INPUT)]
+    for node in protobuf.field(graph, 1):
+        name = protobuf.field(node, DEF_NAME)[0].decode()
+        reads = [n.decode() for n in protobuf.field(node, DEF_INPUT)]
         order[name] = len(order)
-        settings = sorted(field(node, DEF_ATTRIBUTE))
-        shown.append([name.rpartition("/")[0], field(node, DEF_OP)[0], reads, settings])
+        settings = sorted(protobuf.field(node, DEF_ATTRIBUTE))
+        shown.append(
+            [name.rpartition("/")[0], protobuf.field(node, DEF_OP)[0], reads, settings]
+        )
     return [
         (scope, kind, [order.get(n, n.rpartition("/")[0]) for n in reads], settings)
         for scope, kind, reads, settings in shown

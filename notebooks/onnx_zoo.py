@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workbench import claim, device, record, record_spread, seed, spread, table
-from workbench import diagrams, images, plots, training
+from workbench import diagrams, images, plots, protobuf, training
 
 logging.getLogger().setLevel(logging.ERROR)  # the quantiser advises through the root
 warnings.filterwarnings(
@@ -55,50 +55,6 @@ folder = Path(temporary.name)
 # ## The bytes of a file
 #
 # An ONNX file is one message of protobuf: fields, each a number, a type and a value.
-
-
-# %% tags=["varint"]
-def varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number, seven bits a byte, the lowest first, and the place behind it."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(data):
-            raise ValueError("the bytes end within a number: is the file whole?")
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-    raise ValueError("a number of more than ten bytes: this is no ONNX file")
-
-
-# %% tags=["fields"]
-FIXED = {1: 8, 5: 4}  # bytes of a value of these types
-
-
-def fields(data: bytes) -> list[tuple]:
-    """The fields of a message in their order: number, type and value of each."""
-    found = []
-    at = 0
-    while at < len(data):
-        tag, at = varint(data, at)
-        number, kind = divmod(tag, 8)
-        if kind == 0:
-            value, at = varint(data, at)
-        elif kind in (1, 2, 5):
-            size, at = varint(data, at) if kind == 2 else (FIXED[kind], at)
-            value = data[at : at + size]
-            at += size
-            if at > len(data):
-                raise ValueError(f"field {number} is cut off: is the file whole?")
-        else:
-            raise ValueError(
-                f"type {kind} in byte {at - 1}: this is no ONNX file; is it a text, "
-                "such as the pointer that Git LFS leaves in the place of a file?"
-            )
-        found.append((number, kind, value))
-    return found
-
 
 # %% [markdown]
 # What the numbers mean says [onnx.proto](https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
@@ -126,7 +82,7 @@ MODEL = {1: ("ir_version", int), 7: ("graph", GRAPH), 8: ("opset_import", OPSET)
 def message(data: bytes, schema: dict) -> dict[str, list]:
     """The fields that the schema names, each with all its values."""
     found = {name: [] for name, _ in schema.values()}
-    for number, kind, value in fields(data):
+    for number, kind, value in protobuf.fields(data):
         if number in schema:
             name, form = schema[number]
             found[name] += decoded(value, kind, form)
@@ -146,7 +102,7 @@ def decoded(value, kind: int, form) -> list:
     numbers = [value] if kind == 0 else []
     at = 0
     while kind == 2 and at < len(value):
-        number, at = varint(value, at)
+        number, at = protobuf.varint(value, at)
         numbers.append(number)
     return [n - 2**64 if n >= 2**63 else n for n in numbers]
 
@@ -335,15 +291,20 @@ NAMES = ("ir_version", "producer_name", "producer_version", "graph", "opset_impo
 table(
     [
         (number, kind, name, value if kind == 0 else f"{len(value):,} bytes")
-        for (number, kind, value), name in zip(fields(lenet), NAMES, strict=True)
+        for (number, kind, value), name in zip(
+            protobuf.fields(lenet), NAMES, strict=True
+        )
     ],
     ("field", "type", "name in onnx.proto", "value"),
 )
 
 # %%
-claim(varint(bytes([0xAC, 0x02]), 0) == (300, 2), "AC 02 is 300")
+claim(protobuf.varint(bytes([0xAC, 0x02]), 0) == (300, 2), "AC 02 is 300")
 claim(lenet[:11] == b"\x08\x0a\x12\x07pytorch", "version 10, made by pytorch")
-claim([f[0] for f in fields(lenet)] == [1, 2, 3, 7, 8], "these fields in this order")
+claim(
+    [f[0] for f in protobuf.fields(lenet)] == [1, 2, 3, 7, 8],
+    "these fields in this order",
+)
 record("lenet.bytes", len(lenet))
 
 # %% tags=["opened"]
@@ -1002,8 +963,8 @@ diagrams.draw(axes, nodes, [*across, ("w", "Conv"), ("w8", "sum")])
 # ## Exercises
 
 # %% tags=["solution-varint"]
-print(fields(bytes([0x08, 0x96, 0x01])))
-print(fields(bytes([0x12, 0x03, 0x61, 0x62, 0x63])))
+print(protobuf.fields(bytes([0x08, 0x96, 0x01])))
+print(protobuf.fields(bytes([0x12, 0x03, 0x61, 0x62, 0x63])))
 
 
 # %% tags=["solution-equalise"]
@@ -1066,7 +1027,7 @@ def written(found: list[tuple]) -> bytes:
 # %% tags=["solution-producer"]
 named = [
     (number, kind, b"a reader" if number == 2 else value)
-    for number, kind, value in fields(lenet)
+    for number, kind, value in protobuf.fields(lenet)
 ]
 onnx.load_from_string(written(named)).producer_name
 

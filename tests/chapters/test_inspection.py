@@ -3,13 +3,13 @@
 import io
 import json
 import struct
+import time
 from collections import namedtuple
 
 import onnx
 import pytest
 import torch
 import torchinfo
-from google.protobuf import descriptor_pb2
 from onnx import helper
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -175,36 +175,7 @@ def test_layers_count_from_the_start_and_leaves_stand_above_their_first_reader()
     assert net.layers(steps) == [0, 1, 1, 0, 2, 3]
 
 
-# ---- protobuf ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("number", [0, 1, 127, 128, 300, 2**35 + 5])
-def test_varints_are_those_of_protobuf(number):
-    proto = descriptor_pb2.FieldDescriptorProto(name="n")
-    proto.number = number % 2**31
-    assert net.field(proto.SerializeToString(), 3) == [number % 2**31]
-    event = Event(step=number).SerializeToString()
-    assert net.field(event, net.EVENT_STEP) == ([number] if number else [])
-
-
-def test_fields_of_each_kind_in_their_order():
-    message = b"\x08\x96\x01" + b"\x11" + b"8 bytes." + b"\x1a\x02ab" + b"\x25" + b"four"
-    assert [*net.fields(message)] == [(1, 150), (2, b"8 bytes."), (3, b"ab"), (4, b"four")]
-    assert net.field(message + b"\x1a\x00", 3) == [b"ab", b""]
-    assert net.varint(b"\x00\xac\x02", 1) == (300, 3)
-
-
-@pytest.mark.parametrize(
-    ("message", "words"),
-    [
-        (b"\x08\x96", "cut off at byte 2"),
-        (b"\x1a\x05ab", "field 3 .* byte 2"),
-        (b"\x0b", "field 1"),
-    ],
-)
-def test_a_message_that_is_not_whole_says_where(message, words):
-    with pytest.raises(ValueError, match=words):
-        [*net.fields(message)]
+# ---- ONNX ----------------------------------------------------------------------------------------
 
 
 def test_the_operators_of_an_onnx_file_and_what_they_read():
@@ -324,6 +295,52 @@ def test_the_board_keeps_windows_and_adds_to_them():
     ]
     assert window["content"]["layout"] == {}
     assert net.gone(address)
+
+
+def test_visdoms_own_server_keeps_the_same_windows():
+    pytest.importorskip("visdom")
+    said = []
+    for serve in (net.board, net.visdom_server):
+        with serve() as address:
+            assert address.startswith("http://127.0.0.1:")
+            for step in range(3):
+                where = "update" if step else "events"
+                message = {**net.line([step], [0.5**step]), "append": True}
+                said.append(net.asked(f"{address}/{where}", message))
+            window = net.asked(f"{address}/win_data", {"win": "loss", "eid": "main"})
+            said.append(json.loads(window)["content"]["data"])
+            said.append(json.loads(window)["content"]["layout"])
+        assert net.gone(address)
+    assert said[:5] == said[5:] and said[3][0]["y"] == [1.0, 0.5, 0.25]
+
+
+def test_a_curve_is_drawn_point_by_point_and_the_address_told():
+    curve, address = net.curve_kept(net.board, [3.0, 2.0, 4.0])
+    assert (curve["x"], curve["y"]) == ([0, 1, 2], [3.0, 2.0, 4.0])
+    assert net.gone(address)
+
+
+class Ended:
+    """A process that has ended, or one that runs."""
+
+    def __init__(self, code: int | None):
+        self.code = code
+
+    def poll(self) -> int | None:
+        return self.code
+
+
+@pytest.mark.parametrize(("code", "seconds"), [(1, 60), (0, 60), (None, 0.2)])
+def test_a_server_that_ends_or_is_silent_is_reported(monkeypatch, code, seconds):
+    monkeypatch.setitem(net.wait_until_up.__globals__, "asked", silent)
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match="run `visdom` to see why"):
+        net.wait_until_up(Ended(code), "http://127.0.0.1:1", seconds)
+    assert time.monotonic() - start < 30
+
+
+def silent(*_):
+    raise ConnectionRefusedError
 
 
 def test_a_message_has_all_that_the_server_of_visdom_asks_for():

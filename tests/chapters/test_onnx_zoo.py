@@ -12,6 +12,7 @@ import torch
 from onnx import helper, numpy_helper
 
 from loader import definitions
+from workbench import protobuf
 
 net = definitions("onnx_zoo")
 SMALL = helper.make_opsetid("", 20)
@@ -46,62 +47,6 @@ def chain(filters: np.ndarray, bias: np.ndarray) -> onnx.ModelProto:
 
 
 # ---- bytes ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("data", "value", "length"),
-    [
-        (b"\x00", 0, 1),
-        (b"\x01", 1, 1),
-        (b"\x7f", 127, 1),
-        (b"\x80\x01", 128, 2),
-        (b"\xac\x02", 300, 2),
-        (b"\xff\xff\x03\x07", 65535, 3),
-        (b"\xff" * 9 + b"\x01", 2**64 - 1, 10),
-    ],
-)
-def test_a_varint_has_seven_bits_a_byte(data, value, length):
-    assert net.varint(data, 0) == (value, length)
-    assert net.varint(b"\x05" + data, 1) == (value, length + 1)
-
-
-def test_a_number_that_does_not_end_is_refused():
-    with pytest.raises(ValueError, match="is the file whole"):
-        net.varint(b"\x80", 0)
-    with pytest.raises(ValueError, match="is the file whole"):
-        net.varint(b"", 0)
-    with pytest.raises(ValueError, match="more than ten bytes"):
-        net.varint(b"\x80" * 10 + b"\x01", 0)
-
-
-def test_fields_of_each_type_by_hand():
-    data = b"\x08\x96\x01" + b"\x12\x03abc" + b"\x1d\x00\x00\x80\x3f" + b"\x21" + bytes(8)
-    assert net.fields(data) == [
-        (1, 0, 150),
-        (2, 2, b"abc"),
-        (3, 5, b"\x00\x00\x80\x3f"),
-        (4, 1, bytes(8)),
-    ]
-    assert net.fields(b"") == []
-    assert net.fields(b"\x80\x01\x07") == [(16, 0, 7)]
-
-
-@pytest.mark.parametrize("data", [b"\x12\x03ab", b"\x1d\x00\x00\x80", b"\x21" + bytes(7)])
-def test_a_field_that_is_cut_off_is_refused(data):
-    with pytest.raises(ValueError, match=f"field {data[0] >> 3} is cut off: is the file whole"):
-        net.fields(data)
-
-
-@pytest.mark.parametrize(("kind", "at"), [(3, 0), (4, 0), (6, 0), (7, 0), (6, 2)])
-def test_another_type_is_refused_with_its_place(kind, at):
-    data = b"\x08\x01"[:at] + bytes([8 + kind, 0])
-    with pytest.raises(ValueError, match=f"type {kind} in byte {at}: .* Git LFS"):
-        net.fields(data)
-
-
-def test_the_pointer_of_git_lfs_is_named():
-    with pytest.raises(ValueError, match="Git LFS"):
-        net.fields(b"version https://git-lfs.github.com/spec/v1\n")
 
 
 def test_numbers_are_signed_and_packed_or_not():
@@ -199,12 +144,12 @@ def test_the_comparison_finds_an_attribute_too_many(monkeypatch):
 def test_what_is_written_is_what_was_read(lenet):
     _, model = lenet
     data = model.SerializeToString()
-    assert net.written(net.fields(data)) == data
+    assert net.written(protobuf.fields(data)) == data
     for value in (0, 1, 127, 128, 300, 16384, 2**63, 2**64 - 1):
         data = net.number_written(value)
-        assert net.varint(data, 0) == (value, len(data))
+        assert protobuf.varint(data, 0) == (value, len(data))
     every = [(1, 0, 150), (2, 2, b"abc"), (3, 5, b"1234"), (4, 1, b"12345678")]
-    assert net.fields(net.written(every)) == every
+    assert protobuf.fields(net.written(every)) == every
 
 
 # ---- networks and their files --------------------------------------------------------------------
