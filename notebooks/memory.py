@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
@@ -40,20 +41,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from workbench import PROFILE, claim, device, record, record_spread, seed, spread, table
+from workbench import PROFILE, claim, device, record, seed, table
 from workbench import checks, images, plots, training
 
 # %% [markdown]
 # ## Measure: follow the storages
 
 
-# %% tags=["storages"]
+# %% tags=["tracker"]
 def storages(values) -> list:
     """The memory behind each tensor among values, which may be nested."""
     return [x.untyped_storage() for x in tree_leaves(values) if isinstance(x, Tensor)]
 
 
-# %% tags=["tracker"]
 class Tracker(TorchDispatchMode):
     """Bytes of the storages that operators make, from their birth to their end."""
 
@@ -181,7 +181,6 @@ class Walk(TorchFunctionMode):
         return storage.nbytes()
 
 
-# %% tags=["expected"]
 def expected(build: Callable, batch: Callable, B: int) -> Counter:
     """Function: bytes it keeps, from shapes alone; no number is computed."""
     with FakeTensorMode():
@@ -192,9 +191,6 @@ def expected(build: Callable, batch: Callable, B: int) -> Counter:
     return walk.bytes
 
 
-# %% [markdown]
-# ## One layer at a time
-
 # %% tags=["layers"]
 LAYERS = {  # layer: what it keeps, input, bytes by hand
     "Linear(6, 5)": ("input", nn.Linear(6, 5), (2, 3, 6), 4 * 36),
@@ -204,7 +200,12 @@ LAYERS = {  # layer: what it keeps, input, bytes by hand
     "Softmax": ("output", nn.Softmax(-1), (2, 8), 4 * 16),
     "Dropout": ("mask, as floats", nn.Dropout(0.5), (2, 8), 4 * 16),
     "MaxPool2d(2)": ("input, places as int64", nn.MaxPool2d(2), (2, 4, 6, 6), 1728),
-    "BatchNorm2d": ("input, 2 numbers a channel", nn.BatchNorm2d(4), (2, 4, 6, 6), 1184),
+    "BatchNorm2d": (
+        "input, 2 numbers a channel",
+        nn.BatchNorm2d(4),
+        (2, 4, 6, 6),
+        1184,
+    ),
     "LayerNorm": ("input, 2 numbers a row", nn.LayerNorm(8), (2, 3, 8), 4 * (48 + 12)),
     "Flatten": ("nothing", nn.Flatten(), (2, 4, 6), 0),
 }
@@ -227,7 +228,7 @@ table(rows, ("layer", "keeps", "input", "bytes by hand", "measured"))
 # ## Five networks
 
 
-# %% tags=["lenet"]
+# %% tags=["networks"]
 class LeNet(nn.Module):
     """The LeNet-5 of this book with ReLU and maxima: (B, 1, 28, 28) -> (B, 10)."""
 
@@ -246,7 +247,6 @@ class LeNet(nn.Module):
         return self.classifier(self.hidden(x.flatten(1)))
 
 
-# %% tags=["residual"]
 def conv_norm(c_in: int, c_out: int) -> nn.Sequential:
     conv = nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(c_out))
@@ -269,7 +269,6 @@ class Residual(nn.Module):
         return self.classifier(x.mean((2, 3)))
 
 
-# %% tags=["transformer"]
 def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     # (B, h, T, d) -> the same
     return F.scaled_dot_product_attention(q, k, v)
@@ -318,7 +317,6 @@ class Transformer(nn.Module):
         return self.classifier(self.blocks(self.words(x)).mean(1))
 
 
-# %% tags=["networks"]
 def mlp() -> nn.Module:
     hidden = (nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU())
     return nn.Sequential(*hidden, nn.Linear(128, 10))
@@ -382,6 +380,12 @@ def measured(build: Callable, batch: Callable, B: int) -> Bytes:
     return Bytes(weights, gradients, tracker.live - given - gradients, kept)
 
 
+def per_input(build: Callable, batch: Callable, B: int) -> int:
+    """Bytes of activations that one more input adds."""
+    more = expected(build, batch, B + 1).total()
+    return more - expected(build, batch, B).total()
+
+
 # %% tags=["headline"]
 SIZES = (1, 8, 32) if PROFILE == "sample" else (1, 8, 32, 128)
 found = {}
@@ -403,24 +407,12 @@ record("headline.cases", len(found))
 heads = ("batch of 8", "weights", "gradients", "Adam", "activations", "= measured")
 table(rows, heads)
 
-# %% tags=["headline-record"]
+# %% tags=["headline-claims"]
 flat, whole = (found[f"transformer{end}", 8][0] for end in ("", ", written out"))
 claim(flat.activations < whole.activations, "fused attention keeps less")
 claim(flat.weights == whole.weights, "the same weights")
 record("fused.less", whole.activations - flat.activations)
 record("fused.shares", 2 * 2 * 4 * 8 * 4 * 24 * 24)
-record("mlp.batch", found["MLP", 32][0].activations)
-
-# %% [markdown]
-# ## The batch
-
-
-# %% tags=["linear-batch"]
-def per_input(build: Callable, batch: Callable, B: int) -> int:
-    """Bytes of activations that one more input adds."""
-    more = expected(build, batch, B + 1).total()
-    return more - expected(build, batch, B).total()
-
 
 # %% tags=["batch-figure"] alt="A stacked area of kilobytes against the size of the batch, from 1 to 32. Weights, gradients and Adam's numbers are three bands of constant height; above them the activations rise along a straight line and are the largest part at the right. Dots of the measured sums lie on the upper edge."
 build, batch = NETWORKS["transformer"]
@@ -461,7 +453,19 @@ def peak(build: Callable, batch: Callable, B: int) -> int:
     return tracker.peak - before
 
 
-# %% tags=["allocator"]
+# %% tags=["others"]
+def library_peak(build: Callable, batch: Callable, B: int) -> int:
+    """The same by PyTorch's own tracker."""
+    network = build()
+    x, y = batch(B)
+    tracker = MemTracker()
+    tracker.track_external(network, x, y)
+    with tracker:
+        F.cross_entropy(network(x), y).backward()
+    found = tracker.get_tracker_snapshot("peak")[x.device]["Total"]
+    return found - sum(t.nbytes for t in (*state(network), x, y))
+
+
 def allocator_peak(build: Callable, batch: Callable, B: int) -> int:
     """The same from the list of what the CPU's allocator gave and took back."""
     network = build()
@@ -469,27 +473,25 @@ def allocator_peak(build: Callable, batch: Callable, B: int) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
         F.cross_entropy(network(x), y).backward()
     events = run.profiler.kineto_results.events()
-    events = sorted(
-        (e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"
-    )
-    return int(np.cumsum([size for _, size in events]).max())
+    events = [event for event in events if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return int(np.cumsum([event.nbytes() for event in events]).max())
 
-
-# %% tags=["peaks"]
-os.environ["KINETO_LOG_LEVEL"] = "99"  # the profiler's own lines
-peaks = {}
-for name, (build, batch) in NETWORKS.items():
-    with FakeTensorMode():
-        rehearsed = peak(build, batch, 8)
-    peaks[name] = (rehearsed, peak(build, batch, 8), allocator_peak(build, batch, 8))
 
 # %% tags=["peaks-table"]
+os.environ["KINETO_LOG_LEVEL"] = "99"  # the profiler's own lines
 rows = []
-for name, (rehearsed, by_tracker, by_allocator) in peaks.items():
-    claim(rehearsed == by_tracker, f"{name}: the rehearsal gives the peak")
-    claim(by_allocator >= by_tracker, f"{name}: the allocator sees no less")
-    rows.append((name, rehearsed, by_tracker, by_allocator - by_tracker))
-table(rows, ("batch of 8", "peak, rehearsed", "measured", "the allocator sees more"))
+for name, how in NETWORKS.items():
+    with FakeTensorMode():
+        rehearsed = peak(*how, 8)
+    ours = peak(*how, 8)
+    theirs = library_peak(*how, 8)
+    more = allocator_peak(*how, 8) - ours
+    claim(rehearsed == ours == theirs, f"{name}: three equal peaks")
+    claim(more >= 0, f"{name}: the allocator sees no less")
+    rows.append((name, rehearsed, ours, theirs, more))
+heads = ("batch of 8", "rehearsed", "our tracker", "MemTracker", "allocator, more")
+table(rows, heads)
 
 
 # %% tags=["step-trace"]
@@ -523,7 +525,9 @@ top = int(alive.argmax())
 _, axes = plt.subplots(figsize=(5, 2.8))
 axes.plot(alive, color=plots.COLOURS[0], linewidth=1.5)
 axes.plot(top, alive[top], "o", color=plots.COLOURS[1])
-axes.annotate("peak", (top, alive[top]), (8, 0), textcoords="offset points", va="center")
+axes.annotate(
+    "peak", (top, alive[top]), (8, 0), textcoords="offset points", va="center"
+)
 start = 0
 for name, end in ends.items():
     axes.axvline(end, color=plots.GRID, zorder=0)
@@ -581,7 +585,9 @@ class EightBit:
         self.scale = blocks.abs().amax(1)
         shares = blocks / self.scale.clamp(min=1e-38)[:, None]
         edges = (self.codes[1:] + self.codes[:-1]) / 2
-        self.bytes = torch.bucketize(shares, edges).to(torch.uint8).flatten()[:n].clone()
+        self.bytes = (
+            torch.bucketize(shares, edges).to(torch.uint8).flatten()[:n].clone()
+        )
 
     def read(self) -> Tensor:
         n = self.bytes.numel()
@@ -744,12 +750,16 @@ def layer(d: int, dropout: float) -> nn.Module:
 class Chain(nn.Module):
     """n layers in segments, and how a segment is run: (B, d) -> (B, d)."""
 
-    def __init__(self, n: int, d: int, segments: int, run: Callable, dropout: float = 0):
+    def __init__(
+        self, n: int, d: int, segments: int, run: Callable, dropout: float = 0
+    ):
         super().__init__()
         layers = [layer(d, dropout) for _ in range(n)]
         size = n // segments
         starts = range(0, n, size)
-        self.segments = nn.ModuleList(nn.Sequential(*layers[i : i + size]) for i in starts)
+        self.segments = nn.ModuleList(
+            nn.Sequential(*layers[i : i + size]) for i in starts
+        )
         self.run = run
 
     def forward(self, x: Tensor) -> Tensor:
@@ -776,12 +786,6 @@ def twins(run: Callable, n: int = 6, segments: int = 3) -> bool:
     return all(torch.equal(a, b) for a, b in zip(*found))
 
 
-# %% tags=["twins"]
-claim(twins(recompute), "checkpoints written out: equal gradients, dropout too")
-claim(twins(library), "the library's: equal gradients, dropout too")
-
-
-# %% tags=["sqrt"]
 N = 36
 D = 16
 ROWS = 1024
@@ -809,6 +813,8 @@ theirs = [chain_peak(k, library) for k in COUNTS]
 without = chain_peak(1, plain)
 
 # %% tags=["sqrt-claims"]
+claim(twins(recompute), "checkpoints written out: equal gradients, dropout too")
+claim(twins(library), "the library's: equal gradients, dropout too")
 claim(theirs == line, "the library's peak is the formula, to the byte")
 claim(ours == [size + MAP for size in line], "ours holds one map more")
 claim(without == (N + 1) * MAP + ONE_LAYER, "without: each output, and a gradient")
@@ -885,11 +891,10 @@ def offload(network, optimizer, x, y) -> None:
     optimizer.zero_grad()
 
 
-# %% tags=["in-backward"]
-def step_in_backward(network: nn.Module, make: Callable) -> None:
+def step_in_backward(network: nn.Module) -> None:
     """An optimiser for each parameter, which steps when its gradient is complete."""
     for p in network.parameters():
-        own = make([p])
+        own = torch.optim.Adam([p])
 
         def step(p: Tensor, own=own) -> None:
             own.step()
@@ -906,7 +911,9 @@ def only_backward(network, optimizer, x, y) -> None:
 class Deep(nn.Module):
     """A chain in segments and a classifier; `inplace` is for its ReLUs."""
 
-    def __init__(self, run: Callable, inplace: bool = False, *, n: int = 16, d: int = 64):
+    def __init__(
+        self, run: Callable = plain, inplace: bool = False, *, n: int = 16, d: int = 64
+    ):
         super().__init__()
         self.chain = Chain(n, d, math.isqrt(n), run)
         self.classifier = nn.Linear(d, 10)
@@ -919,60 +926,321 @@ class Deep(nn.Module):
 
 
 class Trial(NamedTuple):
-    """Two steps of training: bytes, layers run, and the weights after them."""
+    """A second step of training: most bytes, layers run, and the weights after it."""
 
     peak: int
-    rest: int  # alive after a step
     layers: int
     weights: list[Tensor]
 
 
-def trial(step: Callable, make: Callable, run=plain, inplace=False, hooked=False) -> Trial:
+def trial(step: Callable, make: Callable, B: int, **how) -> Trial:
+    """`make` gives the optimiser, or hooks in its place; `how` goes to the network."""
     seed(0)
     with Tracker() as tracker:
-        network = Deep(run, inplace)
-        optimizer = None if hooked else make(network.parameters())
-        if hooked:
-            step_in_backward(network, make)
-        x, y = pictures(64)(256)
+        network = Deep(**how)
+        optimizer = make(network)
+        x, y = pictures(64)(B)
         step(network, optimizer, x, y)
         calls = Counter()
         for part in network.modules():
             if isinstance(part, nn.ReLU):
-                part.register_forward_hook(lambda *_: calls.update(layers=1))
+                part.register_forward_pre_hook(lambda *_: calls.update(layers=1))
         tracker.peak = tracker.live
         step(network, optimizer, x, y)
-    return Trial(tracker.peak, tracker.live, calls["layers"], list(network.parameters()))
+    return Trial(tracker.peak, calls["layers"], list(network.parameters()))
 
 
-# %% tags=["means-run"]
-usual_adam = (usual, torch.optim.Adam)
-trials = {
-    "nothing": trial(*usual_adam),
-    "gradients kept": trial(keep_gradients, torch.optim.Adam),
-    "ReLU in place": trial(*usual_adam, inplace=True),
-    "4 pieces": trial(accumulate, torch.optim.Adam),
-    "4 checkpoints": trial(*usual_adam, run=library),
-    "files": trial(offload, torch.optim.Adam),
-    "step in backward": trial(only_backward, torch.optim.Adam, hooked=True),
-    "8-bit Adam": trial(usual, OPTIMISERS["Adam, 8 bits"][0]),
-    "Adafactor": trial(usual, torch.optim.Adafactor),
-}
-
-
-# %% tags=["means-table"]
 def alike(a: list[Tensor], b: list[Tensor]) -> str:
     """Two lists of weights in a word."""
     if all(torch.equal(p, q) for p, q in zip(a, b)):
         return "equal"
     off = max(checks.deviation(p, q) for p, q in zip(a, b))
-    return "but for rounding" if off < 1e-3 else f"off by {off:.0e}"
+    return "but for rounding" if off < 1e-3 else "others"
 
 
-first = trials["nothing"]
+def adam(network: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(network.parameters())
+
+
+MEANS = {  # name: the step, the optimiser, how the network is run
+    "nothing": (usual, adam, {}),
+    "gradients kept": (keep_gradients, adam, {}),
+    "ReLU in place": (usual, adam, {"inplace": True}),
+    "4 pieces": (accumulate, adam, {}),
+    "4 checkpoints": (usual, adam, {"run": library}),
+    "to files": (offload, adam, {}),
+    "step in backward": (only_backward, step_in_backward, {}),
+    "Adam, 8 bits": (usual, lambda net: Adam(net.parameters(), EightBit), {}),
+    "Adafactor": (usual, lambda net: torch.optim.Adafactor(net.parameters()), {}),
+}
+
+# %% tags=["means-run"]
+tried = {}
+for name, (step, make, how) in MEANS.items():
+    tried[name] = [trial(step, make, B, **how) for B in (256, 16)]
+
+# %% tags=["means-table"]
 rows = []
-for name, now in trials.items():
-    less = first.peak - now.peak
-    same = alike(now.weights, first.weights)
-    rows.append((name, now.peak, less, now.rest, now.layers, same))
-table(rows, ("means", "peak", "saved", "between steps", "layers run", "weights"))
+for name, pair in tried.items():
+    less = [first.peak - now.peak for first, now in zip(tried["nothing"], pair)]
+    same = alike(pair[0].weights, tried["nothing"][0].weights)
+    rows.append((name, *(round(n / 1e3) for n in less), pair[0].layers, same))
+heads = ("means", "kB saved, batch of 256", "batch of 16", "layers run", "weights")
+table(rows, heads)
+
+# %% tags=["means-claims"]
+wide, small = ({n: pair[i].peak for n, pair in tried.items()} for i in (0, 1))
+for name in ("gradients kept", "ReLU in place", "4 checkpoints", "to files"):
+    same = alike(tried[name][0].weights, tried["nothing"][0].weights)
+    claim(same == "equal", f"{name}: equal weights")
+claim(wide["ReLU in place"] == wide["nothing"], "in place saves nothing here")
+claim(min(wide, key=wide.get) == "to files", "256: files save the most")
+claim(wide["gradients kept"] > wide["nothing"], "kept gradients cost")
+activation_means = ("4 pieces", "4 checkpoints", "to files")
+for name in ("Adafactor", "Adam, 8 bits", "step in backward"):
+    saved_here = small["nothing"] - small[name]
+    best = max(small["nothing"] - small[other] for other in activation_means)
+    claim(saved_here > 2 * best, f"16: {name} saves more than means for activations")
+for name in activation_means:
+    claim(wide["nothing"] - wide[name] > 5e5, f"256: {name} saves")
+claim(tried["4 checkpoints"][0].layers == 32, "checkpoints run each layer twice")
+record("means.wide", wide["nothing"] / 1e6)
+record("means.small", small["nothing"] / 1e6)
+
+# %% [markdown]
+# ## Without gradients, and mistakes
+
+
+# %% tags=["forward-only"]
+def forward_only(mode: Callable, inplace: bool = False) -> tuple[int, int]:
+    """Bytes kept by the output, and most bytes, of one forward pass in a mode."""
+    with Tracker() as tracker:
+        network = Deep(inplace=inplace)
+        x = torch.randn(256, 64)
+        before = tracker.live
+        with mode():
+            y = network(x)
+        return tracker.live - before - y.nbytes, tracker.peak - before
+
+
+# %% tags=["forward-table"]
+MODES = {
+    "with a graph": (torch.enable_grad,),
+    "no_grad": (torch.no_grad,),
+    "inference_mode": (torch.inference_mode,),
+    "no_grad, ReLU in place": (torch.no_grad, True),
+}
+only = {name: forward_only(*how) for name, how in MODES.items()}
+claim(only["with a graph"][0] == 16 * 256 * 64 * 4, "the graph keeps 16 outputs")
+claim(only["no_grad"] == only["inference_mode"], "both modes keep nothing")
+claim(only["no_grad"][0] == 0, "without a graph nothing is kept")
+claim(only["no_grad, ReLU in place"][1] < only["no_grad"][1], "in place saves a map")
+rows = [(name, *pair) for name, pair in only.items()]
+table(rows, ("forward pass alone", "kept, bytes", "peak"))
+
+
+# %% tags=["mistakes"]
+def overwritten() -> str:
+    """What autograd says when a kept tensor was changed before its gradient."""
+    x = torch.ones(3, requires_grad=True)
+    y = x.exp()  # keeps its output
+    y += 1
+    try:
+        y.sum().backward()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def losses_in_a_list(number: int, detached: bool) -> int:
+    """Bytes alive after some losses have gone into a list."""
+    with Tracker() as tracker:
+        network = mlp()
+        before = tracker.live
+        losses = []
+        for _ in range(number):
+            loss = network(torch.randn(32, 64)).square().mean()
+            losses.append(loss.detach() if detached else loss)
+            del loss
+        return tracker.live - before
+
+
+def slice_of(copied: bool) -> int:
+    """Bytes alive when one row of a thousand is all that is left."""
+    with Tracker() as tracker:
+        row = torch.zeros(1000, 256)[0]
+        row = row.clone() if copied else row
+        return tracker.live
+
+
+def accumulated(network: nn.Module, pieces: int) -> list[Tensor]:
+    """Gradients of the mean loss, collected over pieces of a batch."""
+    seed(0)
+    x, y = pictures(3, 16, 16)(16)
+    network.zero_grad()
+    for part, labels in zip(x.chunk(pieces), y.chunk(pieces)):
+        (F.cross_entropy(network(part), labels) / pieces).backward()
+    return [p.grad for p in network.parameters()]
+
+
+# %% tags=["mistakes-claims"]
+said = overwritten()
+claim("modified by an inplace operation" in said, "autograd notices")
+claim("version 1; expected version 0" in said, "by counting versions")
+lists = [losses_in_a_list(10, detached) for detached in (False, True)]
+claim(lists[0] > 1000 * lists[1], "losses keep their graphs")
+claim(slice_of(False) == 1000 * slice_of(True), "a row keeps the whole memory")
+record("list.kept", lists[0])
+record("list.detached", lists[1])
+seed(0)
+network = Residual()
+far = [
+    checks.deviation(a, b) for a, b in zip(*(accumulated(network, n) for n in (1, 4)))
+]
+claim(max(far) > 0.01, "with batch norm, pieces give other gradients")
+network.eval()
+far = [
+    checks.deviation(a, b) for a, b in zip(*(accumulated(network, n) for n in (1, 4)))
+]
+claim(max(far) < 1e-4, "with fixed statistics they are the same but for rounding")
+
+# %% [markdown]
+# ## Large networks, by formula
+
+# %% tags=["large"]
+PER_PARAMETER = {  # bytes: weight, gradient, optimiser's numbers
+    "float32, Adam": (4, 4, 8),
+    "mixed precision, Adam": (2, 2, 4 + 8),  # a copy of the weight in float32
+    "mixed precision, Adam of 8 bits": (2, 2, 4 + 2),
+    "the second on 64 GPUs, ZeRO": (2 / 64, 2 / 64, 12 / 64),
+    "LoRA, 1 % of the second": (2 + 0.02, 0.02, 0.12),  # all weights, and 1 % more
+}
+
+# %% tags=["large-table"]
+rows = []
+for name, parts in PER_PARAMETER.items():
+    cells = [f"{part:.3g}" for part in (*parts, sum(parts))]
+    rows.append((name, *cells, f"{7 * sum(parts):.1f}"))
+heads = ("bytes a parameter", "weight", "gradient", "optimiser", "sum", "7 billion, GB")
+table(rows, heads)
+
+# %% [markdown]
+# ## On a GPU
+
+
+# %% tags=["cuda"]
+def on_cuda(build: Callable, batch: Callable, B: int, file: Path) -> int:
+    """Peak by CUDA's allocator; its history goes to a file for pytorch.org/memory_viz."""
+    torch.cuda.memory._record_memory_history()
+    network = build().to(device)
+    x, y = (t.to(device) for t in batch(B))
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    F.cross_entropy(network(x), y).backward()
+    torch.cuda.memory._dump_snapshot(str(file))
+    torch.cuda.memory._record_memory_history(enabled=None)
+    return torch.cuda.max_memory_allocated() - before
+
+
+# %% tags=["cuda-run"]
+if torch.cuda.is_available():
+    with tempfile.TemporaryDirectory() as folder:
+        found = on_cuda(*NETWORKS["MLP"], 8, Path(folder) / "snapshot.pickle")
+    table([("MLP", found)], ("on CUDA", "peak, bytes"))
+
+# %% [markdown]
+# ## What we saw
+#
+# - What each layer keeps is a rule; with the rules and shapes, the bytes of a training
+#   step are known before it runs, and measured they are the same.
+# - Activations grow with the batch; weights, gradients and the optimiser's numbers do not.
+# - Each means lowers one of these parts, and pays with work, transfers or exactness.
+
+# %% [markdown]
+# ## Solutions
+
+# %% tags=["solution-1"]
+sizes = (784, 64, 10)
+parameters_1 = 784 * 64 + 64 + 64 * 10 + 10
+state_1 = 4 * parameters_1 * 4 + 4 * 4  # and the counts of four tensors
+kept_1 = 32 * (4 * 784 + 4 * 64 + 4 * 10 + 8) + 4  # input, hidden, shares, labels
+
+# %% tags=["solution-1-result"]
+step_1 = measured(digits_mlp, pictures(784), 32)
+claim(step_1.activations == kept_1, "activations by hand")
+claim(sum(step_1) == state_1 + kept_1, "the sum by hand")
+table([(state_1 + kept_1, sum(step_1))], ("by hand", "measured"))
+
+
+# %% tags=["solution-2"]
+def gelu_mlp() -> nn.Module:
+    hidden = (nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 128), nn.GELU())
+    return nn.Sequential(*hidden, nn.Linear(128, 10))
+
+
+# %% tags=["solution-2-result"]
+pair = [expected(build, pictures(64), 32).total() for build in (mlp, gelu_mlp)]
+claim(measured(gelu_mlp, pictures(64), 32).activations == pair[1], "measured, too")
+claim(pair[1] - pair[0] == 2 * 32 * 128 * 4, "two maps more")
+table([tuple(pair)], ("ReLU, bytes kept", "GELU"))
+
+
+# %% tags=["solution-3"]
+class Halves(saved_tensors_hooks):
+    """Keeps what is in float32 as float16."""
+
+    def __init__(self):
+        super().__init__(self.pack, self.unpack)
+
+    def pack(self, x: Tensor) -> Tensor:
+        return x.half() if x.dtype == torch.float32 else x
+
+    def unpack(self, x: Tensor) -> Tensor:
+        return x.float() if x.dtype == torch.float16 else x
+
+
+# %% tags=["solution-3-result"]
+seed(0)
+network = Chain(8, 32, 1, plain)
+x = torch.randn(64, 32)
+exact = gradients(network, x)
+with Halves():
+    near = gradients(network, x)
+off = max(checks.deviation(a, b) for a, b in zip(near, exact))
+claim(0 < off < 0.01, "gradients change by less than a hundredth")
+table([(f"{off:.0e}",)], ("largest change of a gradient, relative",))
+
+
+# %% tags=["solution-4"]
+def nested(layers: list[nn.Module], x: Tensor) -> Tensor:
+    """Checkpoints within checkpoints: each half, and in it each half."""
+    if len(layers) == 1:
+        return layers[0](x)
+    middle = len(layers) // 2
+    for half in (layers[:middle], layers[middle:]):
+        x = checkpoint(nested, half, x, use_reentrant=False)
+    return x
+
+
+def nested_cost(n: int) -> tuple[float, int]:
+    """Peak in maps, beside weights and their gradients, and layers run."""
+    calls = Counter()
+    with Tracker() as tracker:
+        layers = [layer(D, 0) for _ in range(n)]
+        for part in layers:
+            part[0].weight.grad = torch.zeros_like(part[0].weight)
+            part[0].bias.grad = torch.zeros_like(part[0].bias)
+            part[1].register_forward_pre_hook(lambda *_: calls.update(layers=1))
+        x = torch.randn(ROWS, D)
+        before = tracker.live
+        nested(layers, x).sum().backward()
+    return (tracker.peak - before) / MAP, calls["layers"]
+
+
+# %% tags=["solution-4-result"]
+rows = []
+for n in (4, 16, 64):
+    maps, layers_run = nested_cost(n)
+    rows.append((n, f"{maps:.2f}", 2 * math.isqrt(n), layers_run, 2 * n))
+heads = ("layers", "peak, maps", "with root of n", "layers run", "with root of n")
+table(rows, heads)
