@@ -415,6 +415,7 @@ table(rows, heads)
 flat, whole = (found[f"transformer{end}", 8][0] for end in ("", ", written out"))
 claim(flat.activations < whole.activations, "fused attention keeps less")
 claim(flat.weights == whole.weights, "the same weights")
+record("version.torch", torch.__version__.split("+")[0])
 record("fused.less", whole.activations - flat.activations)
 shares = 2 * 4 * 8 * 4 * 24 * 24  # blocks, bytes, B, h, T, T
 row_sums = shares // 24
@@ -1248,6 +1249,7 @@ def nested_cost(n: int) -> tuple[float, int]:
 rows = []
 for n in (4, 16, 64):
     maps, layers_run = nested_cost(n)
+    claim(abs(maps - math.log2(n) - 2) < 0.2, f"{n} layers: a map for each doubling")
     rows.append((n, f"{maps:.2f}", 2 * math.isqrt(n), layers_run, 2 * n))
 heads = ("layers", "peak, maps", "with root of n", "layers run", "with root of n")
 table(rows, heads)
