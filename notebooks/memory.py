@@ -87,7 +87,7 @@ class Tracker(TorchDispatchMode):
 
 # %% tags=["saved"]
 def saved(network: nn.Module, x: Tensor, y: Tensor | None = None) -> int:
-    """Bytes that the graph of one forward pass keeps, each storage once, no parameters."""
+    """Bytes that the graph of one forward pass keeps: each storage once, no weights."""
     fixed = {storage._cdata for storage in storages(state(network))}
     kept = {}
 
@@ -358,7 +358,7 @@ class Bytes(NamedTuple):
 
 
 def computed(build: Callable, batch: Callable, B: int) -> Bytes:
-    """With Adam: two numbers for each parameter, and a count of steps for each tensor."""
+    """With Adam: two numbers for each parameter, and a count for each tensor."""
     network = build()
     weights = sum(p.nbytes for p in network.parameters())
     tensors = len(list(network.parameters()))
@@ -421,18 +421,18 @@ shares = 2 * 4 * 8 * 4 * 24 * 24  # blocks, bytes, B, h, T, T
 row_sums = shares // 24
 claim(whole.activations - flat.activations == shares - row_sums, "shares, not sums")
 
-# %% tags=["batch-figure"] alt="A stacked area of kilobytes against the size of the batch, from 1 to 32. Weights, gradients and Adam's numbers are three bands of constant height; above them the activations rise along a straight line and are the largest part at the right. Dots of the measured sums lie on the upper edge."
+# %% tags=["batch-figure"] alt="A stacked area of megabytes against the size of the batch, from 1 to 32. Weights, gradients and Adam's numbers are three bands of constant height; above them the activations rise along a straight line and are the largest part at the right. Dots of the measured sums lie on the upper edge."
 build, batch = NETWORKS["transformer"]
 sizes = [1, 8, 16, 24, 32]
-parts = np.array([computed(build, batch, B) for B in sizes]).T / 1e3
-dots = [sum(measured(build, batch, B)) / 1e3 for B in sizes]
+parts = np.array([computed(build, batch, B) for B in sizes]).T / 1e6
+dots = [sum(measured(build, batch, B)) / 1e6 for B in sizes]
 _, axes = plt.subplots()
 axes.stackplot(sizes, parts, colors=plots.COLOURS, alpha=0.35)
-axes.plot(sizes, dots, "o", color=plots.INK)
+axes.plot(sizes, dots, "o", color=plots.INK, clip_on=False)
 middles = parts.cumsum(0)[:, -1] - parts[:, -1] / 2
 names = ("weights", "gradients", "Adam", "activations")
 plots.label_ends(axes, {name: (32, y) for name, y in zip(names, middles)})
-axes.set(xlabel="batch", ylabel="kB", xlim=(1, 32), ylim=0)
+axes.set(xlabel="batch", ylabel="MB", xlim=(1, 32), ylim=0)
 axes.set_axisbelow(True)
 
 # %% tags=["batch-claims"]
@@ -451,7 +451,7 @@ record("batch.each", per_input(*NETWORKS["transformer"], 1))
 
 # %% tags=["peak"]
 def peak(build: Callable, batch: Callable, B: int) -> int:
-    """The most bytes alive in a first forward and backward pass, beside what was before."""
+    """The most bytes alive in a forward and backward pass, beside what was before."""
     with Tracker() as tracker:
         network = build()
         x, y = batch(B)
@@ -503,7 +503,7 @@ table(rows, heads)
 
 # %% tags=["step-trace"]
 def trace(build: Callable, batch: Callable, B: int) -> tuple[list[int], dict[str, int]]:
-    """Bytes alive after each operator of a second step with Adam, and where parts end."""
+    """Bytes alive after each operator of a second step, and where its parts end."""
     ends = {}
     with Tracker() as tracker:
         network = build()
@@ -528,7 +528,7 @@ history, ends = trace(*NETWORKS["transformer"], 8)
 alive = np.array(history) / 1e6
 top = int(alive.argmax())
 
-# %% tags=["step-figure"] alt="Megabytes alive against the number of the operator in one training step. A first part, forward, rises in steps; near its end the curve is highest, marked as the peak. In the second part, backward, it falls in steps to a level above the start; in the third, the optimiser, it stays there with small teeth."
+# %% tags=["step-figure"] alt="Megabytes alive against the number of the operator in one training step. A first part, forward, rises in steps. In the second part, backward, the curve first reaches its highest point, marked as the peak, and then falls in steps to a level above the start; in the third, the optimiser, it stays there with small teeth."
 _, axes = plt.subplots(figsize=(5, 2.8))
 axes.plot(alive, color=plots.COLOURS[0], linewidth=1.5)
 axes.plot(top, alive[top], "o", color=plots.COLOURS[1])
@@ -544,9 +544,13 @@ axes.set(xlabel="operator", ylabel="MB", ylim=0, xlim=(0, len(alive)))
 axes.set_axisbelow(True)
 
 # %% tags=["step-claims"]
-forward, backward = alive[: ends["forward"]], alive[ends["forward"] : ends["backward"]]
-near = ends["forward"] - len(forward) // 10 < top < ends["forward"] + len(backward) // 5
-claim(near, "the peak is near the end of the forward pass")
+forward = alive[: ends["forward"]]
+backward = alive[ends["forward"] : ends["backward"]]
+near = ends["forward"] <= top < ends["forward"] + len(backward) // 4
+claim(near, "the peak is early in the backward pass")
+start = forward[0]  # weights, Adam's numbers, and the batch
+most = alive[top] - start > 0.9 * (forward[-1] - start)
+claim(most, "most activations are still there")
 claim(backward[-1] < 0.6 * alive[top], "backward lets go of the activations")
 claim(backward[-1] > alive[0], "and leaves the gradients")
 claim(forward[-1] > 2 * forward[0], "forward rises")
@@ -654,8 +658,9 @@ def blocks(p: Tensor) -> int:
 
 
 def factors(p: Tensor) -> int:
-    """Adafactor keeps a number for each row and column, of a vector all; and a count."""
-    return 4 * (sum(p.shape) if p.ndim == 2 else p.numel()) + 4
+    """Adafactor keeps a number for each row and column, of a vector all."""
+    numbers = sum(p.shape) if p.ndim == 2 else p.numel()
+    return 4 * numbers + 4  # and a count
 
 
 OPTIMISERS = {  # name: how it is made, and the bytes it keeps of one tensor
@@ -684,6 +689,7 @@ def kept_by(make: Callable) -> int:
 # %% tags=["optimiser-table"]
 shapes = list(digits_mlp().parameters())
 weights = sum(p.nbytes for p in shapes)
+claim(SIGNED.diff()[127] < 1e-4 * SIGNED.diff()[253], "finer near zero")
 rows = []
 for name, (make, rule) in OPTIMISERS.items():
     by_rule = sum(rule(p) for p in shapes)
@@ -838,8 +844,8 @@ axes.plot(COUNTS, np.array(theirs) / 1e6, "o", color=plots.COLOURS[0])
 axes.plot(COUNTS, np.array(ours) / 1e6, "s", color=plots.COLOURS[1])
 axes.axhline(without / 1e6, color=plots.QUIET, linestyle="--", linewidth=1)
 axes.text(6, without / 1e6, "without checkpoints", ha="center", va="bottom")
-axes.text(9, ours[4] / 1e6, "ours", color=plots.COLOURS[1], va="bottom")
-axes.text(6, 0.55, "library, and computed", ha="center", color=plots.COLOURS[0])
+axes.text(2.2, ours[1] / 1e6, "ours", color=plots.COLOURS[1])
+axes.text(6, 0.12, "library, and computed", ha="center", color=plots.COLOURS[0])
 axes.set(xscale="log", xlabel="segments", ylabel="peak, MB", ylim=0)
 axes.set(xticks=(1, 2, 3, 6, 12, 36), xticklabels=("1", "2", "3", "6", "12", "36"))
 axes.minorticks_off()
@@ -850,7 +856,7 @@ axes.minorticks_off()
 
 # %% tags=["offload"]
 class ToFiles(saved_tensors_hooks):
-    """What the graph keeps is written to files, each storage once, and read when needed."""
+    """What the graph keeps is written to files, and read when it is needed."""
 
     def __init__(self, folder: Path, network: nn.Module):
         self.fixed = {storage._cdata for storage in storages(state(network))}
@@ -998,9 +1004,12 @@ table(rows, heads)
 
 # %% tags=["means-claims"]
 wide, small = ({n: pair[i].peak for n, pair in tried.items()} for i in (0, 1))
-for name in ("gradients kept", "ReLU in place", "4 checkpoints", "to files"):
+exact = ("gradients kept", "ReLU in place", "4 checkpoints", "to files")
+for name in (*exact, "step in backward"):
     same = alike(tried[name][0].weights, tried["nothing"][0].weights)
     claim(same == "equal", f"{name}: equal weights")
+near = alike(tried["4 pieces"][0].weights, tried["nothing"][0].weights)
+claim(near == "but for rounding", "pieces: equal but for rounding")
 claim(wide["ReLU in place"] == wide["nothing"], "in place saves nothing here")
 claim(min(wide, key=wide.get) == "to files", "256: files save the most")
 claim(wide["gradients kept"] > wide["nothing"], "kept gradients cost")
@@ -1138,7 +1147,7 @@ table(rows, heads)
 
 # %% tags=["cuda"]
 def on_cuda(build: Callable, batch: Callable, B: int, file: Path) -> int:
-    """Peak by CUDA's allocator; its history goes to a file for pytorch.org/memory_viz."""
+    """Peak by CUDA's allocator; its history, for pytorch.org/memory_viz, in a file."""
     torch.cuda.memory._record_memory_history()
     network = build().to(device)
     x, y = (t.to(device) for t in batch(B))
