@@ -590,8 +590,8 @@ def test_weights_alike_in_a_word():
     a = [torch.tensor([1.0, 2.0])]
     assert net.alike(a, [torch.tensor([1.0, 2.0])]) == "equal"
     assert net.alike(a, [torch.tensor([1.0, 2.0001])]) == "but for rounding"
-    assert net.alike(a, [torch.tensor([1.0, 2.1])]) == "others"
-    assert net.alike(a * 2, [a[0], torch.tensor([1.0, 2.1])]) == "others"
+    assert net.alike(a, [torch.tensor([1.0, 2.1])]) == "differ"
+    assert net.alike(a * 2, [a[0], torch.tensor([1.0, 2.1])]) == "differ"
 
 
 def test_a_forward_pass_alone():
