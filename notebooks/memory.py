@@ -1002,28 +1002,36 @@ for name, pair in tried.items():
 heads = ("means", "kB saved, batch of 256", "batch of 16", "layers run", "weights")
 table(rows, heads)
 
+# %% tags=["same-claims"]
+plain_run = tried["nothing"]
+same = {
+    name: alike(pair[0].weights, plain_run[0].weights) for name, pair in tried.items()
+}
+exact = (
+    "gradients kept",
+    "ReLU in place",
+    "4 checkpoints",
+    "to files",
+    "step in backward",
+)
+claim(all(same[name] == "equal" for name in exact), "five means: equal weights")
+claim(same["4 pieces"] == "but for rounding", "pieces: equal but for rounding")
+ours = trial(usual, lambda net: Adam(net.parameters(), Whole), 16)
+alike_torch = alike(ours.weights, plain_run[1].weights)
+claim(alike_torch != "differ", "Adam with whole moments is PyTorch's")
+claim(tried["4 checkpoints"][0].layers == 32, "checkpoints run each layer twice")
+
 # %% tags=["means-claims"]
 wide, small = ({n: pair[i].peak for n, pair in tried.items()} for i in (0, 1))
-exact = ("gradients kept", "ReLU in place", "4 checkpoints", "to files")
-for name in (*exact, "step in backward"):
-    same = alike(tried[name][0].weights, tried["nothing"][0].weights)
-    claim(same == "equal", f"{name}: equal weights")
-near = alike(tried["4 pieces"][0].weights, tried["nothing"][0].weights)
-claim(near == "but for rounding", "pieces: equal but for rounding")
-ours = trial(usual, lambda net: Adam(net.parameters(), Whole), 16)
-same = alike(ours.weights, tried["nothing"][1].weights)
-claim(same != "differ", "Adam with whole moments is PyTorch's")
 claim(wide["ReLU in place"] == wide["nothing"], "in place saves nothing here")
-claim(min(wide, key=wide.get) == "to files", "256: files save the most")
 claim(wide["gradients kept"] > wide["nothing"], "kept gradients cost")
-activation_means = ("4 pieces", "4 checkpoints", "to files")
-for name in ("Adafactor", "Adam, 8 bits", "step in backward"):
-    saved_here = small["nothing"] - small[name]
-    best = max(small["nothing"] - small[other] for other in activation_means)
-    claim(saved_here > 2 * best, f"16: {name} saves more than means for activations")
-for name in activation_means:
-    claim(wide["nothing"] - wide[name] > 5e5, f"256: {name} saves")
-claim(tried["4 checkpoints"][0].layers == 32, "checkpoints run each layer twice")
+for_activations = ("4 pieces", "4 checkpoints", "to files")
+large = min(wide["nothing"] - wide[name] for name in for_activations)
+claim(large > 5e5, "256: means for activations save most of a megabyte")
+best = max(small["nothing"] - small[name] for name in for_activations)
+for_states = ("Adafactor", "Adam, 8 bits", "step in backward")
+least = min(small["nothing"] - small[name] for name in for_states)
+claim(least > max(2 * best, 1e5), "16: the other three save more")
 record("means.wide", wide["nothing"] / 1e6)
 record("means.small", small["nothing"] / 1e6)
 
@@ -1103,26 +1111,24 @@ def accumulated(network: nn.Module, pieces: int) -> list[Tensor]:
     return [p.grad for p in network.parameters()]
 
 
+def pieces_apart(network: nn.Module) -> float:
+    """Largest change of a gradient, relative, when a batch goes in four pieces."""
+    whole = accumulated(network, 1)
+    pieces = accumulated(network, 4)
+    return max(checks.deviation(a, b) for a, b in zip(pieces, whole))
+
+
 # %% tags=["mistakes-claims"]
 said = overwritten()
 claim("modified by an inplace operation" in said, "autograd notices")
 claim("version 1; expected version 0" in said, "by counting versions")
-lists = [losses_in_a_list(10, detached) for detached in (False, True)]
-claim(lists[0] > 1000 * lists[1], "losses keep their graphs")
+record("list.kept", losses_in_a_list(10, False))
+record("list.detached", losses_in_a_list(10, True))
 claim(slice_of(False) == 1000 * slice_of(True), "a row keeps the whole memory")
-record("list.kept", lists[0])
-record("list.detached", lists[1])
 seed(0)
 network = Residual()
-far = [
-    checks.deviation(a, b) for a, b in zip(*(accumulated(network, n) for n in (1, 4)))
-]
-claim(max(far) > 0.01, "with batch norm, pieces give other gradients")
-network.eval()
-far = [
-    checks.deviation(a, b) for a, b in zip(*(accumulated(network, n) for n in (1, 4)))
-]
-claim(max(far) < 1e-4, "with fixed statistics they are the same but for rounding")
+claim(pieces_apart(network) > 0.01, "with batch norm, pieces give other gradients")
+claim(pieces_apart(network.eval()) < 1e-4, "not with fixed statistics")
 
 # %% [markdown]
 # ## Large networks, by formula

@@ -626,10 +626,13 @@ def test_batch_norm_sees_the_size_of_the_pieces():
     torch.manual_seed(0)
     network = net.Residual()
     whole, parts = (net.accumulated(network, n) for n in (1, 4))
-    assert max((a - b).abs().max() for a, b in zip(whole, parts)) > 1e-3
+    apart = max((a - b).abs().max() / a.abs().max() for a, b in zip(whole, parts))
+    assert net.pieces_apart(network) == pytest.approx(apart.item(), rel=0.01)
+    assert apart > 0.01
     network.eval()
     for a, b in zip(*(net.accumulated(network, n) for n in (1, 4))):
         close(a, b, 1e-4)
+    assert net.pieces_apart(network) < 1e-4
 
 
 def test_bytes_of_a_parameter_by_hand():
