@@ -325,7 +325,7 @@ def test_the_switch_of_triton_is_as_it_was(triton):
 def test_tf32_by_hand():
     step = 2.0**-10
     x = torch.tensor([1, 1 + step, 1 + step / 2, 1 + 3 * step / 2, 1 + step / 2 + 2.0**-23])
-    expected = torch.tensor([1, 1 + step, 1, 1 + 2 * step, 1 + step])
+    expected = torch.tensor([1, 1 + step, 1 + step, 1 + 2 * step, 1 + step])
     assert torch.equal(net.to_tf32(x), expected)
     assert torch.equal(net.to_tf32(-x), -expected)
     below = torch.tensor([1 + step / 2 - 2.0**-23, 2 - 2.0**-23, 0.0])
