@@ -42,7 +42,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from workbench import PROFILE, claim, record, record_spread, seed, spread, table
+from workbench import PROFILE, claim, device, record, record_spread, seed, spread, table
 from workbench import diagrams, plots
 
 
@@ -65,23 +65,23 @@ def three_loops(a, b):
 three_loops([[1, 2], [3, 4], [5, 6]], [[1, 0, 2], [0, 1, 3]])
 
 # %% tags=["orders-figure"] alt="Two rows of three small grids, A, B and C. In the order ijk the inner loop goes along a row of A, down a column of B, each number of it in another cache line, and stays on one number of C. In the order ikj it stays on one number of A and goes along a row of B and a row of C."
-N = 8
-LINE = 4
-BLUE = plots.COLOURS[0]
-INNER = {
-    "ijk": ([(2, k) for k in range(N)], [(k, 1) for k in range(N)], [(2, 1)]),
-    "ikj": ([(2, 1)], [(1, j) for j in range(N)], [(2, j) for j in range(N)]),
+n = 8
+line = 4
+blue = plots.COLOURS[0]
+inner = {
+    "ijk": ([(2, k) for k in range(n)], [(k, 1) for k in range(n)], [(2, 1)]),
+    "ikj": ([(2, 1)], [(1, j) for j in range(n)], [(2, j) for j in range(n)]),
 }
 _, grids = plt.subplots(2, 3, figsize=(5, 3.6))
-for row, (order, touched) in zip(grids, INNER.items()):
+for row, (order, touched) in zip(grids, inner.items()):
     for axes, name, places in zip(row, "ABC", touched):
         for i, j in places:
-            brought = (j // LINE * LINE, i), LINE, 1
-            axes.add_patch(plt.Rectangle(*brought, color=BLUE, alpha=0.25, linewidth=0))
+            brought = (j // line * line, i), line, 1
+            axes.add_patch(plt.Rectangle(*brought, color=blue, alpha=0.25, linewidth=0))
         for i, j in places:
-            axes.add_patch(plt.Rectangle((j, i), 1, 1, color=BLUE, linewidth=0))
-        axes.set(xticks=range(N + 1), yticks=range(N + 1), aspect="equal")
-        axes.set(xlim=(0, N), ylim=(N, 0), xticklabels=(), yticklabels=())
+            axes.add_patch(plt.Rectangle((j, i), 1, 1, color=blue, linewidth=0))
+        axes.set(xticks=range(n + 1), yticks=range(n + 1), aspect="equal")
+        axes.set(xlim=(0, n), ylim=(n, 0), xticklabels=(), yticklabels=())
         axes.grid(True)
         axes.tick_params(length=0)
         axes.set_xlabel(name)
@@ -157,17 +157,17 @@ def formula(n: int, name: str) -> int:
 
 
 # %% tags=["cache-run"]
-SIZES = (16, 32, 48, 64, 80, 96)
-VALID = (80, 96)
+sizes = (16, 32, 48, 64, 80, 96)
+valid = (80, 96)
 found = {}
 for name, (order, tile) in ORDERS.items():
-    for n in SIZES:
+    for n in sizes:
         found[name, n] = misses(n, order, tile)
 
 # %% tags=["cache-table"]
 rows = []
 for name in ORDERS:
-    for n in VALID:
+    for n in valid:
         fetched = found[name, n]
         each = f"{fetched / n**3:.3f}"
         rows.append((name, f"n = {n}", fetched, formula(n, name), each))
@@ -175,12 +175,12 @@ table(rows, ("order", "size", "misses, simulated", "by formula", "for each produ
 
 # %% tags=["cache-claims"]
 for name in ORDERS:
-    for n in VALID:
+    for n in valid:
         claim(found[name, n] == formula(n, name), f"{name}, {n}: the formula")
     claim(
         found[name, 16] == 3 * 16 * 16 // WIDE, f"{name}: three matrices, fetched once"
     )
-for n in VALID:
+for n in valid:
     columns, lines, tiles = [found[name, n] for name in ORDERS]
     claim(columns > 10 * lines, f"{n}: the order ikj fetches less than ijk")
     claim(lines > 5 * tiles, f"{n}: tiles fetch less again")
@@ -191,12 +191,12 @@ record("cache.lines", LINES)
 _, axes = plt.subplots(figsize=(5, 3.2))
 ends = {}
 for name, colour in zip(ORDERS, plots.COLOURS):
-    known = [formula(n, name) / n**3 for n in VALID]
-    axes.plot(VALID, known, color=colour, linewidth=4, alpha=0.4)
-    shares = [found[name, n] / n**3 for n in SIZES]
-    axes.plot(SIZES, shares, "o--", color=colour, linewidth=1)
-    ends[name] = (SIZES[-1], shares[-1])
-axes.set(xlabel="n", ylabel="lines for each product", yscale="log", xticks=SIZES)
+    known = [formula(n, name) / n**3 for n in valid]
+    axes.plot(valid, known, color=colour, linewidth=4, alpha=0.4)
+    shares = [found[name, n] / n**3 for n in sizes]
+    axes.plot(sizes, shares, "o--", color=colour, linewidth=1)
+    ends[name] = (sizes[-1], shares[-1])
+axes.set(xlabel="n", ylabel="lines for each product", yscale="log", xticks=sizes)
 axes.set_xlim(10, 135)
 plots.label_ends(axes, ends)
 axes.set_axisbelow(True)
@@ -207,13 +207,13 @@ axes.set_axisbelow(True)
 # A real cache looks for a line in one set only, chosen by the last bits of its address.
 
 # %% tags=["sets"]
-SETS = 8
-conflicts = {n: misses(n, "ikj", TILE_SIDE, Cache(LINES, SETS)) for n in (64, 80)}
+sets = 8
+conflicts = {n: misses(n, "ikj", TILE_SIDE, Cache(LINES, sets)) for n in (64, 80)}
 
 # %% tags=["sets-claims"]
 claim(conflicts[64] > 5 * found["tiles of 16", 64], "n = 64: tiles fall into few sets")
 claim(conflicts[80] < 1.2 * found["tiles of 16", 80], "n = 80: they do not")
-record("cache.sets", SETS)
+record("cache.sets", sets)
 for n, fetched in conflicts.items():
     record(f"sets.{n}", fetched / n**3)
 
@@ -283,16 +283,16 @@ def tiled(a: Tensor, b: Tensor, rows: int, columns: int) -> tuple[Tensor, int]:
 
 
 # %% tags=["tiled-table"]
-SIDE = 48
-TILES = ((1, 1), (6, 16), (16, 16), (48, 48))
+side = 48
+tile_sizes = ((1, 1), (6, 16), (16, 16), (48, 48))
 seed(0)
-a = torch.randint(-8, 9, (SIDE, 8)).float()
-b = torch.randint(-8, 9, (8, SIDE)).float()
+a = torch.randint(-8, 9, (side, 8)).float()
+b = torch.randint(-8, 9, (8, side)).float()
 rows = []
-for height, width in TILES:
+for height, width in tile_sizes:
     name = f"{height} × {width}"
     c, loads = tiled(a, b, height, width)
-    products = SIDE * SIDE * 8
+    products = side * side * 8
     expected = products // height + products // width
     claim(torch.equal(c, a @ b) and loads == expected, f"{name}: product and loads")
     rows.append((name, loads, expected, f"{loads / products:.3f}"))
@@ -433,7 +433,7 @@ def packed(a, b, c):
 
 # %% tags=["nest-figure"] alt="A at the left, B above and C at the right below. In A a block of m c rows and k c columns is shaded and a panel of m r rows in it is darker. In B a stripe of k c rows is shaded and a panel of n r columns in it is darker. Where the rows of the one and the columns of the other meet, C has a dark tile of m r times n r."
 axes = diagrams.sheet(4.1)
-PARTS = (  # x, y, width, height, shade
+parts = (  # x, y, width, height, shade
     (0.3, 2.1, 1.7, 1.8, 0),
     (0.7, 2.4, 0.8, 0.9, 0.25),
     (0.7, 2.7, 0.8, 0.15, 0.8),
@@ -444,14 +444,14 @@ PARTS = (  # x, y, width, height, shade
     (2.5, 2.7, 2.2, 0.15, 0.25),
     (3.4, 2.7, 0.3, 0.15, 1),
 )
-for x, y, width, height, shade in PARTS:
+for x, y, width, height, shade in parts:
     colour = plots.COLOURS[1 if shade == 1 else 0]
     how = {"facecolor": (colour, shade), "edgecolor": plots.INK, "linewidth": 0.8}
     axes.add_patch(plt.Rectangle((x, y), width, height, **how))
-NAMES = {(0.15, 2.2): "A", (2.35, 0.4): "B", (4.85, 2.2): "C"}
-NAMES |= {(1.1, 2.27): "$k_c$", (0.53, 3.1): "$m_c$", (1.68, 2.78): "$m_r$"}
-NAMES |= {(2.33, 1.1): "$k_c$", (3.55, 0.56): "$n_r$", (3.9, 2.98): "in registers"}
-for (x, y), name in NAMES.items():
+names = {(0.15, 2.2): "A", (2.35, 0.4): "B", (4.85, 2.2): "C"}
+names |= {(1.1, 2.27): "$k_c$", (0.53, 3.1): "$m_c$", (1.68, 2.78): "$m_r$"}
+names |= {(2.33, 1.1): "$k_c$", (3.55, 0.56): "$n_r$", (3.9, 2.98): "in registers"}
+for (x, y), name in names.items():
     axes.text(x, y, name, ha="center", va="center", fontsize=11)
 
 # %% [markdown]
@@ -486,7 +486,7 @@ def torch_product(a, b, c):
 
 
 # %% tags=["check-run"]
-VERSIONS = {
+versions = {
     "ijk": ijk,
     "ikj": ikj,
     "blocks": blocked,
@@ -499,11 +499,11 @@ whole = [
 ]
 real = [draw.standard_normal(x.shape).astype(np.float32) for x in whole]
 exact = whole[0].astype(np.int64) @ whole[1].astype(np.int64)
-made = {name: product(version, *real) for name, version in VERSIONS.items()}
+made = {name: product(version, *real) for name, version in versions.items()}
 
 # %% tags=["check-table"]
 rows = []
-for name, version in VERSIONS.items():
+for name, version in versions.items():
     equal = np.array_equal(product(version, *whole), exact)
     error = share_of_bound(made[name], *real)
     claim(equal, f"{name}: exact on integers")
@@ -538,7 +538,7 @@ def operations_a_second(call: Callable, operations: int, calls: int = 1) -> floa
     return operations * calls / min(took)
 
 
-def peak(count: int = 200_000) -> float:
+def peak(count: int) -> float:
     """Operations a second of one core with all its numbers in registers."""
     column = np.ones(MR, np.float32)
     row = np.ones(NR, np.float32)
@@ -549,17 +549,17 @@ def peak(count: int = 200_000) -> float:
 
 
 # %% tags=["speeds", "times"]
-LENGTHS = (32, 64, 128, 256, 512)
-ROUNDS = 3
+lengths = (32, 64, 128, 256, 512)
+rounds = 3
 torch_threads = torch.get_num_threads()
 torch.set_num_threads(1)
-speeds = {name: np.zeros((ROUNDS, len(LENGTHS))) for name in VERSIONS}
+speeds = {name: np.zeros((rounds, len(lengths))) for name in versions}
 tops = []
-for i in range(ROUNDS):
-    tops.append(peak())
-    for j, n in enumerate(LENGTHS):
+for i in range(rounds):
+    tops.append(peak(200_000))
+    for j, n in enumerate(lengths):
         pair = draw.standard_normal((2, n, n)).astype(np.float32)
-        for name, version in VERSIONS.items():
+        for name, version in versions.items():
             calls = max(1, 2**20 // n**3)
             run = functools.partial(product, version, *pair)
             speeds[name][i, j] = operations_a_second(run, 2 * n**3, calls) / tops[-1]
@@ -572,9 +572,9 @@ _, axes = plt.subplots(figsize=(5, 4.2))
 ends = {"Python": (32, slow)}
 axes.plot(32, slow, "o", color=plots.INK)
 for (name, shares), colour in zip(speeds.items(), plots.COLOURS):
-    ends[name] = plots.seed_band(axes, LENGTHS, torch.from_numpy(shares), colour)
+    ends[name] = plots.seed_band(axes, lengths, torch.from_numpy(shares), colour)
 axes.set(xscale="log", yscale="log", xlabel="n", ylabel="share of the peak")
-axes.set(xticks=LENGTHS, xticklabels=LENGTHS, xlim=(28, 4000), ylim=(2e-5, 1.5))
+axes.set(xticks=lengths, xticklabels=lengths, xlim=(28, 4000), ylim=(2e-5, 1.5))
 axes.minorticks_off()
 plots.label_ends(axes, ends, (plots.INK, *plots.COLOURS))
 axes.set_axisbelow(True)
@@ -688,21 +688,19 @@ def launch(kernel, a: Tensor, b: Tensor, T: int = 16) -> Tensor:
 
 
 # %% tags=["triton-run"]
-where = "cuda" if torch.cuda.is_available() else "cpu"
 seed(0)
-a = torch.randint(-8, 9, (50, 70), device=where).float()
-b = torch.randint(-8, 9, (70, 33), device=where).float()
-state = "not installed here"
+a = torch.randint(-8, 9, (50, 70)).float()
+b = torch.randint(-8, 9, (70, 33)).float()
+gpu = device.type == "cuda"
+state = "not installed"
 if importlib.util.find_spec("triton"):
     tl = importlib.import_module("triton.language")
-    c = launch(as_kernel(tile_kernel, interpret=where == "cpu"), a, b)
-    state = "exact on integers" if torch.equal(c, a @ b) else "wrong"
-    state += ", interpreted" if where == "cpu" else ", on a GPU"
+    kernel = as_kernel(tile_kernel, interpret=not gpu)
+    c = launch(kernel, *(x.to(device) if gpu else x for x in (a, b)))
+    state = "exact on integers" if torch.equal(c.cpu(), a @ b) else "wrong"
 
 # %% tags=["triton-claims"]
-claim(
-    state != "wrong, interpreted", "Triton's kernel, interpreted, is exact on integers"
-)
+claim(state != "wrong", "Triton's kernel is exact on integers where it can be run")
 record("triton", state)
 
 # %% [markdown]
@@ -726,10 +724,10 @@ def relative_error(c: Tensor, a: Tensor, b: Tensor) -> float:
 
 
 # %% tags=["tf32-run"]
-SEEDS = (0, 1, 2) if PROFILE == "sample" else tuple(range(10))
+seeds = (0, 1, 2) if PROFILE == "sample" else tuple(range(10))
 errors = {}
 for n in (64, 256, 1024):
-    for number in SEEDS:
+    for number in seeds:
         seed(number)
         a, b = torch.randn(2, n, n)
         errors[n, number, "float32"] = relative_error(a @ b, a, b)
@@ -739,7 +737,7 @@ for n in (64, 256, 1024):
 rows = []
 for n in (64, 256, 1024):
     single, short = (
-        [errors[n, number, kind] for number in SEEDS] for kind in ("float32", "tf32")
+        [errors[n, number, kind] for number in seeds] for kind in ("float32", "tf32")
     )
     claim(min(short) > 100 * max(single), f"{n}: tf32 errs more than 100 times as much")
     rows.append((f"n = {n}", spread(single, ".1e"), spread(short, ".1e")))
@@ -844,7 +842,7 @@ for m in (2, 4):
 
 # %% tags=["conv-errors"]
 single = {}
-for number in SEEDS:
+for number in seeds:
     seed(number)
     x = torch.randn(64, 34, 34)
     weight = torch.randn(32, 64, 3, 3)
@@ -928,7 +926,7 @@ def packed_misses(n: int, cache: Cache) -> int:
 
 
 # %% tags=["solution-3-result"]
-lying = packed_misses(64, Cache(LINES, SETS)) / 64**3
+lying = packed_misses(64, Cache(LINES, sets)) / 64**3
 claim(lying < 1.2 * sides[16], "packed: as few as with one set")
 rows = [("rows of 64 numbers", f"{conflicts[64] / 64**3:.4f}")]
 rows.append(("tile by tile", f"{lying:.4f}"))

@@ -79,7 +79,8 @@ def test_the_micro_kernel_without_depth_gives_zeros():
 
 
 def test_the_tile_of_the_micro_kernel():
-    assert net.LANES in (8, 16)
+    wide = "AVX512" in torch.backends.cpu.get_cpu_capability()
+    assert net.LANES == (16 if wide else 8)
     assert (net.MR, net.NR) == (6, 2 * net.LANES)
     assert net.MC % net.MR == 0, "a block of rows ends with a panel"
 
@@ -212,6 +213,10 @@ def test_the_lines_of_the_three_matrices():
     step = (5 * 32 + 20) * 32 + 17  # i = 5, j = 20, k = 17
     assert lines[3 * step : 3 * step + 3] == [5 * 2 + 1, (32 + 17) * 2 + 1, (64 + 5) * 2 + 1]
     assert max(lines) == 3 * 64 - 1 and len(set(lines)) == 3 * 64
+
+
+def test_a_cache_has_64_lines_if_none_is_given():
+    assert net.misses(64, "ijk") == net.misses(64, "ijk", cache=net.Cache(64))
 
 
 def test_a_row_that_fills_no_whole_line_takes_one_more():
