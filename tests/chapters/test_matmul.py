@@ -79,8 +79,8 @@ def test_the_micro_kernel_without_depth_gives_zeros():
 
 
 def test_the_tile_of_the_micro_kernel():
-    wide = "AVX512" in torch.backends.cpu.get_cpu_capability()
-    assert net.LANES == (16 if wide else 8)
+    lanes = 16 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 8
+    assert lanes == net.LANES
     assert (net.MR, net.NR) == (6, 2 * net.LANES)
     assert net.MC % net.MR == 0, "a block of rows ends with a panel"
 
