@@ -209,8 +209,6 @@ axes.set_axisbelow(True)
 # %% tags=["sets"]
 sets = 8
 conflicts = {n: misses(n, "ikj", TILE_SIDE, Cache(LINES, sets)) for n in (64, 80)}
-
-# %% tags=["sets-claims"]
 claim(conflicts[64] > 5 * found["tiles of 16", 64], "n = 64: tiles fall into few sets")
 claim(conflicts[80] < 1.2 * found["tiles of 16", 80], "n = 80: they do not")
 record("cache.sets", sets)
@@ -864,8 +862,6 @@ for name, y in outputs.items():
     rows.append((name, f"{off:.0e}", each, spread(single[name], ".1e")))
 heads = ("way", "off, float64 integers", "products for an output", "error, float32")
 table(rows, heads)
-
-# %% tags=["conv-claims"]
 claim([row[2] for row in rows] == ["9.00", "4.00", "2.25"], "9, 16 / 4 and 36 / 16")
 ratio = min(single["F(4×4, 3×3)"]) / max(single["F(2×2, 3×3)"])
 claim(ratio > 4, "F(4×4, 3×3) errs more than F(2×2, 3×3)")
