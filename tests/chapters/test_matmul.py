@@ -2,6 +2,7 @@
 of notebooks/matmul.py.
 """
 
+import functools
 import importlib
 import inspect
 import linecache
@@ -155,6 +156,16 @@ def test_a_cache_forgets_what_was_used_longest_ago():
     cache.touch(2)
     assert cache.misses == 4
     assert list(cache.held[0]) == [1, 2]
+
+
+@pytest.mark.parametrize("lines", [1, 3, 8])
+def test_a_cache_misses_as_often_as_the_one_of_functools(lines):
+    other = functools.lru_cache(maxsize=lines)(lambda line: None)
+    cache = net.Cache(lines)
+    for line in np.random.default_rng(0).integers(0, 10, 500).tolist():
+        cache.touch(line)
+        other(line)
+        assert cache.misses == other.cache_info().misses
 
 
 def test_a_cache_of_sets_looks_in_one_of_them():
