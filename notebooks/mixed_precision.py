@@ -218,11 +218,10 @@ for name, form in FORMATS.items():
         )
         claim(same_known, f"{name}: as torch.finfo has it")
     powers = [f"2^{math.log2(found[key]):.0f}" for key in ("tiny", "subnormal", "eps")]
-    rows.append(
-        (name, 1 + form.exponent + form.fraction, f"{found['max']:.6g}", *powers)
-    )
-claim(rows[3][4] == "2^-24" and rows[3][3] == "2^-14", "float16: 2^-24 and 2^-14")
-heads = ("format", "bits", "largest", "smallest normal", "smallest", "gap after 1")
+    largest = found["max"]
+    rows.append((name, f"{largest:.3g}" if largest > 1e6 else int(largest), *powers))
+claim(rows[3][2:4] == ("2^-14", "2^-24"), "float16: 2^-14 and 2^-24")
+heads = ("format", "largest", "normal from", "smallest", "gap at 1")
 table(rows, heads)
 
 # %% tags=["overflow"]
@@ -520,6 +519,11 @@ for key, share in counted.items():
     )
 for number in SEEDS:
     claim(0.25 < counted[number, -4] < 0.6, "a third to a half at 2^-4")
+brain = casting(to_bfloat16, to_bfloat16)
+kept = output_gradients(trained[0], x, y, brain, -14)
+gone = counted_loss(gradients[0], kept)
+claim(gone < 0.01, "bfloat16 loses next to nothing, even at 2^-14")
+record("lost.bfloat16", 100 * gone)
 worst = max(counted[number, 12] for number in SEEDS)
 claim(min(counted[number, 0] for number in SEEDS) > 10 * worst, "apart over the seeds")
 claim(all((g.abs() < 2.0**-4).all() for g in gradients.values()), "unused range above")
@@ -1076,7 +1080,8 @@ table(rows, ("time, float32 = 1", "bfloat16", "float16"))
 supports = torch.cpu.get_capabilities()
 names = ("avx2", "avx512_f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16")
 record("time.capability", torch.backends.cpu.get_cpu_capability())
-table([[str(supports.get(n, "not asked")).lower() for n in names]], names)
+rows = [(name, str(supports.get(name, "not known")).lower()) for name in names]
+table(rows, ("instructions", "on this processor"))
 
 # %% [markdown]
 # ## What we saw
