@@ -184,6 +184,8 @@ for name in ("bfloat16", "float16", "float8 e5m2", "float8 e4m3"):
     decoded = same(decode(codes, form), known)
     encoded = same(decode(encode(x, form), form), x.to(TYPES[name]))
     rows.append((name, len(codes), decoded, len(x), encoded))
+
+# %% tags=["formats-run-4"]
 x = samples(FORMATS["float4 e2m1"])
 four = FORMATS["float4 e2m1"]
 known = torch.arange(16, dtype=torch.uint8).numpy().view(ml_dtypes.float4_e2m1fn)
@@ -343,6 +345,10 @@ def as_it_is(x: Tensor) -> Tensor:
     return x
 
 
+def in_float16(x: Tensor) -> Tensor:
+    return x.half()
+
+
 # %% tags=["data"]
 DIGITS = 2000
 train, _, test = images.standardised(images.digits(16), first=DIGITS)
@@ -477,10 +483,9 @@ predicted = {}
 counted = {}
 emulated = {}
 for number in SEEDS:
-    half = copy.deepcopy(trained[number]).half()
     reference = gradients[number]
     for power in POWERS:
-        found = output_gradients(half, x.half(), y, as_it_is, power)
+        found = output_gradients(trained[number], x, y, in_float16, power)
         predicted[number, power] = predicted_loss(reference, power)
         counted[number, power] = counted_loss(reference, found)
         found = output_gradients(
@@ -495,40 +500,32 @@ for number in SEEDS:
     sizes = g[g != 0].abs()
     subnormal = (sizes < 2.0**-14).double().mean().item()
     zero = (g == 0).double().mean().item()
-    words = [
-        zero,
-        subnormal,
-        predicted[number, 0],
-        counted[number, 0],
-        counted[number, 12],
-    ]
-    rows.append((f"seed {number}", *(f"{100 * share:.1f} %" for share in words)))
-    claim(predicted[number, 0] > 0.08, "a considerable share is lost")
+    shares = [zero, subnormal, predicted[number, 0]]
+    shares += [counted[number, power] for power in (0, 12)]
+    rows.append((f"seed {number}", *(f"{100 * share:.1f} %" for share in shares)))
     claim(subnormal > 0.8, "most are subnormal or less")
-    claim(
-        counted[number, 12] < 0.01, "a scale of 2^12 loses less than one in a hundred"
-    )
 heads = ("network", "zero", "below 2^-14", "predicted", "lost", "lost, times 2^12")
 table(rows, heads)
 
 # %% tags=["underflow-claims"]
 for key, share in counted.items():
     claim(abs(share - predicted[key]) < 0.03, f"{key}: counted as predicted")
-    claim(
-        abs(share - emulated[key]) < 0.02, f"{key}: rounding in float32 loses as much"
-    )
+    claim(abs(share - emulated[key]) < 0.02, f"{key}: rounding loses as much")
 for number in SEEDS:
     claim(0.25 < counted[number, -4] < 0.6, "a third to a half at 2^-4")
-brain = casting(to_bfloat16, to_bfloat16)
-kept = output_gradients(trained[0], x, y, brain, -14)
-gone = counted_loss(gradients[0], kept)
-claim(gone < 0.01, "bfloat16 loses next to nothing, even at 2^-14")
-record("lost.bfloat16", 100 * gone)
+    claim(counted[number, 0] > 0.08, "a considerable share is lost")
+    claim(counted[number, 12] < 0.01, "with a scale of 2^12 less than one in a hundred")
 worst = max(counted[number, 12] for number in SEEDS)
 claim(min(counted[number, 0] for number in SEEDS) > 10 * worst, "apart over the seeds")
 claim(all((g.abs() < 2.0**-4).all() for g in gradients.values()), "unused range above")
+
+# %% tags=["underflow-record"]
+brain = casting(to_bfloat16, to_bfloat16)
+found = output_gradients(trained[0], x, y, brain, -14)
+gone = counted_loss(gradients[0], found)
+claim(gone < 0.01, "bfloat16 loses next to nothing, even at 2^-14")
+record("lost.bfloat16", 100 * gone)
 record_spread("lost", [100 * counted[number, 0] for number in SEEDS])
-record_spread("lost.scaled", [100 * counted[number, 12] for number in SEEDS])
 record_spread("largest", [g.abs().max().log2().item() for g in gradients.values()])
 record("difference", 100 * max(abs(counted[key] - predicted[key]) for key in counted))
 
@@ -677,6 +674,8 @@ RECIPES = {
     "the same, scaler": {"cast": SIXTEEN, "divide": 14},
     "float8, own scales": {"cast": EIGHT},
 }
+
+# %% tags=["recipes-run"]
 scores = {("float32", n): training.evaluate(trained[n], test) for n in SEEDS}
 for name, how in RECIPES.items():
     for number in SEEDS:
@@ -704,6 +703,8 @@ claim(min(ends[BAD]) > 0.6, "all seeds end high without a scaler")
 record("training.bad", min(ends[BAD]))
 record("training.least", min(others))
 record("training.others", max(others))
+
+# %% tags=["division"]
 seed(0)
 first = make_network().to(device)
 second = copy.deepcopy(first)
@@ -1106,15 +1107,13 @@ claim(words[0][1] == "11010101010101" and words[1][1] == "101011", "as by hand")
 table(words, ("1/3 in", "exponent and fraction", "value"))
 
 # %% tags=["solution-2"]
-half = copy.deepcopy(trained[0]).half()
 x, y = (part[:256].to(device) for part in train)
 largest = gradients[0].abs().max().item()
 last = math.floor(math.log2(65_504 / largest))
 finite = {}
 for power in range(last - 2, last + 3):
-    finite[power] = (
-        output_gradients(half, x.half(), y, as_it_is, power).isfinite().all()
-    )
+    found = output_gradients(trained[0], x, y, in_float16, power)
+    finite[power] = found.isfinite().all()
 
 # %% tags=["solution-2-result"]
 claim(bool(finite[last - 2]) and not finite[last + 2], "overflow where it is predicted")
