@@ -675,6 +675,18 @@ RECIPES = {
     "float8, own scales": {"cast": EIGHT},
 }
 
+# %% tags=["exact"]
+seed()
+network = make_network()
+keep(network, lambda p: (3 * p).round())
+whole = torch.randint(-2, 3, (16, 1, 16, 16)).float()
+rounded, _ = run_in(network, whole, SIXTEEN)
+real, _ = run_in(network, whole, in_float16)
+claim(
+    bool(rounded.any()) and torch.equal(rounded, real.float()),
+    "equal where sums are exact",
+)
+
 # %% tags=["recipes-run"]
 scores = {("float32", n): training.evaluate(trained[n], test) for n in SEEDS}
 for name, how in RECIPES.items():
