@@ -102,6 +102,7 @@ def encode(x: Tensor, form: Format, *, saturate: bool = False) -> Tensor:
     Beyond the largest number follow infinity or NaN, or, saturated, that number.
     """
     assert x.dtype == torch.float32, "encode reads the bits of float32 numbers"
+    assert form.fraction < 23, "the code of a float32 number is its bits"
     bits = x.view(torch.int32).long()
     exponent = bits >> 23 & 255
     normal = (exponent > 0).long()
@@ -393,7 +394,7 @@ def fit(
     """
     rate = RATE * 2.0**divide
     optimizer = torch.optim.SGD(network.parameters(), rate, momentum=0.9)
-    scaler = scaler or Scaler(1.0, interval=10**9)
+    scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
     x, y = (part.to(device) for part in data)
     history = []
     for _ in training.progress(range(epochs), "epochs"):

@@ -133,11 +133,14 @@ def test_beyond_the_largest_come_infinity_nan_or_the_largest():
     assert decoded(encoded(-465.0, eight, saturate=True), eight) == -448
     assert decoded(encoded(100.0, four), four) == 6
     assert math.isnan(decoded(encoded(math.nan, half, saturate=True), half))
+    assert encoded(math.nan, half) == 0x7FFF and encoded(math.nan, eight) == 0x7F
 
 
 def test_other_types_are_refused():
     with pytest.raises(AssertionError, match="float32"):
         net.encode(torch.ones(2).double(), net.FORMATS["float16"])
+    with pytest.raises(AssertionError, match="its bits"):
+        net.encode(torch.ones(2), net.FORMATS["float32"])
 
 
 @pytest.mark.parametrize("name", ("float32", *NAMES))
@@ -364,6 +367,7 @@ def test_sums_stall_at_twice_what_the_fraction_can_count():
     assert net.running_sum(ones[:300], net.to_bfloat16) == 256
     assert net.running_sum(ones[:20], net.to_e4m3) == 16
     assert net.running_sum(torch.tensor([1.0, 2.0, 4.0]), net.as_it_is) == 7
+    assert net.running_sum(torch.ones(0), net.to_float16) == 0
 
 
 def test_small_steps_tell_what_was_lost(data):
@@ -383,6 +387,11 @@ def test_small_steps_tell_what_was_lost(data):
     assert equal(network, twin)
     close(torch.tensor(fall), torch.tensor(before - F.cross_entropy(twin(data[0]), data[1]).item()))
     assert lost < 0.2
+    falls = []
+    for how in ({}, {"rate": 3e-3}):
+        torch.manual_seed(5)
+        falls.append(net.small_steps(copy.deepcopy(network), data, None, **how))
+    assert falls[0] == falls[1]
     fall, lost = net.small_steps(network, data, torch.round, rate=0.01)
     assert fall == 0 and lost == 1
     assert all(torch.equal(p, p.round()) for p in network.parameters())
@@ -478,6 +487,18 @@ def test_each_call_runs_and_the_lists_name_no_other():
     assert set(named) <= set(found)
     for function, *inputs in found.values():
         assert torch.is_tensor(function(*inputs))
+    m = found["exp"][1]
+    for name, known in (
+        ("cumsum", m.cumsum(0)),
+        ("softmax", F.softmax(m, 1)),
+        ("layer_norm", F.layer_norm(m, (3,))),
+        ("cat", torch.cat([m, m])),
+        ("index_copy", m),
+        ("mv", m @ m[0]),
+        ("cross_entropy", F.cross_entropy(m, torch.arange(3))),
+    ):
+        function, *inputs = found[name]
+        close(function(*inputs), known)
     assert {net.listed(name, net.DOCUMENTED) for name in found} == {net.LOWER, net.FULL, net.GIVEN}
     assert net.listed("sum", {net.FULL: "cumsum prod"}) == net.GIVEN
     assert net.listed("mm", net.DOCUMENTED) == net.LOWER
