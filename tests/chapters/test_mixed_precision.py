@@ -175,6 +175,7 @@ def test_samples_have_ties_both_signs_and_no_overflow():
     assert len(x) > 5500
     assert 0.3 < (x < 0).float().mean() < 0.7
     assert (x.abs() < 2.0**-16).any() and (x.abs() > 2.0**13).any()
+    assert (x[-2:] == 0).all() and x[-2:].signbit().tolist() == [False, True]
     tail = x[-2002:-1002]  # the ties with a plus lie before those with a minus
     codes = net.encode(tail, form)
     assert (net.decode(codes, form) != tail).all()
@@ -216,6 +217,7 @@ def test_the_network_has_the_sizes_of_the_text():
     network = net.make_network()
     assert network(torch.zeros(2, 1, 16, 16)).shape == (2, 10)
     assert parameters_of(network) == 80 + 1168 + 4640 + 330
+    assert network[:1](torch.zeros(1, 1, 16, 16)).shape == (1, 8, 8, 8)
     assert network[:5](torch.zeros(1, 1, 16, 16)).shape == (1, 32, 4, 4)
     assert all(p.abs().max() == 0 for name, p in network.named_parameters() if "bias" in name)
     assert abs(network[4].weight.std().item() - math.sqrt(2 / 144)) < 0.01
@@ -392,6 +394,9 @@ def test_small_steps_tell_what_was_lost(data):
         torch.manual_seed(5)
         falls.append(net.small_steps(copy.deepcopy(network), data, None, **how))
     assert falls[0] == falls[1]
+    half_dark = (data[0].clone().index_fill_(3, torch.arange(8), 0), data[1])
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(256, 10))  # half of its gradients are zero
+    assert net.small_steps(linear, half_dark, None, rate=100.0)[1] < 0.01
     fall, lost = net.small_steps(network, data, torch.round, rate=0.01)
     assert fall == 0 and lost == 1
     assert all(torch.equal(p, p.round()) for p in network.parameters())
@@ -496,9 +501,14 @@ def test_each_call_runs_and_the_lists_name_no_other():
         ("index_copy", m),
         ("mv", m @ m[0]),
         ("cross_entropy", F.cross_entropy(m, torch.arange(3))),
+        ("l1_loss", torch.tensor(0.0)),
+        ("batch_norm", F.batch_norm(found["batch_norm"][1], m[0, :2], m[0, :2])),
     ):
         function, *inputs = found[name]
         close(function(*inputs), known)
+    assert found["bmm"][0](*found["bmm"][1:]).shape == (2, 3, 3)
+    assert found["conv2d"][0](*found["conv2d"][1:]).shape == (1, 2, 4, 4)
+    assert found["conv_transpose2d"][0](*found["conv_transpose2d"][1:]).shape == (1, 2, 8, 8)
     assert {net.listed(name, net.DOCUMENTED) for name in found} == {net.LOWER, net.FULL, net.GIVEN}
     assert net.listed("sum", {net.FULL: "cumsum prod"}) == net.GIVEN
     assert net.listed("mm", net.DOCUMENTED) == net.LOWER
