@@ -584,6 +584,8 @@ def test_a_call_is_timed_after_one_that_is_not():
     done = []
     assert 0 <= net.seconds(lambda: done.append(1), 4) < 1
     assert len(done) == 5
+    net.seconds(lambda: done.append(1))
+    assert len(done) == 9
 
 
 def test_calls_for_speed_are_in_the_type_that_is_asked_for():
@@ -600,4 +602,5 @@ def test_a_block_has_its_own_power_of_two():
     assert torch.equal(net.in_blocks(x * scale, 4), x * scale)
     assert net.in_blocks(x * scale, 8)[4:].tolist() == [0, 0, 0, 0]
     assert net.in_blocks(torch.tensor([7.9, 2.4]), 2).tolist() == [6, 2]
+    assert net.in_blocks(torch.tensor([1.0, -6.0]), 2).tolist() == [1, -6]
     assert np.isclose(net.in_blocks(torch.tensor([8.0, 2.4]), 2), [8, 2]).all()
