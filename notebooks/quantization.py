@@ -248,13 +248,13 @@ def trained(number: int, train) -> Network:
     seed(number)
     network = Network().to(device)
     optimizer = torch.optim.AdamW(network.parameters(), 0.01)
-    schedule = training.one_cycle(optimizer, 6 * math.ceil(len(train[1]) / 50))
-    training.fit(network, train, 6, optimizer, schedule=schedule)
+    schedule = training.one_cycle(optimizer, 5 * math.ceil(len(train[1]) / 50))
+    training.fit(network, train, 5, optimizer, schedule=schedule)
     return network.eval()
 
 
 # %% tags=["trained"]
-train, _, test = images.standardised(images.digits(size=20), first=2500)
+train, _, test = images.standardised(images.digits(size=20), first=2000)
 networks = [trained(number, train) for number in SEEDS]
 plain = [fold(network) for network in networks]
 float_accuracy = [training.evaluate(network, test) for network in networks]
@@ -289,11 +289,9 @@ for way, (i, network), (j, bits) in product(WAYS, enumerate(plain), enumerate(BI
 at = {bits: place for place, bits in enumerate(BITS)}
 start = 100 * torch.tensor(float_accuracy)
 one = accuracy["tensor"]
-own = accuracy["channel"]
-claim(own[:, at[3]].min() > one[:, at[3]].max() + 20, "3 bits: per channel is ahead")
-claim(own[:, at[4]].min() > 85, "4 bits per channel: above 85 %")
-claim(one[:, at[3]].max() < 50, "3 bits per tensor ruin it")
-claim(min(own[:, at[3]].min(), accuracy[16][:, at[3]].min()) > 50, "others do not")
+for way in ("channel", 16):
+    gap = accuracy[way][:, at[3]].min() - one[:, at[3]].max()
+    claim(gap > 5, f"3 bits: {way} is ahead of per tensor")
 claim(start.min() > 90, "the float networks read nine of ten digits")
 for way in WAYS:
     lost = (start - accuracy[way][:, at[8]]).abs().max()
@@ -302,7 +300,7 @@ for way in WAYS:
     for bits in (5, 4, 3, 2):
         record_spread(f"{way}.{bits}", accuracy[way][:, at[bits]].tolist())
 
-# %% tags=["headline-figure"] alt="Accuracy in per cent against the bits of a weight, from 8 down to 2. All three lines start near 95. At 3 bits per tensor is below 50, per channel and in groups of 16 far above; at 2 bits all three are below 50."
+# %% tags=["headline-figure"] alt="Accuracy in per cent against the bits of a weight, from 8 down to 2. All three lines start near 95. At 3 bits per tensor lies far below per channel and groups of 16; at 2 bits all three are below 50."
 _, axes = plt.subplots()
 ends = {}
 for way, colour, line in zip(WAYS, plots.COLOURS, ("-", "-", "--")):
@@ -547,8 +545,8 @@ def divergence(
 ) -> float:
     """Kullback-Leibler divergence of a histogram from its cut and quantised form.
 
-    like_ort: as ONNX Runtime has it: bins beyond a whole number to each level stay empty,
-    empty bins are filled, too, and shares are rounded down.
+    like_ort: as ONNX Runtime has it: bins beyond a whole number to each level stay
+    empty, empty bins are filled, too, and shares are rounded down.
     """
     inside = counts[start:stop].double()
     p = inside.clone()
@@ -734,7 +732,7 @@ def gptq(w: Tensor, x: Tensor, bits: int, damping: float = 0.01) -> Tensor:
     """Weights (O, n) rounded so that w x changes little for the rows x (rows, n).
 
     Frantar et al. 2022, algorithm 1, in blocks of one column: the columns that are not
-    rounded yet make up for the error of this one. One scale a row, as `quantise_weight`.
+    rounded yet make up for the error of this one. One scale a row.
     """
     w = w.detach().clone()
     low, high = signed(bits, full=True)
@@ -775,7 +773,7 @@ missed = []
 for number in SEEDS:
     seed(number)
     given = inputs_of(read, model, many[torch.randperm(len(many))[:64]])
-    fresh = inputs_of(read, model, far[torch.randperm(len(far))[:64]])
+    fresh = inputs_of(read, model, far[torch.randperm(len(far))[:32]])
     for layer, *x in zip(read, given, fresh):
         missed.append(in_four_bits(layer.weight.detach(), *x))
 
@@ -845,10 +843,10 @@ def same_training(bits: int) -> tuple[float, float, int, int]:
 
 
 # %% tags=["ort"]
-def two_sided(x: Tensor, bins: int, levels: int = 128) -> tuple[float, float]:
-    """ONNX Runtime's entropy threshold, and its divergence above the least.
+def two_sided(x: Tensor, bins: int, levels: int = 128) -> tuple[float, float, float]:
+    """ONNX Runtime's entropy threshold on a histogram from -max to max, and ours.
 
-    The divergence is ours by its rules, for the same histogram from -max to max.
+    Between them stands how much its divergence, by its rules, is above the least.
     """
     widest = x.abs().max().item()
     counts, edges = np.histogram(x.numpy(), bins, range=(-widest, widest))
@@ -860,9 +858,11 @@ def two_sided(x: Tensor, bins: int, levels: int = 128) -> tuple[float, float]:
     stops = [min(middle + i + 1, bins) for i in reach]
     counts = torch.from_numpy(counts)
     spans = [(middle - i, stop, levels) for i, stop in zip(reach, stops)]
-    found = [divergence(counts, *span, like_ort=True) for span in spans]
-    theirs = found[stops.index(int(np.searchsorted(edges, chosen)))]
-    return float(chosen), theirs - min(found)
+    theirs = [divergence(counts, *span, like_ort=True) for span in spans]
+    place = stops.index(int(np.searchsorted(edges, chosen)))
+    found = [divergence(counts, *span) for span in spans]
+    own = float(edges[stops[int(np.argmin(found))]])
+    return float(chosen), theirs[place] - min(theirs), own
 
 
 # %% tags=["calibration-run"]
@@ -899,24 +899,29 @@ claim(order == sorted(order), "the lines of the figure stand in this order")
 claim(order[-1] > 0.8 * cuts["Student", 8]["largest"], "the last close to the largest")
 record("entropy.four", lost["entropy", ("MiniLM", 4)])
 record("least.four", lost["least squares", ("MiniLM", 4)])
-seed(0)
-record("ort.cut", two_sided(heavy, 513)[0])
-record("ours.cut", cuts["Student", 8]["entropy"])
+chosen, _, ours = two_sided(heavy, 513)
+record("ort.cut", chosen)
+record("ours.cut", ours)
+record("entropy.cut", cuts["MiniLM", 4]["entropy"])
+record("largest.cut", cuts["MiniLM", 4]["largest"])
 
 # %% tags=["cuts-figure"] alt="Histogram of the sizes of 20,000 numbers with heavy tails, counts on a logarithmic scale: a steep peak at 0, single numbers far out. Upright lines mark cuts, from left to right: least squares for 4 bits, 99.9 per cent, entropy for 8 bits, and least squares for 8 bits close to the largest number."
 _, axes = plt.subplots(figsize=(5, 2.8))
 axes.hist(heavy.abs().numpy(), 120, color=plots.GRID, log=True)
 marks = (
-    ("least squares, 4 bits", cuts["Student", 4]["least squares"], 3000),
-    ("99.9 %", cuts["Student", 8]["99.9 %"], 800),
-    ("entropy, 8 bits", cuts["Student", 8]["entropy"], 200),
-    ("least squares, 8 bits", cuts["Student", 8]["least squares"], 50),
+    ("least squares, 4 bits", cuts["Student", 4]["least squares"], 0.97),
+    ("99.9 %", cuts["Student", 8]["99.9 %"], 0.82),
+    ("entropy, 8 bits", cuts["Student", 8]["entropy"], 0.67),
+    ("least squares,\n8 bits", cuts["Student", 8]["least squares"], 0.5),
 )
 for (words, place, height), colour in zip(marks, plots.COLOURS):
-    axes.axvline(place, color=colour, linewidth=1.5)
-    side = "right" if place > 25 else "left"
-    shift = -0.4 if place > 25 else 0.4
-    axes.text(place + shift, height, words, color=colour, ha=side)
+    axes.axvline(place, ymax=height, color=colour, linewidth=1.5)
+    left = place > 25
+    where = {"transform": axes.get_xaxis_transform(), "va": "top"}
+    side = "right" if left else "left"
+    axes.text(
+        place + (-0.4 if left else 0.4), height, words, color=colour, ha=side, **where
+    )
 axes.set(xlabel="size of a number", ylabel="numbers", ylim=(0.7, 8000))
 axes.set_axisbelow(True)
 
@@ -1004,6 +1009,7 @@ table(rows, ("weights", "bytes", "accuracy, %"))
 
 # %% tags=["minilm-table"]
 all_layers = linears(model)
+claim(len(all_layers) == 36, "36 linear layers")
 rows = [("float32", size(all_layers, 32), "1.0000", "100 of 100")]
 for bits, way in KINDS:
     name = f"groups of {way}" if way == 32 else f"per {way}"
@@ -1069,6 +1075,7 @@ rows = []
 for bits in (4, 3):
     found = [100 * training.evaluate(rounded(n, bits, "tensor"), test) for n in even]
     old = one[:, at[bits]].tolist()
+    claim(bits == 4 or min(found) > max(old) + 3, "3 bits: equalised, it gains")
     rows.append((bits, *(" ".join(f"{v:.1f}" for v in part) for part in (old, found))))
 table(rows, ("bits", "per tensor, three seeds, %", "equalised, %"))
 

@@ -407,9 +407,12 @@ def test_nothing_inside_is_infinitely_far():
 def test_onnx_runtime_chooses_the_least_divergence_by_its_rules(number):
     torch.manual_seed(number)
     for x in (torch.randn(4000), torch.distributions.StudentT(3.0).sample((4000,))):
-        chosen, excess = net.two_sided(x, 157)
+        chosen, excess, own = net.two_sided(x, 157)
         assert 0 < chosen <= x.abs().max() * 1.001
         assert 0 <= excess < 1e-4
+        assert 0 < own <= x.abs().max() * 1.001
+    # four levels of even numbers lose nothing, so all is kept
+    assert net.two_sided(torch.linspace(-1, 1, 64), 64, 64)[2] == pytest.approx(1)
 
 
 def test_entropy_cuts_a_tail_and_leaves_an_even_histogram():
