@@ -912,7 +912,7 @@ marks = (
     ("least squares, 4 bits", cuts["Student", 4]["least squares"], 0.97),
     ("99.9 %", cuts["Student", 8]["99.9 %"], 0.82),
     ("entropy, 8 bits", cuts["Student", 8]["entropy"], 0.67),
-    ("least squares,\n8 bits", cuts["Student", 8]["least squares"], 0.5),
+    ("least\nsquares,\n8 bits", cuts["Student", 8]["least squares"], 0.5),
 )
 for (words, place, height), colour in zip(marks, plots.COLOURS):
     axes.axvline(place, ymax=height, color=colour, linewidth=1.5)
