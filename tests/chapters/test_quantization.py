@@ -77,7 +77,13 @@ def test_an_affine_range_holds_its_ends_and_zero(least, most, scale, zero):
 def test_a_range_of_nothing_has_a_scale_all_the_same():
     scale, zero = net.affine(0.0, 0.0, 0, 255)
     assert 0 < scale < 1e-10 and zero == 0
-    assert net.symmetric(torch.zeros(2), -127, 127).tolist() == [pytest.approx(1e-12)] * 2
+    assert torch.equal(net.symmetric(torch.zeros(2), -127, 127), torch.full((2,), 1e-12))
+
+
+def test_an_affine_range_may_have_signed_integers():
+    scale, zero = net.affine(-1.0, 2.0, -8, 7)
+    close(scale, torch.tensor(0.2))
+    assert zero == -3
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
@@ -159,6 +165,7 @@ def test_the_network_has_the_layers_of_its_table():
     convolutions = 9 * 16 + (9 + 32) * 16 + (9 + 64) * 32 + (9 + 64) * 64
     norms = 2 * (16 + 16 + 32 + 32 + 64 + 64 + 64)
     assert parameters_of(model) == convolutions + norms + 650
+    assert all(layer.norm.eps == 1e-5 for layer in model.layers)  # torch's default
     strides = [layer.conv.stride[0] for layer in model.layers]
     assert strides == [2, 1, 1, 2, 1, 1, 1]
     assert [layer.conv.groups for layer in model.layers] == [1, 16, 1, 32, 1, 64, 1]
@@ -178,6 +185,8 @@ def test_a_folded_network_computes_the_same_and_has_no_norms():
     model = network()
     before = copy.deepcopy(model.state_dict())
     folded = net.fold(model)
+    assert not folded.training and not net.fold(model.train()).training
+    model.eval()
     x = torch.randn(2, 1, 20, 20)
     near(folded(x), model(x), rtol=1e-4, atol=1e-5)
     assert not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
@@ -276,6 +285,7 @@ def test_a_layer_in_tensors_is_the_layer_in_loops(c_in, c_out, kernel, stride, g
     assert found.dtype == torch.long and found.min() >= 0 and found.max() <= 255
     assert len(found.unique()) > 20
     for image, y in zip(x, found):
+        assert net.loops(layer, image).dtype == y.dtype
         assert torch.equal(net.loops(layer, image), y)
 
 
@@ -357,6 +367,14 @@ def test_differences_by_layer_are_counted():
     ours.layers[0] = ours.layers[0]._replace(zero_out=ours.layers[0].zero_out + 2)
     count, differ, most = net.by_layer(ours, net.rounded(model, 8, "channel"), x)
     assert most in (2, 3) and differ > 0.2 * 4 * 4 * 100
+    low = net.rounded(model, 8, "channel")
+    q = net.quantise(x, *ours.codes[0], 0, 255).long()
+    wanted = 0
+    for layer, part, came, goes in zip(ours.layers, low.layers, ours.codes, ours.codes[1:]):
+        real = part(net.dequantise(q, *came)).detach()
+        q = layer(q)
+        wanted += int((q != net.quantise(real, *goes, 0, 255)).sum())
+    assert differ == wanted
 
 
 # ---- calibration ---------------------------------------------------------------------------------
@@ -448,6 +466,12 @@ def test_least_squares_is_the_least_of_its_grid():
     assert all(net.error(x, found, 4) <= net.error(x, widest * k / 100, 4) for k in range(1, 101))
 
 
+def test_least_squares_tries_from_a_hundredth_to_the_whole():
+    many = torch.cat((torch.ones(10_000), torch.tensor([100.0])))
+    assert net.least_squares(many, 2) == pytest.approx(1)  # 99 squared is less than 10,000
+    assert net.least_squares(torch.tensor([1.0, -1.0, 0.0]), 2) == 1
+
+
 def test_each_way_of_calibration_has_a_cut():
     x = torch.cat((seeded(lambda: torch.randn(3000)), torch.tensor([-40.0])))
     found = net.thresholds(x, 8)
@@ -466,6 +490,15 @@ def bert():
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     config = net.BertConfig(vocab_size=50, num_attention_heads=4, **sizes)
     return seeded(lambda: net.BertModel(config)).eval()
+
+
+def test_minilm_has_its_trained_weights_and_pieces():
+    model, tokeniser = net.minilm()
+    real = net.pretrained.minilm().weights
+    name = "encoder.layer.5.output.dense.weight"
+    assert torch.equal(model.state_dict()[name], real[name])
+    assert not model.training and len(net.linears(model)) == 36
+    assert tokeniser.encode("The LORD").tokens == ["[CLS]", "the", "lord", "[SEP]"]
 
 
 def test_the_encoders_linear_layers_are_found(bert):
