@@ -857,6 +857,7 @@ def latencies(work: dict, rounds: int) -> dict[str, Tensor]:
 
 # %% tags=["latency-run", "times"]
 ROUNDS = 15  # three parts of five
+record("rounds", ROUNDS)
 picture = one.numpy()
 work = {"PyTorch": {n: functools.partial(net, one) for n, net in networks.items()}}
 for program, started in running.items():
