@@ -1,0 +1,1039 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What a framework does
+#
+# Derivatives, layers and graphs: each of them written small, and set beside PyTorch and Keras.
+# The text to it is the [chapter](../chapters/frameworks.rst).
+
+# %%
+import ast
+import dis
+import linecache
+import logging
+import os
+import re
+import shutil
+import statistics
+import tempfile
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
+
+FOLDER = tempfile.TemporaryDirectory()
+BACKEND = os.environ.setdefault("KERAS_BACKEND", "torch")
+KERAS_HOME = os.environ.setdefault("KERAS_HOME", FOLDER.name)
+KERAS_DEVICE = os.environ.setdefault("KERAS_TORCH_DEVICE", "cpu")
+CACHE = os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", FOLDER.name)
+WORKERS = os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+
+from workbench import claim, device, record, record_spread, seed, table
+from workbench import checks, counting, diagrams, images, plots
+
+
+# %% [markdown]
+# ## A derivative, an array at a time
+#
+# An operator is a function of arrays, with one rule for each input: the gradient of the
+# result, the result and the inputs give the gradient of that input.
+
+
+# %% tags=["operator"]
+def operator(forward: Callable, *rules: Callable) -> Callable:
+    """A method of tensors, from a function of arrays and a rule for each input."""
+
+    def apply(*inputs, **how):
+        inputs = [x if isinstance(x, Tensor) else Tensor(x) for x in inputs]
+        y = Tensor(forward(*[x.data for x in inputs], **how))
+        if Tensor.recording and any(x.requires_grad for x in inputs):
+            y.requires_grad = True
+            y.parents = inputs
+            y.rules = [partial(rule, **how) for rule in rules]
+        return y
+
+    return apply
+
+
+# %% tags=["operators"]
+def put_back(a: np.ndarray, index, shape: tuple) -> np.ndarray:
+    """Zeros, with a added at an index; an entry named twice gets both."""
+    y = np.zeros(shape)
+    np.add.at(y, index, a)
+    return y
+
+
+def shares(a: "Tensor", y: "Tensor", axis) -> np.ndarray:
+    """One at the largest value; values that are equal share it."""
+    found = a.data == y.data
+    return found / found.sum(axis, keepdims=True)
+
+
+class Operators:
+    """What can be done with tensors: forward with arrays, back with tensors."""
+
+    __add__ = __radd__ = operator(np.add, lambda g, y, a, b: g, lambda g, y, a, b: g)
+    __mul__ = __rmul__ = operator(
+        np.multiply, lambda g, y, a, b: g * b, lambda g, y, a, b: g * a
+    )
+    __matmul__ = operator(
+        np.matmul, lambda g, y, a, b: g @ b.mT, lambda g, y, a, b: a.mT @ g
+    )
+    __pow__ = operator(
+        np.power,
+        lambda g, y, a, n: g * n * a ** (n - 1),
+        lambda g, y, a, n: g * y * a.log(),
+    )
+    exp = operator(np.exp, lambda g, y, a: g * y)
+    log = operator(np.log, lambda g, y, a: g / a)
+    tanh = operator(np.tanh, lambda g, y, a: g * (1 - y * y))
+    relu = operator(lambda a: np.maximum(a, 0), lambda g, y, a: g * (a.data > 0))
+    total = operator(
+        lambda a, axis: a.sum(axis, keepdims=True),
+        lambda g, y, a, axis: g * np.ones(a.shape),
+    )
+    largest = operator(
+        lambda a, axis: a.max(axis, keepdims=True),
+        lambda g, y, a, axis: g * shares(a, y, axis),
+    )
+    reshape = operator(np.reshape, lambda g, y, a, shape: g.reshape(shape=a.shape))
+    transpose = operator(
+        np.transpose, lambda g, y, a, axes: g.transpose(axes=np.argsort(axes))
+    )
+    take = operator(
+        lambda a, index: a[index],
+        lambda g, y, a, index: g.put(index=index, shape=a.shape),
+    )
+    mT = property(operator(lambda a: a.mT, lambda g, y, a: g.mT))
+    put = operator(put_back, lambda g, y, a, index, shape: g.take(index=index))
+
+
+# %% tags=["tensor"]
+class Tensor(Operators):
+    """An array that knows of which tensors an operator made it."""
+
+    recording = True
+    __array_ufunc__ = None  # an array leaves `array * tensor` to the tensor
+
+    def __init__(self, data, requires_grad: bool = False):
+        self.data = np.asarray(data, dtype=np.float64)
+        self.shape = self.data.shape
+        self.requires_grad = requires_grad
+        self.grad = None
+        self.parents = self.rules = ()
+
+    def __sub__(self, other):
+        return self + -1 * other
+
+    def __rsub__(self, other):
+        return other + -1 * self
+
+    def __truediv__(self, other):
+        return self * other**-1.0
+
+    def __getitem__(self, index):
+        return self.take(index=index)
+
+
+# %% tags=["backward"]
+def in_order(node: Tensor, done: dict) -> dict:
+    """What needs a gradient, each tensor behind those that it was made of."""
+    if node.requires_grad and node not in done:
+        for parent in node.parents:
+            in_order(parent, done)
+        done[node] = True
+    return done
+
+
+def shrink(g: Tensor, shape: tuple) -> Tensor:
+    """Sum over what broadcasting has repeated, so that g has this shape."""
+    more = len(g.shape) - len(shape)
+    wide = [i + more for i, n in enumerate(shape) if n == 1 < g.shape[i + more]]
+    axes = (*range(more), *wide)
+    return g.total(axis=axes).reshape(shape=shape) if axes else g
+
+
+def backward(loss: Tensor, create_graph: bool = False):
+    """Add the derivative of one number to `grad` of each leaf: the chain rule."""
+    assert loss.data.size == 1, "backward starts from one number, such as a loss"
+    found = {loss: Tensor(np.ones(loss.shape))}
+    with recording(create_graph):
+        for node in reversed(in_order(loss, {})):
+            g = found.pop(node)
+            if not node.parents:
+                node.grad = g if node.grad is None else node.grad + g
+            for parent, rule in zip(node.parents, node.rules):
+                if parent.requires_grad:
+                    part = shrink(rule(g, node, *node.parents), parent.shape)
+                    found[parent] = found[parent] + part if parent in found else part
+
+
+@contextmanager
+def recording(on: bool):
+    """Whether tensors made inside know of what they were made."""
+    before = Tensor.recording
+    Tensor.recording = on
+    try:
+        yield
+    finally:
+        Tensor.recording = before
+
+
+# %% tags=["length"]
+def cell_length(function: Callable) -> int:
+    """Lines of code in the cell that defines a function: no text, no blank line."""
+    code = function.__code__
+    lines = linecache.getlines(code.co_filename)
+    heads = [i for i, line in enumerate(lines) if line.startswith("# %%")]
+    first = max([i for i in heads if i < code.co_firstlineno], default=0)
+    last = min([i for i in heads if i >= code.co_firstlineno], default=len(lines))
+    told = [line.strip() for line in lines[first:last]]
+    return sum(not line.startswith(("#", '"')) for line in told if line)
+
+
+# %% tags=["length-run"]
+lengths = [cell_length(f) for f in (operator, shares, Tensor.__sub__, backward)]
+claim(sum(lengths) <= 100, "reverse mode takes at most a hundred lines")
+record("lines", sum(lengths))
+
+# %% tags=["figure-values"]
+a = Tensor(2.0, requires_grad=True)
+b = Tensor(3.0, requires_grad=True)
+loss = (a * b + a) ** 2
+backward(loss)
+
+# %% tags=["figure-values-table"]
+claim(loss.data.item() == 64, "the value of the figure")
+claim((a.grad.data.item(), b.grad.data.item()) == (64, 32), "its gradients")
+table(
+    [("a", 2, a.grad.data.item()), ("b", 3, b.grad.data.item())],
+    ("leaf", "value", "gradient"),
+)
+
+# %% tags=["idea-figure"] alt="A graph from left to right. a = 2 and b = 3 lead to c = ab = 6; c and a lead to d = c + a = 8; d leads to the loss, d squared = 64. Below each node stands its gradient: 1 at the loss, 16 at d, 16 at c, 32 at b, and at a 48 + 16 = 64, the sum over its two arrows."
+axes = diagrams.sheet(2.5)
+nodes = {
+    "a": diagrams.Node(0.5, 0.5, "a = 2", width=0.8),
+    "b": diagrams.Node(0.5, 1.8, "b = 3", width=0.8),
+    "c": diagrams.Node(1.9, 1.2, "c = ab = 6", width=1.1),
+    "d": diagrams.Node(3.1, 0.5, "d = c + a\n= 8", width=1.0),
+    "L": diagrams.Node(4.4, 0.5, "L = d²\n= 64", width=0.9),
+}
+below = {"a": "48 + 16 = 64", "b": "32", "c": "16", "d": "16", "L": "1"}
+for name, text in below.items():
+    node = nodes[name]
+    left = max(node.x, 0.62) if name == "a" else node.x
+    nodes[f"g{name}"] = diagrams.Node(
+        left, node.y + 0.42, text, colour=plots.COLOURS[1]
+    )
+diagrams.draw(axes, nodes, [("a", "c"), ("b", "c"), ("a", "d"), ("c", "d"), ("d", "L")])
+
+# %% [markdown]
+# ## Random expressions
+#
+# The same expression in our operators and in torch's, put together at random.
+
+# %% tags=["names"]
+OURS = SimpleNamespace(
+    tanh=Tensor.tanh,
+    exp=Tensor.exp,
+    log=Tensor.log,
+    relu=Tensor.relu,
+    total=lambda x, axis=None: x.total(axis=axis),
+    largest=lambda x: x.largest(axis=-1),
+    reshape=lambda x, shape: x.reshape(shape=shape),
+)
+TORCH = SimpleNamespace(
+    tanh=torch.tanh,
+    exp=torch.exp,
+    log=torch.log,
+    relu=torch.relu,
+    total=lambda x, axis=None: x.sum(axis, keepdim=True),
+    largest=lambda x: x.amax(-1, keepdim=True),
+    reshape=torch.reshape,
+)
+FULL = (3, 4)
+LEAVES = (FULL, (4,), (3, 1), (1, 4), (1,))  # what broadcasting can make (3, 4) of
+STEPS = (
+    lambda f, a, b: a + b,
+    lambda f, a, b: a - b,
+    lambda f, a, b: f.tanh(a) * b,
+    lambda f, a, b: a / (b * b + 1),
+    lambda f, a, b: f.exp(f.tanh(a)) - 2,
+    lambda f, a, b: f.log(a * a + 1),
+    lambda f, a, b: f.relu(a) * b,
+    lambda f, a, b: (b * b + 1) ** f.tanh(a),
+    lambda f, a, b: f.largest(a) - b,
+    lambda f, a, b: f.total(a, -1) * f.tanh(b),
+)
+WIDE_STEPS = (  # these need a of shape (3, 4)
+    lambda f, a, b: f.tanh(a @ a.mT) @ a,
+    lambda f, a, b: a[[0, 2, 0]] * b,
+    lambda f, a, b: f.reshape(a.mT, FULL) + b,
+    lambda f, a, b: 2 - a[1, 1:3][[0, 1, 1, 0]],
+)
+
+
+# %% tags=["random-expression"]
+def expression(rng: np.random.Generator, steps: int = 8) -> list[tuple]:
+    """Steps with the places of their two operands; those come from all that is there."""
+    plan = []
+    for step in range(steps):
+        places = rng.integers(0, len(LEAVES) + step, 2)
+        plan.append((rng.choice(len(STEPS) + len(WIDE_STEPS)), *places))
+    return plan
+
+
+def evaluated(plan: list[tuple], f: SimpleNamespace, leaves: list):
+    """One number, which all leaves and all steps enter."""
+    values = [*leaves]
+    for number, i, j in plan:
+        if number < len(STEPS):
+            values.append(STEPS[number](f, values[i], values[j]))
+        else:
+            wide = values[i] + 0 * leaves[0]
+            values.append(WIDE_STEPS[number - len(STEPS)](f, wide, values[j]))
+    parts = [f.reshape(f.total(f.tanh(value)), (1,)) for value in values]
+    return sum(parts)
+
+
+def both(plan: list[tuple], arrays: list[np.ndarray]) -> dict[str, float]:
+    """Largest relative differences of ours and torch's: value, gradients, second ones."""
+    ours = [Tensor(x, requires_grad=True) for x in arrays]
+    theirs = [torch.tensor(x, requires_grad=True) for x in arrays]
+    y = evaluated(plan, OURS, ours)
+    z = evaluated(plan, TORCH, theirs)
+    backward(y, create_graph=True)
+    first = [x.grad for x in ours]
+    expected = torch.autograd.grad(z, theirs, create_graph=True)
+    for x in ours:
+        x.grad = None
+    squares = [(g * g).total(axis=None).reshape(shape=(1,)) for g in first]
+    backward(sum(squares))
+    sum(g.square().sum() for g in expected).backward()
+    return {
+        "value": apart([y], [z]),
+        "gradient": apart(first, expected),
+        "gradient of its square": apart(
+            [x.grad for x in ours], [x.grad for x in theirs]
+        ),
+    }
+
+
+def apart(ours: list[Tensor], theirs: list[torch.Tensor]) -> float:
+    """The largest difference, relative to the largest of torch's values."""
+    ours = [torch.as_tensor(x.data).flatten() for x in ours]
+    theirs = [x.detach().flatten() for x in theirs]
+    return checks.deviation(torch.cat(ours), torch.cat(theirs))
+
+
+# %% tags=["random-run"]
+COUNT = 100
+SEEDS = (0, 1, 2)
+random_gaps = []
+for number in SEEDS:
+    rng = np.random.default_rng(number)
+    for _ in range(COUNT):
+        leaves = [rng.normal(size=shape) for shape in LEAVES]
+        random_gaps.append(both(expression(rng), leaves))
+largest_gaps = {name: max(gap[name] for gap in random_gaps) for name in random_gaps[0]}
+
+# %% tags=["random-table"]
+claim(largest_gaps["gradient"] < 1e-12, "the gradients of random expressions are equal")
+claim(largest_gaps["gradient of its square"] < 1e-10, "second derivatives are, too")
+record("expressions", len(random_gaps))
+rows = [(name, f"{gap:.0e}") for name, gap in largest_gaps.items()]
+table(rows, ("of random expressions", "largest difference, relative"))
+
+# %% [markdown]
+# ## Layers
+
+
+# %% tags=["layer"]
+class Layer:
+    """Has tensors and layers as attributes; makes its own when it sees the first shape."""
+
+    built = False
+    training = True
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not self.built:
+            self.build(x.shape)
+            self.built = True
+        return self.call(x)
+
+    def build(self, shape: tuple):
+        """A layer without parameters has nothing to make."""
+
+    def parameters(self, prefix: str = "") -> dict[str, Tensor]:
+        found = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                found[prefix + name] = value
+            if isinstance(value, Layer):
+                found |= value.parameters(f"{prefix}{name}.")
+        return found
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        return {name: value.data.copy() for name, value in self.parameters().items()}
+
+    def load_state_dict(self, state: dict):
+        own = self.parameters()
+        if odd := own.keys() ^ state.keys():
+            raise KeyError(f"only in the layer or only in the state: {sorted(odd)}")
+        for name, value in state.items():
+            if own[name].shape != tuple(value.shape):
+                raise ValueError(f"{name}: {own[name].shape} against {value.shape}")
+            own[name].data = np.array(value, dtype=np.float64)
+
+    def train(self, mode: bool = True):
+        self.training = mode
+        for value in vars(self).values():
+            if isinstance(value, Layer):
+                value.train(mode)
+
+
+# %% tags=["dense"]
+def parameter(*shape: int) -> Tensor:
+    """Random numbers, small where a sum has many terms."""
+    bound = shape[-1] ** -0.5
+    return Tensor(np.random.uniform(-bound, bound, shape), requires_grad=True)
+
+
+class Dense(Layer):
+    """(..., n) -> (..., units)."""
+
+    def __init__(self, units: int):
+        self.units = units
+
+    def build(self, shape: tuple):
+        self.weight = parameter(self.units, shape[-1])
+        self.bias = parameter(self.units)
+
+    def call(self, x: Tensor) -> Tensor:
+        return x @ self.weight.mT + self.bias
+
+
+# %% tags=["extension"]
+def windows_of(a: np.ndarray, k: int) -> np.ndarray:
+    """All windows of k x k pixels: (B, C, H, W) -> (B, C, H', W', k, k)."""
+    return np.lib.stride_tricks.sliding_window_view(a, (k, k), axis=(2, 3))
+
+
+def laid(a: np.ndarray, k: int, shape: tuple) -> np.ndarray:
+    """Windows laid onto an image of zeros, sums where they overlap."""
+    y = np.zeros(shape)
+    H, W = a.shape[2:4]
+    for i in range(k):
+        for j in range(k):
+            y[:, :, i : i + H, j : j + W] += a[..., i, j]
+    return y
+
+
+class Windows(Operators):
+    """Two more operators, each the other's way back."""
+
+    cut = operator(windows_of, lambda g, y, a, k: Windows.lay(g, k=k, shape=a.shape))
+    lay = operator(laid, lambda g, y, a, k, shape: Windows.cut(g, k=k))
+
+
+# %% tags=["convolution"]
+class Convolution(Layer):
+    """(B, C, H, W) -> (B, units, H', W')."""
+
+    def __init__(self, units: int, k: int, padding: int = 0):
+        self.units = units
+        self.k = k
+        self.padding = padding
+
+    def build(self, shape: tuple):
+        self.weight = parameter(self.units, shape[1], self.k, self.k)
+        self.bias = parameter(self.units)
+
+    def call(self, x: Tensor) -> Tensor:
+        x = Windows.cut(pad(x, self.padding), k=self.k)
+        B, C, H, W, k, _ = x.shape
+        rows = x.transpose(axes=(0, 2, 3, 1, 4, 5)).reshape(shape=(B, H, W, C * k * k))
+        kernels = self.weight.reshape(shape=(self.units, C * k * k))
+        return (rows @ kernels.mT + self.bias).transpose(axes=(0, 3, 1, 2))
+
+
+def pad(x: Tensor, n: int) -> Tensor:
+    """n zeros on each side of H and W."""
+    B, C, H, W = x.shape
+    inside = (slice(None), slice(None), slice(n, n + H), slice(n, n + W))
+    return x.put(index=inside, shape=(B, C, H + 2 * n, W + 2 * n))
+
+
+def pool(x: Tensor) -> Tensor:
+    """Means of 2x2: (B, C, H, W) -> (B, C, H / 2, W / 2)."""
+    B, C, H, W = x.shape
+    halves = x.reshape(shape=(B, C, H // 2, 2, W // 2, 2))
+    return (halves.total(axis=(3, 5)) / 4).reshape(shape=(B, C, H // 2, W // 2))
+
+
+# %% tags=["attention"]
+def softmax(x: Tensor) -> Tensor:
+    powers = (x - x.largest(axis=-1)).exp()
+    return powers / powers.total(axis=-1)
+
+
+class Norm(Layer):
+    """Layer norm: mean 0 and variance 1 along the last axis, then a scale and a shift."""
+
+    def build(self, shape: tuple):
+        self.weight = parameter(shape[-1])
+        self.bias = parameter(shape[-1])
+
+    def call(self, x: Tensor) -> Tensor:
+        d = x.shape[-1]
+        x = x - x.total(axis=-1) / d
+        return x * ((x * x).total(axis=-1) / d + 1e-5) ** -0.5 * self.weight + self.bias
+
+
+class Attention(Layer):
+    """Self-attention with h heads: (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, h: int):
+        self.h = h
+
+    def build(self, shape: tuple):
+        D = shape[-1]
+        self.in_proj_weight = parameter(3 * D, D)
+        self.in_proj_bias = parameter(3 * D)
+        self.out_proj = Dense(D)
+
+    def call(self, x: Tensor) -> Tensor:
+        B, T, D = x.shape
+        d = D // self.h
+        x = x @ self.in_proj_weight.mT + self.in_proj_bias  # (B, T, 3 D)
+        x = x.reshape(shape=(B, T, 3, self.h, d))
+        x = x.transpose(axes=(2, 0, 3, 1, 4))  # (3, B, h, T, d)
+        share = softmax(x[0] @ x[1].mT * d**-0.5)  # (B, h, T, T)
+        y = (share @ x[2]).transpose(axes=(0, 2, 1, 3))  # (B, T, h, d)
+        return self.out_proj(y.reshape(shape=(B, T, D)))
+
+
+# %% tags=["networks"]
+class Perceptron(Layer):
+    def __init__(self):
+        self.hidden = Dense(75)
+        self.output = Dense(10)
+
+    def call(self, x: Tensor) -> Tensor:
+        x = x.reshape(shape=(-1, 784))
+        return self.output(self.hidden(x).tanh())
+
+
+class LeNet(Layer):
+    def __init__(self):
+        self.C1 = Convolution(6, 5, padding=2)
+        self.C3 = Convolution(16, 5)
+        self.C5 = Dense(120)
+        self.F6 = Dense(84)
+        self.output = Dense(10)
+
+    def call(self, x: Tensor) -> Tensor:
+        x = pool(self.C1(x).tanh())  # (B, 6, 14, 14)
+        x = pool(self.C3(x).tanh())  # (B, 16, 5, 5)
+        x = self.C5(x.reshape(shape=(-1, 400))).tanh()
+        return self.output(self.F6(x).tanh())
+
+
+class Encoder(Layer):
+    def __init__(self, h: int, width: int):
+        self.self_attn = Attention(h)
+        self.linear1 = Dense(width)
+        self.linear2 = Dense(28)
+        self.norm1 = Norm()
+        self.norm2 = Norm()
+
+    def call(self, x: Tensor) -> Tensor:
+        x = self.norm1(x + self.self_attn(x))
+        return self.norm2(x + self.linear2(self.linear1(x).relu()))
+
+
+class Reader(Layer):
+    """Reads a digit as 28 rows."""
+
+    def __init__(self):
+        self.encoder = Encoder(4, 56)
+        self.output = Dense(10)
+
+    def call(self, x: Tensor) -> Tensor:
+        x = self.encoder(x.reshape(shape=(-1, 28, 28)))
+        return self.output((x.total(axis=1) / 28).reshape(shape=(-1, 28)))
+
+
+# %% tags=["torch-networks"]
+def torch_perceptron() -> nn.Module:
+    return nn.Sequential(
+        OrderedDict(
+            flat=nn.Flatten(),
+            hidden=nn.Linear(784, 75),
+            tanh=nn.Tanh(),
+            output=nn.Linear(75, 10),
+        )
+    )
+
+
+def torch_lenet() -> nn.Module:
+    return nn.Sequential(
+        OrderedDict(
+            C1=nn.Conv2d(1, 6, 5, padding=2),
+            tanh1=nn.Tanh(),
+            S2=nn.AvgPool2d(2),
+            C3=nn.Conv2d(6, 16, 5),
+            tanh3=nn.Tanh(),
+            S4=nn.AvgPool2d(2),
+            flat=nn.Flatten(),
+            C5=nn.Linear(400, 120),
+            tanh5=nn.Tanh(),
+            F6=nn.Linear(120, 84),
+            tanh6=nn.Tanh(),
+            output=nn.Linear(84, 10),
+        )
+    )
+
+
+class TorchReader(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(28, 4, 56, 0.0, batch_first=True)
+        self.output = nn.Linear(28, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.output(self.encoder(x.squeeze(1)).mean(1))
+
+
+# %% tags=["pairs"]
+PAIRS = {
+    "perceptron": (Perceptron, torch_perceptron),
+    "LeNet": (LeNet, torch_lenet),
+    "attention": (Reader, TorchReader),
+}
+
+
+def twins(name: str, x: np.ndarray) -> tuple[Layer, nn.Module]:
+    """The network in our layers and in torch's, in float64, with equal weights."""
+    ours, theirs = (make() for make in PAIRS[name])
+    theirs = theirs.double()
+    ours(Tensor(x))  # builds it
+    state = theirs.state_dict()
+    ours.load_state_dict({name: value.numpy() for name, value in state.items()})
+    return ours, theirs
+
+
+def cross_entropy(logits: Tensor, y: np.ndarray) -> Tensor:
+    logits = logits - logits.largest(axis=-1)
+    logs = logits - logits.exp().total(axis=-1).log()
+    return logs[np.arange(len(y)), y].total(axis=None) / -len(y)
+
+
+# %% tags=["train"]
+def our_steps(network: Layer, x, y, steps: int, rate: float = 0.1) -> list[float]:
+    """Losses of gradient descent."""
+    losses = []
+    for _ in range(steps):
+        for value in network.parameters().values():
+            value.grad = None
+        loss = cross_entropy(network(Tensor(x)), y)
+        backward(loss)
+        losses.append(loss.data.item())
+        for value in network.parameters().values():
+            value.data = value.data - rate * value.grad.data
+    return losses
+
+
+def torch_steps(network: nn.Module, x, y, steps: int) -> list[float]:
+    x = torch.as_tensor(x)
+    optimiser = torch.optim.SGD(network.parameters(), 0.1)
+    losses = []
+    for _ in range(steps):
+        optimiser.zero_grad()
+        loss = F.cross_entropy(network(x), torch.as_tensor(y))
+        loss.backward()
+        losses.append(loss.item())
+        optimiser.step()
+    return losses
+
+
+# %% [markdown]
+# ## The headline: the same gradient
+
+
+# %% tags=["gaps"]
+def torch_gradients(network: nn.Module, x: np.ndarray, y: np.ndarray, dtype) -> dict:
+    """Name and gradient of each parameter, computed in a type of numbers."""
+    network.zero_grad()  # before `to`, which converts gradients, too
+    network = network.to(dtype)
+    logits = network(torch.as_tensor(x, dtype=dtype))
+    F.cross_entropy(logits, torch.as_tensor(y)).backward()
+    return {name: p.grad.double().clone() for name, p in network.named_parameters()}
+
+
+def slope(network: Layer, name: str, x: np.ndarray, y: np.ndarray) -> float:
+    """Our gradient along a random direction against a central difference, relative."""
+    p = network.parameters()[name]
+    at = p.data
+    step = np.random.normal(size=p.shape)
+    step = step / np.linalg.norm(step)
+    losses = []
+    for h in (1e-5, -1e-5):
+        p.data = at + h * step
+        with recording(False):
+            losses.append(cross_entropy(network(Tensor(x)), y).data.item())
+    p.data = at
+    g = p.grad.data
+    return abs((losses[0] - losses[1]) / 2e-5 - (g * step).sum()) / np.linalg.norm(g)
+
+
+def gaps(name: str, x: np.ndarray, y: np.ndarray) -> dict[str, list[float]]:
+    """For each parameter of a network, how far three pairs of gradients are apart."""
+    ours, theirs = twins(name, x)
+    our_steps(ours, x, y, 1, rate=0)
+    exact = torch_gradients(theirs, x, y, torch.float64)
+    single = torch_gradients(theirs, x, y, torch.float32)
+    found = {"ours": [], "float32": [], "difference": []}
+    for label, p in ours.parameters().items():
+        found["ours"].append(apart([p.grad], [exact[label]]))
+        found["float32"].append(checks.deviation(single[label], exact[label]))
+        found["difference"].append(slope(ours, label, x, y))
+    return found
+
+
+# %% tags=["headline-run"]
+data = images.digits()
+X = data.train[0][:16].double().numpy()
+Y = data.train[1][:16].numpy()
+measured = {}
+for number in SEEDS:
+    seed(number)
+    for name in PAIRS:
+        measured[name, number] = gaps(name, X, Y)
+
+# %% tags=["headline-figure"] alt="Three rows, perceptron, LeNet and attention; in each, dots on a logarithmic axis of the relative difference. Dots of our gradient against torch's lie left of 1e-13; those of our gradient against a central difference lie in the middle; those of torch in float32 against float64 lie at the right, above 1e-8."
+_, axes = plt.subplots(figsize=(5, 3.2))
+KINDS = {
+    "ours": "ours and torch",
+    "difference": "ours and a\ndifference",
+    "float32": "torch, float32\nand float64",
+}
+for row, name in enumerate(PAIRS):
+    for place, (kind, colour) in enumerate(zip(KINDS, plots.COLOURS)):
+        dots = [max(gap, 1e-17) for n in SEEDS for gap in measured[name, n][kind]]
+        height = [row + 0.2 * (place - 1)] * len(dots)
+        axes.plot(dots, height, "o", color=colour, markersize=4, alpha=0.6)
+for kind, x, colour in zip(KINDS.values(), (1e-16, 3e-12, 1e-7), plots.COLOURS):
+    axes.text(x, -1.0, kind, color=colour, ha="center", va="center", fontsize=11)
+axes.set(xscale="log", xlabel="relative difference of the gradient of one parameter")
+axes.set(yticks=range(3), yticklabels=PAIRS, ylim=(2.5, -1.4), xlim=(3e-18, 1e-4))
+axes.set_axisbelow(True)
+
+# %% tags=["losses"]
+losses = {}
+for number in SEEDS:
+    seed(number)
+    for name in PAIRS:
+        ours, theirs = twins(name, X)
+        losses[name, number] = [
+            our_steps(ours, X, Y, 10),
+            torch_steps(theirs, X, Y, 10),
+        ]
+
+# %% tags=["losses-table"]
+rows = []
+for name in PAIRS:
+    pairs = [losses[name, number] for number in SEEDS]
+    gap = max(abs(p - q) for ours, theirs in pairs for p, q in zip(ours, theirs))
+    claim(gap < 1e-10, f"{name}: ten losses are equal")
+    each = [measured[name, number] for number in SEEDS]
+    worst = {kind: max(max(found[kind]) for found in each) for kind in KINDS}
+    least = min(min(found["float32"]) for found in each)
+    claim(worst["ours"] < 1e-12, f"{name}: our gradient is torch's")
+    claim(100 * worst["ours"] < least, f"{name}: float32 and float64 are further apart")
+    claim(worst["difference"] < 1e-6, f"{name}: and that of a central difference")
+    count = counting.parameters(PAIRS[name][1]())
+    ends = f"{pairs[0][0][0]:.3f} to {pairs[0][0][-1]:.3f}"
+    rows.append((name, count, f"{worst['ours']:.0e}", ends, f"{gap:.0e}"))
+heads = ("network", "parameters", "gradients apart", "losses, seed 0", "losses apart")
+table(rows, heads)
+
+
+# %% [markdown]
+# ## The life of a layer
+#
+# The same layer in ours, in Keras and as a lazy module of torch; each notes what is called.
+
+
+# %% tags=["lives"]
+class OurNoted(Dense):
+    """Our layer, which notes its calls."""
+
+    def __init__(self, units: int, notes: list):
+        notes.append("made")
+        super().__init__(units)
+        self.notes = notes
+
+    def build(self, shape: tuple):
+        self.notes.append(f"built for {tuple(shape)}")
+        super().build(shape)
+
+    def call(self, x: Tensor) -> Tensor:
+        self.notes.append(f"run on {tuple(x.shape)}")
+        return super().call(x)
+
+
+class KerasNoted(keras.layers.Layer):
+    """The same in Keras."""
+
+    def __init__(self, units: int, notes: list, **how):
+        notes.append("made")
+        super().__init__(**how)
+        self.units = units
+        self.notes = notes
+
+    def build(self, shape: tuple):
+        self.notes.append(f"built for {tuple(shape)}")
+        self.kernel = self.add_weight(shape=(shape[-1], self.units), name="kernel")
+        self.bias = self.add_weight(shape=(self.units,), name="bias")
+
+    def call(self, x):
+        self.notes.append(f"run on {tuple(x.shape)}")
+        return x @ self.kernel + self.bias
+
+    def get_config(self) -> dict:
+        return super().get_config() | {"units": self.units, "notes": []}
+
+
+class LazyNoted(nn.modules.lazy.LazyModuleMixin, nn.Module):
+    """The same in torch, whose parameters have no shape at first."""
+
+    def __init__(self, units: int, notes: list):
+        notes.append("made")
+        super().__init__()
+        self.units = units
+        self.notes = notes
+        self.weight = nn.UninitializedParameter()
+        self.bias = nn.UninitializedParameter()
+
+    def initialize_parameters(self, x: torch.Tensor):
+        if self.has_uninitialized_params():
+            self.notes.append(f"built for {tuple(x.shape)}")
+            self.weight.materialize((self.units, x.shape[-1]))
+            self.bias.materialize((self.units,))
+            nn.init.uniform_(self.weight)
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.notes.append(f"run on {tuple(x.shape)}")
+        return F.linear(x, self.weight, self.bias)
+
+
+# %% tags=["lives-run"]
+ones = np.ones((4, 3), dtype="float32")
+lives = {"ours": [], "Keras": [], "torch, lazy": []}
+for make, x, name in zip(
+    (OurNoted, KerasNoted, LazyNoted), (Tensor(ones), ones, torch.tensor(ones)), lives
+):
+    layer = make(2, lives[name])
+    layer(x)
+    layer(x)
+
+# %% tags=["lives-table"]
+claim(lives["ours"] == lives["Keras"] == lives["torch, lazy"], "three equal lives")
+table(zip(*lives.values()), tuple(lives))
+
+
+# %% tags=["keras-rows"]
+def keras_rows() -> list[tuple[str, str, str, bool]]:
+    """What a Keras layer does around `call`, what torch has for it, and what was seen."""
+    x = torch.ones(4, 3)
+    rows = []
+    layer = KerasNoted(2, [])
+    layer(x)
+    names = {weight.path.split("/")[-1] for weight in layer.weights}
+    seen = names == {"kernel", "bias"}
+    rows.append(
+        ("add_weight in build", "nn.Parameter as attribute", "two weights", seen)
+    )
+    layer.trainable = False
+    seen = len(layer.trainable_weights) == 0 and len(layer.weights) == 2
+    rows.append(("trainable = False", "requires_grad_(False)", "none to train", seen))
+    copy = KerasNoted.from_config(layer.get_config())
+    seen = copy.units == 2 and not copy.built
+    rows.append(("get_config, from_config", "none", "a copy, not built", seen))
+    layer = KerasNoted(2, [], dtype="mixed_bfloat16")
+    y = layer(x)
+    seen = y.dtype == torch.bfloat16 and layer.kernel.dtype == "float32"
+    rows.append(('dtype="mixed_bfloat16"', "torch.autocast", "bfloat16 inside", seen))
+    embedding = keras.layers.Embedding(5, 3, mask_zero=True)
+    seen = embedding(torch.tensor([[1, 0]]))._keras_mask.tolist() == [[True, False]]
+    rows.append(("a mask that travels along", "an argument", "on the output", seen))
+    layer = KerasNoted(2, [])
+    y = layer(keras.Input((3,)))
+    seen = tuple(y.shape) == (None, 2) and layer.notes[1] == "built for (None, 3)"
+    rows.append(("a symbolic input", "the meta device", "shape (None, 2)", seen))
+    seen = len(list(layer.parameters())) == 2 and isinstance(layer, nn.Module)
+    rows.append(("a layer, over torch", "nn.Module", "is one itself", seen))
+    return rows
+
+
+# %% tags=["keras-table"]
+rows = keras_rows()
+claim(all(seen for *_, seen in rows), "Keras does what the table says")
+table(rows, ("Keras", "PyTorch", "checked", "seen"))
+layer = KerasNoted(2, [])
+layer(keras.Input((3,)))
+record("symbolic", ", ".join(layer.notes[2:]))
+
+# %% [markdown]
+# ## A front end
+#
+# A proxy stands for a value that is not there yet. What is done with it becomes a list.
+
+# %% tags=["proxy"]
+ARITHMETIC = {
+    "add": lambda a, b: a + b,
+    "multiply": lambda a, b: a * b,
+    "greater": lambda a, b: a > b,
+    "select": lambda c, a, b: np.where(c, a, b),
+}
+
+
+class Proxy:
+    """Stands for the value of a line of a graph, and writes the next lines."""
+
+    __add__ = __radd__ = lambda a, b: a.note("add", a, b)
+    __mul__ = __rmul__ = lambda a, b: a.note("multiply", a, b)
+    __gt__ = lambda a, b: a.note("greater", a, b)
+
+    def __init__(self, lines: list, place: int):
+        self.lines = lines
+        self.place = place
+
+    def write(self, *line) -> "Proxy":
+        self.lines.append(line)
+        return Proxy(self.lines, len(self.lines) - 1)
+
+    def note(self, name: str, *operands) -> "Proxy":
+        places = []
+        for x in operands:
+            x = x if isinstance(x, Proxy) else self.write("constant", x)
+            places.append(x.place)
+        return self.write(name, *places)
+
+    def __bool__(self):
+        raise TypeError("a traced value is neither true nor false: use select")
+
+
+def trace(function: Callable, inputs: int) -> list[tuple]:
+    """The lines that a function writes when it is run on proxies."""
+    lines = [("input", i) for i in range(inputs)]
+    result = function(*[Proxy(lines, i) for i in range(inputs)])
+    return [*lines, ("output", result.place)]
+
+
+def run(lines: list[tuple], *inputs):
+    """Replay a graph."""
+    values = []
+    for name, *operands in lines:
+        if name in ARITHMETIC:
+            values.append(ARITHMETIC[name](*[values[i] for i in operands]))
+        else:
+            kinds = {"input": inputs, "output": values}
+            values.append(kinds[name][operands[0]] if name in kinds else operands[0])
+    return values[-1]
+
+
+# %% tags=["passes"]
+def rewritten(lines: list[tuple], change: Callable) -> list[tuple]:
+    """Copy lines; `change` gives another line, or the place of one that is there."""
+    done = []
+    places = []
+    for name, *operands in lines:
+        if name in ARITHMETIC or name == "output":
+            operands = [places[i] for i in operands]
+        new = change((name, *operands), done)
+        if isinstance(new, tuple):
+            done.append(new)
+            new = len(done) - 1
+        places.append(new)
+    return done
+
+
+def fold(line: tuple, done: list) -> tuple:
+    """Compute at once what depends on constants alone."""
+    name, *operands = line
+    if name in ARITHMETIC and all(done[i][0] == "constant" for i in operands):
+        return ("constant", ARITHMETIC[name](*[done[i][1] for i in operands]))
+    return line
+
+
+def reuse(line: tuple, done: list) -> tuple | int:
+    """A line that was there before is not computed again."""
+    return done.index(line) if line in done else line
+
+
+def without_dead(lines: list[tuple]) -> list[tuple]:
+    """Leave out what the output does not need; inputs stay."""
+    needed = {len(lines) - 1}
+    for i in reversed(range(len(lines))):
+        name, *operands = lines[i]
+        if i in needed and name in ARITHMETIC or name == "output":
+            needed |= {*operands}
+    keep = [i for i, line in enumerate(lines) if i in needed or line[0] == "input"]
+    place = {old: new for new, old in enumerate(keep)}
+    moved = lambda line: (line[0], *[place[i] for i in line[1:]])
+    inner = {*ARITHMETIC, "output"}
+    return [moved(lines[i]) if lines[i][0] in inner else lines[i] for i in keep]
+
+
+# %% tags=["example"]
+def example(x, w):
+    scale = w * w + 1
+    unused = x * 7
+    return (x + scale) * (x + scale) + w
+
+
+# %% tags=["passes-run"]
+traced = trace(example, 2)
+known = [("constant", 2.0) if line == ("input", 1) else line for line in traced]
+folded = rewritten(known, fold)
+shared = rewritten(folded, reuse)
+stages = {
+    "traced": traced,
+    "w is 2": known,
+    "constants folded": folded,
+    "repeated lines shared": shared,
+    "dead lines gone": without_dead(shared),
+}
+
+# %% tags=["passes-table"]
+rows = []
+for name, lines in stages.items():
+    for x in (-1.5, 0.25, 3.0):
+        claim(run(lines, x, 2.0) == example(x, 2.0), f"{name}: equal outputs")
+    rows.append((name, sum(line[0] in ARITHMETIC for line in lines), len(lines)))
+claim([row[1] for row in rows] == [7, 7, 5, 4, 3], "sums and products, pass by pass")
+table(rows, ("graph", "sums and products", "lines"))
