@@ -31,7 +31,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
-from types import SimpleNamespace
 
 FOLDER = tempfile.TemporaryDirectory()
 BACKEND = os.environ.setdefault("KERAS_BACKEND", "torch")
@@ -40,15 +39,26 @@ KERAS_DEVICE = os.environ.setdefault("KERAS_TORCH_DEVICE", "cpu")
 CACHE = os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", FOLDER.name)
 WORKERS = os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # no CUDA
+
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+import torch._dynamo
 import torchvision
+from functorch.compile import aot_function, make_boxed_func
 from torch import nn
+from torch._inductor.utils import run_and_get_code
 from torch.nn import functional as F
+from torch.nn.utils import parameters_to_vector, prune
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils import benchmark
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import ConcatDataset, random_split
 
-from workbench import claim, device, record, record_spread, seed, table
+from workbench import claim, device, record, seed, table
 from workbench import checks, counting, diagrams, images, plots
 
 
@@ -211,24 +221,19 @@ def cell_length(function: Callable) -> int:
     return sum(not line.startswith(("#", '"')) for line in told if line)
 
 
-# %% tags=["length-run"]
-lengths = [cell_length(f) for f in (operator, shares, Tensor.__sub__, backward)]
-claim(sum(lengths) <= 100, "reverse mode takes at most a hundred lines")
-record("lines", sum(lengths))
-
 # %% tags=["figure-values"]
 a = Tensor(2.0, requires_grad=True)
 b = Tensor(3.0, requires_grad=True)
 loss = (a * b + a) ** 2
 backward(loss)
+a.grad.data.item(), b.grad.data.item()
 
-# %% tags=["figure-values-table"]
+# %% tags=["length-run"]
+lengths = [cell_length(f) for f in (operator, shares, Tensor.__sub__, backward)]
+claim(sum(lengths) <= 100, "reverse mode takes at most a hundred lines")
+record("lines", sum(lengths))
 claim(loss.data.item() == 64, "the value of the figure")
 claim((a.grad.data.item(), b.grad.data.item()) == (64, 32), "its gradients")
-table(
-    [("a", 2, a.grad.data.item()), ("b", 3, b.grad.data.item())],
-    ("leaf", "value", "gradient"),
-)
 
 # %% tags=["idea-figure"] alt="A graph from left to right. a = 2 and b = 3 lead to c = ab = 6; c and a lead to d = c + a = 8; d leads to the loss, d squared = 64. Below each node stands its gradient: 1 at the loss, 16 at d, 16 at c, 32 at b, and at a 48 + 16 = 64, the sum over its two arrows."
 axes = diagrams.sheet(2.5)
@@ -253,82 +258,67 @@ diagrams.draw(axes, nodes, [("a", "c"), ("b", "c"), ("a", "d"), ("c", "d"), ("d"
 #
 # The same expression in our operators and in torch's, put together at random.
 
-# %% tags=["names"]
-OURS = SimpleNamespace(
-    tanh=Tensor.tanh,
-    exp=Tensor.exp,
-    log=Tensor.log,
-    relu=Tensor.relu,
-    total=lambda x, axis=None: x.total(axis=axis),
-    largest=lambda x: x.largest(axis=-1),
-    reshape=lambda x, shape: x.reshape(shape=shape),
-)
-TORCH = SimpleNamespace(
-    tanh=torch.tanh,
-    exp=torch.exp,
-    log=torch.log,
-    relu=torch.relu,
-    total=lambda x, axis=None: x.sum(axis, keepdim=True),
-    largest=lambda x: x.amax(-1, keepdim=True),
-    reshape=torch.reshape,
-)
-FULL = (3, 4)
-LEAVES = (FULL, (4,), (3, 1), (1, 4), (1,))  # what broadcasting can make (3, 4) of
-STEPS = (
-    lambda f, a, b: a + b,
-    lambda f, a, b: a - b,
-    lambda f, a, b: f.tanh(a) * b,
-    lambda f, a, b: a / (b * b + 1),
-    lambda f, a, b: f.exp(f.tanh(a)) - 2,
-    lambda f, a, b: f.log(a * a + 1),
-    lambda f, a, b: f.relu(a) * b,
-    lambda f, a, b: (b * b + 1) ** f.tanh(a),
-    lambda f, a, b: f.largest(a) - b,
-    lambda f, a, b: f.total(a, -1) * f.tanh(b),
-)
-WIDE_STEPS = (  # these need a of shape (3, 4)
-    lambda f, a, b: f.tanh(a @ a.mT) @ a,
-    lambda f, a, b: a[[0, 2, 0]] * b,
-    lambda f, a, b: f.reshape(a.mT, FULL) + b,
-    lambda f, a, b: 2 - a[1, 1:3][[0, 1, 1, 0]],
-)
-
 
 # %% tags=["random-expression"]
+def total(x, axis=None):
+    """The sum of a tensor of ours or of torch's; the axis stays, of length 1."""
+    return x.total(axis=axis) if isinstance(x, Tensor) else x.sum(axis, keepdim=True)
+
+
+def largest(x):
+    return x.largest(axis=-1) if isinstance(x, Tensor) else x.amax(-1, keepdim=True)
+
+
+FULL = (3, 4)
+LEAVES = (FULL, (4,), (3, 1), (1, 4), (1,))  # what broadcasting can make (3, 4) of
+STEPS = (  # a has the shape (3, 4) in the last four
+    lambda a, b: a + b,
+    lambda a, b: a - b,
+    lambda a, b: a.tanh() * b,
+    lambda a, b: a / (b * b + 1),
+    lambda a, b: a.tanh().exp() - 2,
+    lambda a, b: (a * a + 1).log(),
+    lambda a, b: a.relu() * b,
+    lambda a, b: (b * b + 1) ** a.tanh(),
+    lambda a, b: largest(a) - b,
+    lambda a, b: total(a, -1) * b.tanh(),
+    lambda a, b: (a @ a.mT).tanh() @ a,
+    lambda a, b: a[[0, 2, 0]] * b,
+    lambda a, b: a.mT.reshape(shape=FULL) + b,
+    lambda a, b: 2 - a[1, 1:3][[0, 1, 1, 0]],
+)
+
+
 def expression(rng: np.random.Generator, steps: int = 8) -> list[tuple]:
-    """Steps with the places of their two operands; those come from all that is there."""
+    """Steps with the places of their operands, which come from all that is there."""
     plan = []
     for step in range(steps):
         places = rng.integers(0, len(LEAVES) + step, 2)
-        plan.append((rng.choice(len(STEPS) + len(WIDE_STEPS)), *places))
+        plan.append((rng.integers(len(STEPS)), *places))
     return plan
 
 
-def evaluated(plan: list[tuple], f: SimpleNamespace, leaves: list):
+def evaluated(plan: list[tuple], leaves: list):
     """One number, which all leaves and all steps enter."""
     values = [*leaves]
     for number, i, j in plan:
-        if number < len(STEPS):
-            values.append(STEPS[number](f, values[i], values[j]))
-        else:
-            wide = values[i] + 0 * leaves[0]
-            values.append(WIDE_STEPS[number - len(STEPS)](f, wide, values[j]))
-    parts = [f.reshape(f.total(f.tanh(value)), (1,)) for value in values]
-    return sum(parts)
+        wide = 0 * leaves[0] if number >= len(STEPS) - 4 else 0
+        values.append(STEPS[number](values[i] + wide, values[j]))
+    return sum(total(value.tanh()).reshape(shape=(1,)) for value in values)
 
 
 def both(plan: list[tuple], arrays: list[np.ndarray]) -> dict[str, float]:
-    """Largest relative differences of ours and torch's: value, gradients, second ones."""
+    """Relative differences of ours and torch's: value, gradients, second gradients."""
     ours = [Tensor(x, requires_grad=True) for x in arrays]
     theirs = [torch.tensor(x, requires_grad=True) for x in arrays]
-    y = evaluated(plan, OURS, ours)
-    z = evaluated(plan, TORCH, theirs)
+    y = evaluated(plan, ours)
+    z = evaluated(plan, theirs)
     backward(y, create_graph=True)
     first = [x.grad for x in ours]
     expected = torch.autograd.grad(z, theirs, create_graph=True)
     for x in ours:
         x.grad = None
-    squares = [(g * g).total(axis=None).reshape(shape=(1,)) for g in first]
+    squares = [total(g * g).reshape(shape=(1,)) for g in first]
     backward(sum(squares))
     sum(g.square().sum() for g in expected).backward()
     return {
@@ -371,7 +361,7 @@ table(rows, ("of random expressions", "largest difference, relative"))
 
 # %% tags=["layer"]
 class Layer:
-    """Has tensors and layers as attributes; makes its own when it sees the first shape."""
+    """Has tensors and layers as attributes; makes them when it sees the first shape."""
 
     built = False
     training = True
@@ -413,7 +403,6 @@ class Layer:
                 value.train(mode)
 
 
-# %% tags=["dense"]
 def parameter(*shape: int) -> Tensor:
     """Random numbers, small where a sum has many terms."""
     bound = shape[-1] ** -0.5
@@ -434,7 +423,7 @@ class Dense(Layer):
         return x @ self.weight.mT + self.bias
 
 
-# %% tags=["extension"]
+# %% tags=["networks"]
 def windows_of(a: np.ndarray, k: int) -> np.ndarray:
     """All windows of k x k pixels: (B, C, H, W) -> (B, C, H', W', k, k)."""
     return np.lib.stride_tricks.sliding_window_view(a, (k, k), axis=(2, 3))
@@ -457,7 +446,6 @@ class Windows(Operators):
     lay = operator(laid, lambda g, y, a, k, shape: Windows.cut(g, k=k))
 
 
-# %% tags=["convolution"]
 class Convolution(Layer):
     """(B, C, H, W) -> (B, units, H', W')."""
 
@@ -492,14 +480,13 @@ def pool(x: Tensor) -> Tensor:
     return (halves.total(axis=(3, 5)) / 4).reshape(shape=(B, C, H // 2, W // 2))
 
 
-# %% tags=["attention"]
 def softmax(x: Tensor) -> Tensor:
     powers = (x - x.largest(axis=-1)).exp()
     return powers / powers.total(axis=-1)
 
 
 class Norm(Layer):
-    """Layer norm: mean 0 and variance 1 along the last axis, then a scale and a shift."""
+    """Layer norm: mean 0 and variance 1 of the last axis, then a scale and a shift."""
 
     def build(self, shape: tuple):
         self.weight = parameter(shape[-1])
@@ -534,7 +521,6 @@ class Attention(Layer):
         return self.out_proj(y.reshape(shape=(B, T, D)))
 
 
-# %% tags=["networks"]
 class Perceptron(Layer):
     def __init__(self):
         self.hidden = Dense(75)
@@ -585,7 +571,7 @@ class Reader(Layer):
         return self.output((x.total(axis=1) / 28).reshape(shape=(-1, 28)))
 
 
-# %% tags=["torch-networks"]
+# %% tags=["twins"]
 def torch_perceptron() -> nn.Module:
     return nn.Sequential(
         OrderedDict(
@@ -626,7 +612,6 @@ class TorchReader(nn.Module):
         return self.output(self.encoder(x.squeeze(1)).mean(1))
 
 
-# %% tags=["pairs"]
 PAIRS = {
     "perceptron": (Perceptron, torch_perceptron),
     "LeNet": (LeNet, torch_lenet),
@@ -650,7 +635,6 @@ def cross_entropy(logits: Tensor, y: np.ndarray) -> Tensor:
     return logs[np.arange(len(y)), y].total(axis=None) / -len(y)
 
 
-# %% tags=["train"]
 def our_steps(network: Layer, x, y, steps: int, rate: float = 0.1) -> list[float]:
     """Losses of gradient descent."""
     losses = []
@@ -724,13 +708,19 @@ def gaps(name: str, x: np.ndarray, y: np.ndarray) -> dict[str, list[float]]:
 
 # %% tags=["headline-run"]
 data = images.digits()
-X = data.train[0][:16].double().numpy()
-Y = data.train[1][:16].numpy()
+pixels = data.train[0][:16].double().numpy()
+labels = data.train[1][:16].numpy()
 measured = {}
+losses = {}
 for number in SEEDS:
-    seed(number)
     for name in PAIRS:
-        measured[name, number] = gaps(name, X, Y)
+        seed(number)
+        measured[name, number] = gaps(name, pixels, labels)
+        ours, theirs = twins(name, pixels)
+        losses[name, number] = [
+            our_steps(ours, pixels, labels, 10),
+            torch_steps(theirs, pixels, labels, 10),
+        ]
 
 # %% tags=["headline-figure"] alt="Three rows, perceptron, LeNet and attention; in each, dots on a logarithmic axis of the relative difference. Dots of our gradient against torch's lie left of 1e-13; those of our gradient against a central difference lie in the middle; those of torch in float32 against float64 lie at the right, above 1e-8."
 _, axes = plt.subplots(figsize=(5, 3.2))
@@ -749,17 +739,6 @@ for kind, x, colour in zip(KINDS.values(), (1e-16, 3e-12, 1e-7), plots.COLOURS):
 axes.set(xscale="log", xlabel="relative difference of the gradient of one parameter")
 axes.set(yticks=range(3), yticklabels=PAIRS, ylim=(2.5, -1.4), xlim=(3e-18, 1e-4))
 axes.set_axisbelow(True)
-
-# %% tags=["losses"]
-losses = {}
-for number in SEEDS:
-    seed(number)
-    for name in PAIRS:
-        ours, theirs = twins(name, X)
-        losses[name, number] = [
-            our_steps(ours, X, Y, 10),
-            torch_steps(theirs, X, Y, 10),
-        ]
 
 # %% tags=["losses-table"]
 rows = []
@@ -787,78 +766,82 @@ table(rows, heads)
 
 
 # %% tags=["lives"]
+NOTES = []
+
+
 class OurNoted(Dense):
     """Our layer, which notes its calls."""
 
-    def __init__(self, units: int, notes: list):
-        notes.append("made")
+    def __init__(self, units: int):
+        NOTES.append("made")
         super().__init__(units)
-        self.notes = notes
 
     def build(self, shape: tuple):
-        self.notes.append(f"built for {tuple(shape)}")
+        NOTES.append(f"built for {tuple(shape)}")
         super().build(shape)
 
     def call(self, x: Tensor) -> Tensor:
-        self.notes.append(f"run on {tuple(x.shape)}")
+        NOTES.append(f"run on {tuple(x.shape)}")
         return super().call(x)
 
 
 class KerasNoted(keras.layers.Layer):
     """The same in Keras."""
 
-    def __init__(self, units: int, notes: list, **how):
-        notes.append("made")
+    def __init__(self, units: int, **how):
+        NOTES.append("made")
         super().__init__(**how)
         self.units = units
-        self.notes = notes
 
     def build(self, shape: tuple):
-        self.notes.append(f"built for {tuple(shape)}")
+        NOTES.append(f"built for {tuple(shape)}")
         self.kernel = self.add_weight(shape=(shape[-1], self.units), name="kernel")
         self.bias = self.add_weight(shape=(self.units,), name="bias")
 
     def call(self, x):
-        self.notes.append(f"run on {tuple(x.shape)}")
+        NOTES.append(f"run on {tuple(x.shape)}")
         return x @ self.kernel + self.bias
 
     def get_config(self) -> dict:
-        return super().get_config() | {"units": self.units, "notes": []}
+        return super().get_config() | {"units": self.units}
 
 
 class LazyNoted(nn.modules.lazy.LazyModuleMixin, nn.Module):
     """The same in torch, whose parameters have no shape at first."""
 
-    def __init__(self, units: int, notes: list):
-        notes.append("made")
+    def __init__(self, units: int):
+        NOTES.append("made")
         super().__init__()
         self.units = units
-        self.notes = notes
         self.weight = nn.UninitializedParameter()
         self.bias = nn.UninitializedParameter()
 
     def initialize_parameters(self, x: torch.Tensor):
         if self.has_uninitialized_params():
-            self.notes.append(f"built for {tuple(x.shape)}")
+            NOTES.append(f"built for {tuple(x.shape)}")
             self.weight.materialize((self.units, x.shape[-1]))
             self.bias.materialize((self.units,))
             nn.init.uniform_(self.weight)
             nn.init.zeros_(self.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.notes.append(f"run on {tuple(x.shape)}")
+        NOTES.append(f"run on {tuple(x.shape)}")
         return F.linear(x, self.weight, self.bias)
 
 
 # %% tags=["lives-run"]
 ones = np.ones((4, 3), dtype="float32")
-lives = {"ours": [], "Keras": [], "torch, lazy": []}
-for make, x, name in zip(
-    (OurNoted, KerasNoted, LazyNoted), (Tensor(ones), ones, torch.tensor(ones)), lives
+lives = {}
+for name, make, x in (
+    ("ours", OurNoted, Tensor(ones)),
+    ("Keras", KerasNoted, ones),
+    ("torch, lazy", LazyNoted, torch.tensor(ones)),
 ):
-    layer = make(2, lives[name])
+    NOTES.clear()
+    layer = make(2)
     layer(x)
     layer(x)
+    lives[name] = [*NOTES]
 
 # %% tags=["lives-table"]
 claim(lives["ours"] == lives["Keras"] == lives["torch, lazy"], "three equal lives")
@@ -867,10 +850,10 @@ table(zip(*lives.values()), tuple(lives))
 
 # %% tags=["keras-rows"]
 def keras_rows() -> list[tuple[str, str, str, bool]]:
-    """What a Keras layer does around `call`, what torch has for it, and what was seen."""
+    """What Keras does around `call`, what torch has for it, and what was seen."""
     x = torch.ones(4, 3)
     rows = []
-    layer = KerasNoted(2, [])
+    layer = KerasNoted(2)
     layer(x)
     names = {weight.path.split("/")[-1] for weight in layer.weights}
     seen = names == {"kernel", "bias"}
@@ -883,16 +866,17 @@ def keras_rows() -> list[tuple[str, str, str, bool]]:
     copy = KerasNoted.from_config(layer.get_config())
     seen = copy.units == 2 and not copy.built
     rows.append(("get_config, from_config", "none", "a copy, not built", seen))
-    layer = KerasNoted(2, [], dtype="mixed_bfloat16")
+    layer = KerasNoted(2, dtype="mixed_bfloat16")
     y = layer(x)
     seen = y.dtype == torch.bfloat16 and layer.kernel.dtype == "float32"
     rows.append(('dtype="mixed_bfloat16"', "torch.autocast", "bfloat16 inside", seen))
     embedding = keras.layers.Embedding(5, 3, mask_zero=True)
     seen = embedding(torch.tensor([[1, 0]]))._keras_mask.tolist() == [[True, False]]
     rows.append(("a mask that travels along", "an argument", "on the output", seen))
-    layer = KerasNoted(2, [])
+    NOTES.clear()
+    layer = KerasNoted(2)
     y = layer(keras.Input((3,)))
-    seen = tuple(y.shape) == (None, 2) and layer.notes[1] == "built for (None, 3)"
+    seen = tuple(y.shape) == (None, 2) and NOTES[1] == "built for (None, 3)"
     rows.append(("a symbolic input", "the meta device", "shape (None, 2)", seen))
     seen = len(list(layer.parameters())) == 2 and isinstance(layer, nn.Module)
     rows.append(("a layer, over torch", "nn.Module", "is one itself", seen))
@@ -903,9 +887,7 @@ def keras_rows() -> list[tuple[str, str, str, bool]]:
 rows = keras_rows()
 claim(all(seen for *_, seen in rows), "Keras does what the table says")
 table(rows, ("Keras", "PyTorch", "checked", "seen"))
-layer = KerasNoted(2, [])
-layer(keras.Input((3,)))
-record("symbolic", ", ".join(layer.notes[2:]))
+record("symbolic", " and ".join(NOTES[2:]))
 
 # %% [markdown]
 # ## A front end
@@ -926,7 +908,6 @@ class Proxy:
 
     __add__ = __radd__ = lambda a, b: a.note("add", a, b)
     __mul__ = __rmul__ = lambda a, b: a.note("multiply", a, b)
-    __gt__ = lambda a, b: a.note("greater", a, b)
 
     def __init__(self, lines: list, place: int):
         self.lines = lines
@@ -942,6 +923,9 @@ class Proxy:
             x = x if isinstance(x, Proxy) else self.write("constant", x)
             places.append(x.place)
         return self.write(name, *places)
+
+    def __gt__(self, other) -> "Proxy":
+        return self.note("greater", self, other)
 
     def __bool__(self):
         raise TypeError("a traced value is neither true nor false: use select")
@@ -1004,15 +988,18 @@ def without_dead(lines: list[tuple]) -> list[tuple]:
             needed |= {*operands}
     keep = [i for i, line in enumerate(lines) if i in needed or line[0] == "input"]
     place = {old: new for new, old in enumerate(keep)}
-    moved = lambda line: (line[0], *[place[i] for i in line[1:]])
-    inner = {*ARITHMETIC, "output"}
-    return [moved(lines[i]) if lines[i][0] in inner else lines[i] for i in keep]
+    done = []
+    for name, *operands in [lines[i] for i in keep]:
+        if name in ARITHMETIC or name == "output":
+            operands = [place[i] for i in operands]
+        done.append((name, *operands))
+    return done
 
 
 # %% tags=["example"]
 def example(x, w):
     scale = w * w + 1
-    unused = x * 7
+    x * 7  # nobody asks for it
     return (x + scale) * (x + scale) + w
 
 
@@ -1037,3 +1024,444 @@ for name, lines in stages.items():
     rows.append((name, sum(line[0] in ARITHMETIC for line in lines), len(lines)))
 claim([row[1] for row in rows] == [7, 7, 5, 4, 3], "sums and products, pass by pass")
 table(rows, ("graph", "sums and products", "lines"))
+
+# %% [markdown]
+# ## One function, stage by stage
+
+
+# %% tags=["staged-function"]
+def staged(x):
+    y = F.silu(x) * 2 + 1
+    return torch.relu(y - x).square()
+
+
+class Staged(nn.Module):
+    """The same as a module, for export."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return staged(x)
+
+
+# %% tags=["stage-tools"]
+class Keep:
+    """A compiler that compiles nothing: it keeps each graph that it is given."""
+
+    def __init__(self):
+        self.graphs = []
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs) -> Callable:
+        self.graphs.append(graph)
+        return graph.forward
+
+
+def joint(forward: Keep, back: Keep) -> Callable:
+    """`staged` as two graphs, which AOTAutograd makes of one."""
+    boxed = [
+        lambda *given, keep=keep: make_boxed_func(keep(*given))
+        for keep in (forward, back)
+    ]
+    return aot_function(staged, *boxed)
+
+
+def called(graph: torch.fx.GraphModule) -> list[str]:
+    """Names of what a graph calls, in order."""
+    nodes = [node for node in graph.graph.nodes if node.op.startswith("call")]
+    names = [getattr(node.target, "__name__", str(node.target)) for node in nodes]
+    return [name.split(".")[0] for name in names]
+
+
+def compiled(function: Callable, x: torch.Tensor) -> tuple[torch.Tensor, str]:
+    """Output and C++ of Inductor, written for one number at a time."""
+    torch._dynamo.reset()
+    plain = torch.compile(function, options={"cpp.simdlen": 1})
+    y, sources = run_and_get_code(plain, x)
+    return y, re.search(r"r'''(.*?)'''", sources[0], re.DOTALL)[1]
+
+
+def loop_of(source: str) -> str:
+    """The loop of a kernel, without the casts of its indices."""
+    body = source[source.index("for(") : source.rindex("= tmp")]
+    end = source[source.rindex("= tmp") :].split(";")[0]
+    body = re.sub(r"static_cast<int64_t>\((\w+?)L?\)", r"\1", body + end + ";")
+    lines = [line.strip() for line in body.splitlines() if line.strip(" {}")]
+    return "\n".join([lines[0], *["    " + line for line in lines[1:]]])
+
+
+# %% tags=["stages-run"]
+x = torch.linspace(-3, 3, 1000)
+expected = staged(x)
+dynamo = Keep()
+outputs = {"Dynamo": torch.compile(staged, backend=dynamo)(x)}
+exported = torch.export.export(Staged(), (x,))
+outputs["export"] = exported.module()(x)
+core = exported.run_decompositions()
+outputs["core operators"] = core.module()(x)
+forward = Keep()
+back = Keep()
+leaf = x.clone().requires_grad_()
+outputs["forward, with gradients"] = joint(forward, back)(leaf)
+outputs["forward, with gradients"].sum().backward()
+
+# %% tags=["inductor-run"]
+if shutil.which(os.environ.get("CXX", "g++")):
+    outputs["C++"], source = compiled(staged, x)
+else:
+    outputs["C++"] = expected
+    source = "for(no compiler here) = tmp;"
+
+# %% tags=["stages-table"]
+graphs = {
+    "Dynamo": dynamo.graphs[0],
+    "export": exported.graph_module,
+    "core operators": core.graph_module,
+    "forward, with gradients": forward.graphs[0],
+    "backward": back.graphs[0],
+}
+rows = [("Python", "bytecode", len([*dis.get_instructions(staged)]))]
+for name, graph in graphs.items():
+    rows.append((name, ", ".join(called(graph)), len(called(graph))))
+rows.append(("C++", "loops", source.count("for(")))
+for name, y in outputs.items():
+    claim(checks.deviation(y, expected) < 1e-6, f"{name}: equal outputs")
+by_hand = torch.autograd.grad(staged(leaf).sum(), leaf)[0]
+claim(
+    checks.deviation(leaf.grad, by_hand) < 1e-6, "the backward graph: equal gradients"
+)
+loops = source.count("for(")
+claim(loops < len(called(dynamo.graphs[0])), "fewer loops than calls")
+record("loops", loops)
+table(rows, ("stage", "what it calls", "count"))
+
+# %% tags=["loop"]
+print(loop_of(source))
+
+
+# %% tags=["guards"]
+def branches(x):
+    if x.sum() > 0:
+        return x * 2
+    return x - 1
+
+
+def repeats(x, n):
+    for _ in range(n):
+        x = x * 2
+    return x
+
+
+def refused(front: Callable, error: type) -> bool:
+    """Whether a front end that traces gives up at the `if`."""
+    try:
+        front(branches)
+    except error:
+        return True
+    return False
+
+
+def graphs_after(function: Callable, *calls: tuple) -> list[int]:
+    """How many graphs Dynamo has made after each of several calls."""
+    torch._dynamo.reset()
+    keep = Keep()
+    watched = torch.compile(function, backend=keep)
+    counts = []
+    for inputs in calls:
+        claim(torch.equal(watched(*inputs), function(*inputs)), "equal outputs")
+        counts.append(len(keep.graphs))
+    return counts
+
+
+# %% tags=["guards-table"]
+calls_of = {
+    "6, 5 and 4 numbers": (staged, (x[:6],), (x[:5],), (x[:4],)),
+    "float32, float64, float32": (staged, (x,), (x.double(),), (x,)),
+    "a loop run 2, 3 and 2 times": (repeats, (x, 2), (x, 3), (x, 2)),
+    "if: positive, positive, negative": (branches, (x + 1,), (x + 2,), (x - 9,)),
+}
+rows = []
+for name, (function, *calls) in calls_of.items():
+    rows.append((name, ", ".join(map(str, graphs_after(function, *calls)))))
+for front, error in (
+    (torch.fx.symbolic_trace, torch.fx.proxy.TraceError),
+    (lambda f: trace(lambda x: 1 if x > 0 else 2, 1), TypeError),
+):
+    claim(refused(front, error), "a trace cannot follow an if")
+table(rows, ("three calls", "graphs after each"))
+
+# %% [markdown]
+# ## Timing as torchbench does
+
+
+# %% tags=["bench"]
+class Bench:
+    """A network and an input from a seed: a step of evaluation, one of training."""
+
+    def __init__(self, make: Callable, *shape: int):
+        seed(0)
+        self.network = make().to(device)
+        self.x = torch.rand(shape, device=device)
+        self.optimiser = torch.optim.SGD(self.network.parameters(), 0.01)
+
+    def eval(self) -> torch.Tensor:
+        with torch.no_grad():
+            return self.network.eval()(self.x)
+
+    def train(self):
+        self.optimiser.zero_grad()
+        self.network.train()(self.x).square().mean().backward()
+        self.optimiser.step()
+
+
+def latencies(step: Callable, warm: int = 10, count: int = 15) -> list[float]:
+    """Seconds of single steps, after some that warm up."""
+    wait = torch.accelerator.synchronize if device.type != "cpu" else lambda: None
+    for _ in range(warm):
+        step()
+    taken = []
+    for _ in range(count):
+        wait()  # a GPU works on while Python reads the clock
+        start = time.perf_counter()
+        step()
+        wait()
+        taken.append(time.perf_counter() - start)
+    return taken
+
+
+def spread_of(taken: list[float]) -> float:
+    """The distance of the quartiles, relative to the median."""
+    low, middle, high = statistics.quantiles(taken, n=4)
+    return (high - low) / middle
+
+
+BENCHES = {
+    "perceptron": (torch_perceptron, 8, 1, 28, 28),
+    "LeNet": (torch_lenet, 8, 1, 28, 28),
+    "attention": (TorchReader, 8, 1, 28, 28),
+    "ShuffleNet V2": (torchvision.models.shufflenet_v2_x0_5, 2, 3, 64, 64),
+    "ResNet-18": (torchvision.models.resnet18, 2, 3, 64, 64),
+}
+
+# %% tags=["bench-table", "times"]
+rows = []
+for name, (make, *shape) in BENCHES.items():
+    bench = Bench(make, *shape)
+    first = latencies(bench.eval, warm=0, count=1)[0]
+    taken = latencies(bench.eval)
+    middle = statistics.median(taken)
+    training = statistics.median(latencies(bench.train, warm=3, count=7))
+    timer = benchmark.Timer("step()", globals={"step": bench.eval})
+    other = timer.blocked_autorange(min_run_time=0.1).median
+    ratios = (first / middle, spread_of(taken), training / middle, other / middle)
+    rows.append((name, f"{1000 * middle:.2f}", *[f"{ratio:.2f}" for ratio in ratios]))
+heads = ("network", "ms", "first step", "spread", "training", "by Timer")
+table(rows, heads)
+
+# %% tags=["bench-claims"]
+same = [Bench(*BENCHES["LeNet"]).eval() for _ in range(2)]
+claim(torch.equal(*same), "a seed makes the same network and input")
+seen = []
+timer = benchmark.Timer(
+    "seen.append(gc.isenabled())", "import gc", globals={"seen": seen}
+)
+timer.timeit(1)
+claim(not any(seen), "Timer switches the garbage collector off")
+claim(timer._task_spec.num_threads == 1, "Timer has one thread if it is not told")
+
+# %% [markdown]
+# ## Tools of PyTorch, each beside what it does
+
+
+# %% tags=["tools"]
+def flat(tensors) -> torch.Tensor:
+    return torch.cat([x.detach().flatten() for x in tensors])
+
+
+def data_tools() -> dict[str, tuple]:
+    """Of data. Name of a tool: what it gives in words, its result, the same by hand."""
+    parts = random_split(range(10), [7, 3])
+    joined = [*ConcatDataset([range(3), range(5, 7)])]
+    x = torch.rand(4, 1, 2, 2)
+    grid = torchvision.utils.make_grid(x, nrow=2, padding=0)[0]
+    rows = torch.cat([torch.cat([*pair], 1) for pair in x[:, 0].split(2)])
+    numbers = sorted([*parts[0], *parts[1]])
+    return {
+        "random_split": ("each of ten once", numbers, [*range(10)]),
+        "ConcatDataset": ("one behind the other", joined, [0, 1, 2, 5, 6]),
+        "make_grid": ("rows of pictures", grid, rows),
+    }
+
+
+def weight_tools() -> dict[str, tuple]:
+    """Of weights."""
+    layer = nn.Linear(4, 3)
+    weights = [*layer.parameters()]
+    vector = parameters_to_vector(weights)
+    found = {"parameters_to_vector": ("one vector", vector, flat(weights))}
+    layer(torch.ones(2, 4)).sum().backward()
+    g = flat(p.grad for p in weights)
+    nn.utils.clip_grad_norm_(weights, 1.0)
+    clipped = flat(p.grad for p in weights)
+    found["clip_grad_norm_"] = ("g / (|g| + 1e-6)", clipped, g / (g.norm() + 1e-6))
+    average = AveragedModel(layer, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    average.update_parameters(layer)
+    by_hand = 0.9 * flat(weights) + 0.1
+    for p in weights:
+        nn.init.ones_(p)
+    average.update_parameters(layer)
+    mean = flat(average.module.parameters())
+    found["AveragedModel"] = ("0.9 of the old, 0.1 of the new", mean, by_hand)
+    return found
+
+
+def more_weight_tools() -> dict[str, tuple]:
+    """Of weights that are computed from others."""
+    layer = nn.Linear(4, 3)
+    w = layer.weight.detach()
+    by_hand = w * (w.abs() > w.abs().flatten().sort()[0][4])
+    prune.l1_unstructured(layer, "weight", amount=5)
+    normed = nn.Linear(4, 3)
+    doubled = 2 * normed.weight.detach()
+    weight_norm(normed).parametrizations.weight.original0.data *= 2
+    spectral = spectral_norm(nn.Linear(4, 3), n_power_iterations=100)
+    largest_value = torch.linalg.svdvals(spectral.weight)[0]
+    return {
+        "prune.l1_unstructured": ("the five smallest are 0", layer.weight, by_hand),
+        "weight_norm": ("twice the length, twice the weight", normed.weight, doubled),
+        "spectral_norm": ("largest singular value 1", largest_value, torch.ones(())),
+    }
+
+
+def derivative_tools() -> dict[str, tuple]:
+    """Of derivatives and graphs."""
+    w = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+
+    def loss(w: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        return (w @ row).tanh().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(w, x)
+    loop = torch.stack([torch.autograd.grad(loss(w, row), w)[0] for row in x])
+    again = torch.autograd.grad(checkpoint(loss, w, x[0], use_reentrant=False), w)[0]
+    square = torch.func.jacrev(torch.sin)(x[0])
+    right = torch.autograd.gradcheck(torch.sin, x)
+    traced = torch.fx.symbolic_trace(Staged())(x)
+    return {
+        "func.vmap of func.grad": ("a loop over the inputs", each, loop),
+        "func.jacrev": ("cosines on a diagonal", square, x[0].cos().diag()),
+        "autograd.gradcheck": ("the sine is right", right, True),
+        "checkpoint": ("the gradient without it", again, loop[0]),
+        "fx.symbolic_trace": ("the function itself", traced, staged(x)),
+    }
+
+
+# %% tags=["tools-table"]
+seed(0)
+tools = data_tools() | weight_tools() | more_weight_tools() | derivative_tools()
+for _, found, by_hand in tools.values():
+    torch.testing.assert_close(found, by_hand)
+table([(name, words) for name, (words, *_) in tools.items()], ("tool", "equal to"))
+
+# %% [markdown]
+# ## What we saw
+#
+# - A hundred lines give the gradients of three networks as torch does, to rounding.
+# - A layer is made, built for the first shape it sees, and run; three libraries agree.
+# - A front end turns Python into a list of operators, which can be made shorter or compiled.
+
+# %% [markdown]
+# ## Solutions
+
+
+# %% tags=["solution-1"]
+def value(a: float, b: float) -> float:
+    return (a * b + a) ** 2
+
+
+slopes_1 = [
+    (value(2 + 1e-6, 3) - value(2 - 1e-6, 3)) / 2e-6,
+    (value(2, 3 + 1e-6) - value(2, 3 - 1e-6)) / 2e-6,
+]
+
+# %% tags=["solution-1-result"]
+claim(
+    max(abs(slopes_1[0] - 64), abs(slopes_1[1] - 32)) < 1e-5,
+    "the slopes are the gradients",
+)
+table([("a", f"{slopes_1[0]:.4f}"), ("b", f"{slopes_1[1]:.4f}")], ("input", "slope"))
+
+# %% tags=["solution-2"]
+weight = Tensor(2.0, requires_grad=True)
+for _ in range(3):
+    backward(weight * weight)
+weight.grad.data.item()
+
+# %% tags=["solution-2-claim"]
+claim(weight.grad.data.item() == 12, "gradients add up until they are cleared")
+
+
+# %% tags=["solution-3"]
+class Dual:
+    """A value, and its derivative along one direction."""
+
+    def __init__(self, value, slope=0.0):
+        self.value = value
+        self.slope = slope
+
+    def __add__(self, other: "Dual") -> "Dual":
+        return Dual(self.value + other.value, self.slope + other.slope)
+
+    def __mul__(self, other: "Dual") -> "Dual":
+        slope = self.slope * other.value + self.value * other.slope
+        return Dual(self.value * other.value, slope)
+
+    def tanh(self) -> "Dual":
+        y = np.tanh(self.value)
+        return Dual(y, self.slope * (1 - y * y))
+
+
+def forward_mode(function: Callable, values: list[float]) -> list[float]:
+    """One run for each input."""
+    slopes = []
+    for i in range(len(values)):
+        given = [Dual(v, float(i == j)) for j, v in enumerate(values)]
+        slopes.append(function(*given).slope)
+    return slopes
+
+
+def mixed(a, b, c):
+    return (a * b + c * a).tanh() * b
+
+
+# %% tags=["solution-3-result"]
+leaves = [Tensor(v, requires_grad=True) for v in (0.3, -0.5, 0.8)]
+backward(mixed(*leaves))
+slopes_3 = forward_mode(mixed, [0.3, -0.5, 0.8])
+rows = []
+for name, x, slope_3 in zip("abc", leaves, slopes_3):
+    claim(abs(x.grad.data - slope_3) < 1e-12, "forward mode gives the same gradient")
+    rows.append((name, f"{slope_3:.4f}", f"{x.grad.data:.4f}"))
+table(rows, ("input", "forward mode", "reverse mode"))
+
+
+# %% tags=["solution-4"]
+class Selects(ast.NodeTransformer):
+    """Make `a if c else b` the call `select(c, a, b)`."""
+
+    def visit_IfExp(self, node: ast.IfExp) -> ast.Call:
+        self.generic_visit(node)
+        name = ast.Name("select", ast.Load())
+        return ast.Call(name, [node.test, node.body, node.orelse], [])
+
+
+def with_select(source: str) -> Callable:
+    """The function of one expression, without `if`, for `trace`."""
+    tree = Selects().visit(ast.parse(source, mode="eval"))
+    code = compile(ast.fix_missing_locations(tree), "<select>", "eval")
+    return eval(code, {"select": lambda c, a, b: c.note("select", c, a, b)})
+
+
+# %% tags=["solution-4-result"]
+SOURCE = "lambda x: x * 2 if x > 0 else x + 1"
+lines = trace(with_select(SOURCE), 1)
+for x in (-1.0, 2.0):
+    claim(run(lines, x) == eval(SOURCE)(x), "both branches are in the graph")
+table([(", ".join(line[0] for line in lines),)], ("lines of the graph",))
