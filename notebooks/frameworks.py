@@ -22,6 +22,7 @@ import dis
 import linecache
 import logging
 import os
+import platform
 import re
 import shutil
 import statistics
@@ -759,6 +760,72 @@ heads = ("network", "parameters", "gradients apart", "losses, seed 0", "losses a
 table(rows, heads)
 
 
+# %% tags=["differences"]
+def second_time(make: Callable, back: Callable, change: Callable):
+    """Backward twice through one graph."""
+    x = make(3.0)
+    y = x * x
+    back(y)
+    back(y)
+    return x.grad
+
+
+def changed(make: Callable, back: Callable, change: Callable):
+    """A value that backward needs, changed after it was used."""
+    x = make(3.0)
+    y = x * x
+    z = y * y
+    change(y)
+    back(z)
+    return x.grad
+
+
+def long_chain(make: Callable, back: Callable, change: Callable):
+    """Five thousand operators, one behind the other."""
+    x = make(3.0)
+    y = x
+    for _ in range(5000):
+        y = y + 1
+    back(y)
+    return x.grad
+
+
+def outcome(case: Callable, framework: tuple) -> str:
+    """The gradient as text, or what was raised."""
+    try:
+        return f"{float(case(*framework).data):g}"
+    except RuntimeError as error:
+        return type(error).__name__
+
+
+def raise_data(y: Tensor):
+    y.data = y.data + 1
+
+
+FRAMEWORKS = (
+    (lambda v: Tensor(v, requires_grad=True), backward, raise_data),
+    (
+        lambda v: torch.tensor(v, requires_grad=True),
+        torch.Tensor.backward,
+        torch.no_grad()(lambda y: y.add_(1)),
+    ),
+)
+
+# %% tags=["differences-table"]
+rows = []
+for words, case in (
+    ("backward twice, x * x at 3", second_time),
+    ("changed in between, (x * x)² at 3", changed),
+    ("5,000 additions", long_chain),
+):
+    rows.append((words, *[outcome(case, framework) for framework in FRAMEWORKS]))
+claim(
+    [row[1:] for row in rows[:2]] == [("12", "RuntimeError"), ("120", "RuntimeError")],
+    "torch refuses, ours goes on",
+)
+claim(rows[2][1:] == ("RecursionError", "1"), "a long chain ends our recursion")
+table(rows, ("case", "ours", "torch"))
+
 # %% [markdown]
 # ## The life of a layer
 #
@@ -887,6 +954,7 @@ def keras_rows() -> list[tuple[str, str, str, bool]]:
 rows = keras_rows()
 claim(all(seen for *_, seen in rows), "Keras does what the table says")
 table(rows, ("Keras", "PyTorch", "checked", "seen"))
+record("version.keras", keras.__version__)
 record("symbolic", " and ".join(NOTES[2:]))
 
 # %% [markdown]
@@ -1130,6 +1198,8 @@ claim(
 loops = source.count("for(")
 claim(loops < len(called(dynamo.graphs[0])), "fewer loops than calls")
 record("loops", loops)
+record("version.torch", torch.__version__.split("+")[0])
+record("version.python", platform.python_version())
 table(rows, ("stage", "what it calls", "count"))
 
 # %% tags=["loop"]
