@@ -499,6 +499,18 @@ def test_the_gradients_of_torch_are_of_their_type(digits):
         assert not torch.equal(g, g.float().double())
 
 
+def test_what_ours_does_otherwise_than_torch():
+    found = {
+        case.__name__: [net.outcome(case, framework) for framework in net.FRAMEWORKS]
+        for case in (net.second_time, net.changed, net.long_chain)
+    }
+    assert found == {
+        "second_time": ["12", "RuntimeError"],
+        "changed": ["120", "RuntimeError"],
+        "long_chain": ["RecursionError", "1"],
+    }
+
+
 # ---- the life of a layer -------------------------------------------------------------------------
 
 LIFE = ["made", "built for (4, 3)", "run on (4, 3)", "run on (4, 3)"]
