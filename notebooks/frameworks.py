@@ -237,10 +237,10 @@ claim(loss.data.item() == 64, "the value of the figure")
 claim((a.grad.data.item(), b.grad.data.item()) == (64, 32), "its gradients")
 
 # %% tags=["idea-figure"] alt="A graph from left to right. a = 2 and b = 3 lead to c = ab = 6; c and a lead to d = c + a = 8; d leads to the loss, d squared = 64. Beside each node stands its gradient: 1 at the loss, 16 at d, 16 at c, 32 at b, and at a 48 + 16 = 64, the sum over its two arrows."
-axes = diagrams.sheet(2.5)
+axes = diagrams.sheet(2.1)
 nodes = {
     "a": diagrams.Node(0.6, 0.65, "a = 2", width=0.8),
-    "b": diagrams.Node(0.6, 1.85, "b = 3", width=0.8),
+    "b": diagrams.Node(0.6, 1.5, "b = 3", width=0.8),
     "c": diagrams.Node(1.9, 1.5, "c = ab = 6", width=1.1),
     "d": diagrams.Node(3.1, 0.65, "d = c + a\n= 8", width=1.0),
     "L": diagrams.Node(4.4, 0.65, "L = d²\n= 64", width=0.9),
@@ -726,7 +726,7 @@ for number in SEEDS:
 _, axes = plt.subplots(figsize=(5, 3.2))
 KINDS = {
     "ours": "ours and torch",
-    "difference": "ours and the\ncentral difference",
+    "difference": "central\ndifference",
     "float32": "torch, float32\nand float64",
 }
 for row, name in enumerate(PAIRS):
@@ -734,10 +734,10 @@ for row, name in enumerate(PAIRS):
         dots = [max(gap, 1e-17) for n in SEEDS for gap in measured[name, n][kind]]
         height = [row + 0.2 * (place - 1)] * len(dots)
         axes.plot(dots, height, "o", color=colour, markersize=4, alpha=0.6)
-for kind, x, colour in zip(KINDS.values(), (8e-16, 5e-11, 2e-7), plots.COLOURS):
+for kind, x, colour in zip(KINDS.values(), (8e-16, 3e-11, 6e-7), plots.COLOURS):
     axes.text(x, -1.0, kind, color=colour, ha="center", va="center", fontsize=11)
 axes.set(xscale="log", xlabel="relative difference of the gradient of one parameter")
-axes.set(yticks=range(3), yticklabels=PAIRS, ylim=(2.5, -1.4), xlim=(1e-18, 1e-4))
+axes.set(yticks=range(3), yticklabels=PAIRS, ylim=(2.5, -1.4), xlim=(1e-18, 1e-3))
 axes.set_axisbelow(True)
 
 # %% tags=["losses-table"]
