@@ -698,6 +698,13 @@ def test_warming_up_is_not_timed():
     assert len(calls) == 7 + 25
 
 
+def test_a_gpu_is_waited_for_before_and_after_each_timed_step(monkeypatch):
+    order = []
+    monkeypatch.setitem(net.latencies.__globals__, "wait", lambda: order.append("wait"))
+    net.latencies(lambda: order.append("step"), warm=1, count=2)
+    assert order == ["step", *["wait", "step", "wait"] * 2]
+
+
 def test_latencies_are_seconds_of_the_step():
     import time
 
