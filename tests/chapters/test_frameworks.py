@@ -297,6 +297,38 @@ def test_each_step_of_the_expressions_is_tried(step):
             assert max(net.both([(step, i, j)], leaves).values()) < 1e-9
 
 
+def test_each_step_by_numpy():
+    a, b = A, B[0]
+    wide = [
+        lambda a, b: np.tanh(a @ a.T) @ a,
+        lambda a, b: a[[0, 2, 0]] * b,
+        lambda a, b: a.T.reshape(3, 4) + b,
+        lambda a, b: 2 - a[1, 1:3][[0, 1, 1, 0]],
+    ]
+    by_numpy = [
+        lambda a, b: a + b,
+        lambda a, b: a - b,
+        lambda a, b: np.tanh(a) * b,
+        lambda a, b: a / (b**2 + 1),
+        lambda a, b: np.exp(np.tanh(a)) - 2,
+        lambda a, b: np.log(a**2 + 1),
+        lambda a, b: np.maximum(a, 0) * b,
+        lambda a, b: (b**2 + 1) ** np.tanh(a),
+        lambda a, b: a.max(1, keepdims=True) - b,
+        lambda a, b: a.sum(1, keepdims=True) * np.tanh(b),
+        *wide,
+    ]
+    for step, expected in zip(net.STEPS, by_numpy, strict=True):
+        np.testing.assert_allclose(step(tensor(a), tensor(b)).data, expected(a, b), rtol=1e-12)
+    leaves = [tensor(np.full(shape, 0.5)) for shape in net.LEAVES]
+    values = [*(np.full(shape, 0.5) for shape in net.LEAVES), np.full((3, 4), 1.0)]
+    total = sum(np.tanh(value).sum() for value in values)
+    assert net.evaluated([(0, 0, 1)], leaves).data.item() == pytest.approx(total)
+    values[-1] = np.full((3, 4), 0.25)  # made (3, 4) before three of its rows are taken
+    total = sum(np.tanh(value).sum() for value in values)
+    assert net.evaluated([(11, 1, 2)], leaves).data.item() == pytest.approx(total)
+
+
 def test_an_expression_reaches_all_steps_and_what_it_made():
     rng = np.random.default_rng(0)
     plans = [net.expression(rng) for _ in range(200)]
@@ -411,7 +443,7 @@ def test_layer_norm_is_torchs():
     nn.init.normal_(theirs.weight)
     nn.init.normal_(theirs.bias)
     ours = net.Norm()
-    x = 1e-3 * A  # small, so that the epsilon matters
+    x = 1e-3 * A[None].repeat(2, axis=0)  # small, so that the epsilon matters
     ours(net.Tensor(x))
     ours.load_state_dict({n: v.numpy() for n, v in theirs.state_dict().items()})
     expected = theirs(torch.tensor(x)).detach().numpy()
