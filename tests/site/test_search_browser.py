@@ -69,6 +69,12 @@ FIRST = {  # the page that must come first
     "looking into a network": "chapters/inspection",
     "seeing what a cnn sees": "chapters/visualize_cnn",
     "counting operations": "chapters/flops_params",
+    "what training keeps in memory": "chapters/memory",
+    "matrix multiplication": "chapters/matmul",
+    "mixed precision": "chapters/mixed_precision",
+    "quantization": "chapters/quantization",
+    "export to onnx": "chapters/onnx_export",
+    "what a framework does": "chapters/frameworks",
     # a term, where it is explained
     "adaptive feature pooling": "chapters/panet",
     "residual": "chapters/resnet",
