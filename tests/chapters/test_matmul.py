@@ -73,6 +73,16 @@ def test_the_micro_kernel_is_a_sum_of_outer_products():
     assert np.array_equal(out, column_panel.T @ row_panel)
 
 
+def test_the_micro_kernel_takes_panels_that_begin_anywhere():
+    def shifted(rows: int, columns: int) -> np.ndarray:
+        return integers(rows * columns + 1)[1:].reshape(rows, columns)
+
+    column_panel, row_panel = shifted(3, net.MR), shifted(3, net.NR)
+    out = shifted(net.MR, net.NR)
+    net.micro_kernel(column_panel, row_panel, out)
+    assert np.array_equal(out, column_panel.T @ row_panel)
+
+
 def test_the_micro_kernel_without_depth_gives_zeros():
     out = np.full((net.MR, net.NR), 99, np.float32)
     net.micro_kernel(integers(0, net.MR), integers(0, net.NR), out)
@@ -87,7 +97,7 @@ def test_the_tile_of_the_micro_kernel():
 
 
 def test_panels_by_hand():
-    x = np.arange(6, dtype=np.float32).reshape(3, 2)
+    x = np.arange(8, dtype=np.float32).reshape(4, 2)[:3]
     panels = np.full((2, 4, 2), 9, np.float32)
     net.pack(x, panels)
     assert panels.tolist() == [
