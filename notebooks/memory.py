@@ -940,7 +940,7 @@ class Deep(nn.Module):
 
 
 class Trial(NamedTuple):
-    """A second step of training: most bytes, layers run, and the weights after it."""
+    """Two steps of training: most bytes, layers of the second run, the weights."""
 
     peak: int
     layers: int
@@ -959,7 +959,6 @@ def trial(step: Callable, make: Callable, B: int, **how) -> Trial:
         for part in network.modules():
             if isinstance(part, nn.ReLU):
                 part.register_forward_pre_hook(lambda *_: calls.update(layers=1))
-        tracker.peak = tracker.live
         step(network, optimizer, x, y)
     return Trial(tracker.peak, calls["layers"], list(network.parameters()))
 

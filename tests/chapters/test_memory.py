@@ -234,6 +234,27 @@ def test_the_networks_have_their_shapes_and_counts():
     assert network.stem[0][0].bias is None
 
 
+def test_lenet_is_the_lenet_of_this_book():
+    network = net.LeNet()
+    x = torch.randn(3, 1, 28, 28)
+    y = F.max_pool2d(F.relu(F.conv2d(x, *network.conv1.parameters(), padding=2)), 2)
+    y = F.max_pool2d(F.relu(F.conv2d(y, *network.conv2.parameters())), 2).flatten(1)
+    for layer in (network.hidden[0], network.hidden[2]):
+        y = F.relu(F.linear(y, layer.weight, layer.bias))
+    close(network(x), F.linear(y, *network.classifier.parameters()))
+
+
+def test_batches_have_all_labels_and_words():
+    torch.manual_seed(0)
+    x, y = net.pictures(2, 3)(300)
+    assert x.shape == (300, 2, 3)
+    assert set(y.tolist()) == set(range(10))
+    x, y = net.words(300)
+    assert x.shape == (300, 24)
+    assert set(x.flatten().tolist()) == set(range(100))
+    assert set(y.tolist()) == set(range(10))
+
+
 def test_the_blocks_of_the_transformer_add_to_what_came_in():
     block = net.Block(net.fused).eval()
     x = torch.randn(2, 5, 32)
@@ -479,6 +500,8 @@ def test_gradients_are_of_the_sum_of_squares():
 def test_the_peak_of_a_chain_is_its_formula():
     assert net.MAP == 4 * 256 * 16
     one = 4 * (16 * 16 + 16) + 8
+    assert (net.ONE_LAYER, net.N) == (one, 36)
+    assert all(net.N % segments == 0 for segments in net.COUNTS)
     for segments in (1, 4, 9):
         maps = segments + 36 // segments
         assert net.chain_peak(segments, net.library) == maps * net.MAP + one
