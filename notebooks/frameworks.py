@@ -1149,7 +1149,12 @@ def compiled(function: Callable, x: torch.Tensor) -> tuple[torch.Tensor, str]:
     torch._dynamo.reset()
     plain = torch.compile(function, options={"cpp.simdlen": 1})
     y, sources = run_and_get_code(plain, x)
-    return y, re.search(r"r'''(.*?)'''", sources[0], re.DOTALL)[1]
+    return y, kernel_of(sources[0])
+
+
+def kernel_of(source: str) -> str:
+    """The C++ within the Python that Inductor writes."""
+    return re.search(r"r'''(.*?)'''", source, re.DOTALL)[1]
 
 
 def loop_of(source: str) -> str:

@@ -1,6 +1,7 @@
 """Gradients, layers, traced graphs and timing by hand, of notebooks/frameworks.py."""
 
 import gc
+import shutil
 
 import numpy as np
 import pytest
@@ -220,6 +221,13 @@ def test_constants_get_no_gradient():
     assert c.grad is None
     assert not (c * 2).requires_grad
     assert (c * 2).parents == ()
+
+
+@pytest.mark.parametrize("given", [[1, 2], np.ones(2, dtype="float32")])
+def test_all_numbers_are_float64(given):
+    x = net.Tensor(given)
+    assert x.data.dtype == np.float64
+    assert x.shape == (2,) and not x.requires_grad and x.grad is None
 
 
 def test_backward_wants_one_number():
@@ -688,6 +696,20 @@ def test_forward_and_backward_are_two_graphs():
     assert torch.allclose(x.grad, torch.autograd.grad(net.staged(x).sum(), x)[0])
 
 
+def test_a_kernel_stands_between_three_quotes():
+    assert net.kernel_of("a = call(r'''\nfor\n''')\nb = r'''no'''") == "\nfor\n"
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_inductor_writes_one_loop():
+    x = torch.linspace(-3, 3, 20)
+    y, source = net.compiled(net.staged, x)
+    assert torch.allclose(y, net.staged(x))
+    assert source.count("for(") < 6
+    assert "Vectorized" not in source
+    assert net.loop_of(source).startswith("for(")
+
+
 def test_a_loop_is_cut_from_its_kernel():
     source = """
     {
@@ -712,6 +734,7 @@ def test_graphs_are_counted_after_each_call():
     assert torch.equal(net.repeats(x, 3), 8 * x)
     assert net.branches(x).tolist() == [2, 2, 2]
     assert net.branches(-x).tolist() == [-2, -2, -2]
+    assert net.branches(0 * x).tolist() == [-1, -1, -1]
 
 
 def test_a_front_end_that_refuses():
