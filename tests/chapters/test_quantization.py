@@ -276,7 +276,7 @@ def made_layer(c_in, c_out, kernel, stride, groups, number=0):
 
 @pytest.mark.parametrize(
     "c_in, c_out, kernel, stride, groups",
-    [(3, 4, 3, 1, 1), (4, 4, 3, 2, 4), (4, 6, 3, 2, 2), (5, 3, 1, 1, 1)],
+    [(3, 4, 3, 1, 1), (4, 4, 3, 2, 4), (4, 6, 3, 2, 2), (5, 3, 1, 1, 1), (2, 2, 5, 1, 1)],
 )
 def test_a_layer_in_tensors_is_the_layer_in_loops(c_in, c_out, kernel, stride, groups):
     layer = made_layer(c_in, c_out, kernel, stride, groups)
@@ -355,6 +355,8 @@ def test_a_network_in_integers_agrees_with_its_floats():
     assert found.shape == (40, 10)
     assert (found - wanted).abs().max() < 0.05 * wanted.abs().max()
     low = net.rounded(model, 8, "channel")
+    edge = torch.full((1, 1, 20, 20), x.max())
+    assert torch.equal(ours(10 * edge), ours(edge))  # pixels beyond the range are cut
     count, differ, most = net.by_layer(ours, low, x)
     assert count == 40 * (8 + 8 + 16) * 100 + 40 * (16 + 32 + 32 + 32) * 25
     assert most <= 1 and differ < count / 100
