@@ -898,6 +898,7 @@ for axes, what in zip(panels.flat, ("parameters", "MACs", "bytes", "depth")):
         y = 1000 * middle[program]
         axes.plot(measures[what], y, marker, color=colour, label=program)
     axes.set(xscale="log", yscale="log", xlabel=what)
+    axes.margins(0.12)
     axes.minorticks_off()
 for axes in panels[:, 0]:
     axes.set(ylabel="milliseconds")
