@@ -209,6 +209,7 @@ def test_weights_follow_the_seed():
     assert all(first[name].equal(again[name]) for name in first)
     assert not first["0.weight"].equal(other["0.weight"])
     assert net.ready("ViT", 0).heads.head.weight.std() < 0.2
+    assert net.ready("ResNet", 0).bn1.running_var.ne(1).all()
 
 
 def test_vgg_has_six_convolutions_and_three_poolings():
