@@ -50,6 +50,7 @@ def settings(threads: int, home: str) -> dict[str, str]:
         "IPYTHONDIR": str(Path(home, "ipython")),
         "PYTHONHASHSEED": "0",  # sets of words have the same order in each run
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        "TORCH_LOGS": "-torch.utils._pytree",  # which warns when transformers imports torchao
     }
 
 

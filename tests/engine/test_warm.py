@@ -47,6 +47,12 @@ def test_the_server_has_one_thread_and_no_accelerator(server):
         assert "/dev/nvidia" not in lines.read()
 
 
+def test_torchao_which_transformers_imports_logs_nothing(server):
+    text = "# %%\nimport torch\nfrom transformers import BertModel\n"
+    for one in (run(job(text, cell=120), server=server), run(job(text, cell=120))):
+        assert "_pytree" not in str(outputs(one))
+
+
 def test_a_forked_kernel_gives_the_outputs_of_a_plain_one(server):
     text = """# %%
 import os, sys
