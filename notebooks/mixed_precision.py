@@ -245,7 +245,7 @@ heads = ("e4m3", *(f"{value:g}" for value in x.tolist()))
 table([(name, *(f"{v:g}" for v in found)) for name, found in answers.items()], heads)
 
 
-# %% tags=["spacing-figure"] alt="The gap between neighbours as a share of the number, against the number, both axes logarithmic. Each format is a saw: its teeth reach from one power of two down to half of it. bfloat16 goes from edge to edge between 2^-8 and 2^-7; float16 lies lower, between 2^-11 and 2^-10, from 2^-14 to 2^16, and rises to the left of that up to 1 at 2^-24; e5m2 lies between 2^-3 and 2^-2 and e4m3 between 2^-4 and 2^-3 over shorter ranges, and both rise at their left ends."
+# %% tags=["spacing-figure"] alt="The gap between neighbours as a share of the number, against the number, both axes logarithmic. Each format is a saw: its teeth reach from one power of two down to half of it. bfloat16 lies between 2^-8 and 2^-7, from the left edge to beyond the ends of the others; float16 lies lower, between 2^-11 and 2^-10, from 2^-14 to 2^16, and rises to the left of that up to 1 at 2^-24; e5m2 lies between 2^-3 and 2^-2 and e4m3 between 2^-4 and 2^-3 over shorter ranges, and both rise at their left ends."
 _, axes = plt.subplots(figsize=(5, 3.2))
 ends = {}
 for name in ("float8 e5m2", "float8 e4m3", "bfloat16", "float16"):
