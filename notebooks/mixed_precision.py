@@ -516,9 +516,9 @@ for key, share in counted.items():
 for number in SEEDS:
     claim(0.2 < counted[number, -4] < 0.7, "a fifth to seven tenths at 2^-4")
     claim(0.08 < counted[number, 0] < 0.4, "a twelfth to two fifths without a scale")
-    claim(counted[number, 12] < 0.01, "with a scale of 2^12 less than one in a hundred")
+    claim(counted[number, 12] < 0.02, "with a scale of 2^12 less than two in a hundred")
 worst = max(counted[number, 12] for number in SEEDS)
-claim(min(counted[number, 0] for number in SEEDS) > 10 * worst, "apart over the seeds")
+claim(min(counted[number, 0] for number in SEEDS) > 5 * worst, "apart over the seeds")
 claim(all((g.abs() < 2.0**-4).all() for g in gradients.values()), "unused range above")
 
 # %% tags=["underflow-record"]
@@ -551,7 +551,7 @@ panels[0].text(-14.6, 0.064, "subnormal", ha="right", color=plots.QUIET)
 panels[1].set(xlabel="log$_2$ |gradient|", xticks=(-36, -25, -14, 0, 12))
 panels[1].set_axisbelow(True)
 
-# %% tags=["scale-figure"] alt="The share of gradients lost against the exponent of the scale, from minus 4 to 16. Three lines, one a seed, predicted from float32, fall from between a fifth and seven tenths at minus 4, over between a twelfth and two fifths at 0, to less than one in a hundred at 12; the dots, counted in float16, lie on the lines."
+# %% tags=["scale-figure"] alt="The share of gradients lost against the exponent of the scale, from minus 4 to 16. Three lines, one a seed, predicted from float32, fall from between a fifth and seven tenths at minus 4, over between a twelfth and two fifths at 0, to less than two in a hundred at 12; the dots, counted in float16, lie on the lines."
 _, axes = plt.subplots(figsize=(5, 2.8))
 for number, colour in zip(SEEDS, plots.COLOURS):
     line = [100 * predicted[number, power] for power in POWERS]
@@ -653,7 +653,7 @@ for number in SEEDS:
     claim(lost < 0.1, "float32 takes most updates")
     claim(steps["bfloat16", number][1] > 0.95, "bfloat16 drops nearly all")
     claim(0.7 < steps["float16", number][1] < 0.95, "float16 drops most")
-    claim(steps["bfloat16", number][0] < 0.4 * master, "and falls by less than half")
+    claim(steps["bfloat16", number][0] < 0.5 * master, "and falls by less than half")
     nearly = abs(steps["bfloat16, stochastic", number][0] - master) < 0.3 * master
     claim(nearly, "rounded by chance the loss falls about as with a master")
 
@@ -1083,7 +1083,7 @@ table(rows, ("instructions", "on this processor"))
 #
 # - A format is sign, exponent and fraction; encoding and decoding take a few shifts.
 # - float16 rounds a considerable part of our gradients to zero; with a factor of 2^12 on
-#   the loss less than one in a hundred is lost.
+#   the loss less than two in a hundred are lost.
 # - bfloat16 loses next to no gradients, but most small updates, so weights stay in float32.
 
 # %% [markdown]
