@@ -293,14 +293,14 @@ def test_tiles_give_the_product_and_count_their_loads(tile):
 
 
 def test_an_expression_waits_and_is_one_loop():
-    net.Lazy.moved = Counter()
+    net.Vector.moved = Counter()
     a, b = net.Vector([1.0, 2.0]), net.Vector([10.0, 20.0])
     waits = a + b + a
-    assert net.Lazy.moved == {}
+    assert net.Vector.moved == {}
     assert isinstance(waits, net.Sum) and not hasattr(waits, "values")
     assert net.evaluate(waits, 2).values == [12.0, 24.0]
-    assert net.Lazy.moved == {"read": 6, "written": 2}
-    net.Lazy.moved = Counter()
+    assert net.Vector.moved == {"read": 6, "written": 2}
+    net.Vector.moved = Counter()
 
 
 # ---- Triton ----------------------------------------------------------------------------------------
