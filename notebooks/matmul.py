@@ -768,7 +768,7 @@ def im2col(x: Tensor, weight: Tensor) -> Tensor:
 
 
 # %% tags=["winograd-matrices"]
-INPUT = {  # transforms of Lavin and Gray 2016, sections 4.1 and 4.3
+INPUT = {  # transforms of Lavin and Gray 2015, sections 4.1 and 4.3
     2: [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]],
     4: [
         [4, 0, -5, 0, 1, 0],
@@ -861,8 +861,9 @@ for name, y in outputs.items():
     off = (y - expected).abs().max().item()
     claim(off < 1e-9 if "4" in name else off == 0, f"{name}: equal to conv2d")
     each = f"{counted[name] / (5 * 3 * 8 * 12):.2f}"
-    rows.append((name, f"{off:.0e}", each, spread(single[name], ".1e")))
-heads = ("way", "off, float64 integers", "products for an output", "error, float32")
+    shown = f"{off:.0e}" if off else "0"
+    rows.append((name, shown, each, spread(single[name], ".1e")))
+heads = ("way", "difference, integers", "products for an output", "error, float32")
 table(rows, heads)
 claim([row[2] for row in rows] == ["9.00", "4.00", "2.25"], "9, 16 / 4 and 36 / 16")
 ratio = min(single["F(4×4, 3×3)"]) / max(single["F(2×2, 3×3)"])
