@@ -343,7 +343,7 @@ class Recurrent(nn.Module):
         self.classifier = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        lines = x.transpose(1, 2).flatten(2).unflatten(1, (16, 4))  # (B, 16, 4, 192)
+        lines = x.transpose(1, 2).unflatten(1, (16, 4))  # (B, 16, 4, 3, 64)
         states, _ = self.lstm(lines.flatten(2))
         return self.classifier(states[:, -1])
 

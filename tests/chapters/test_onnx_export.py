@@ -320,6 +320,9 @@ def test_a_verdict_tells_how_a_file_answers():
     assert net.verdict(over, net.softmax(13), x) == "equal"
     assert net.verdict(over, net.softmax(12), x) == "other outputs"
     assert net.verdict(over, net.softmax(13), torch.randn(3, 3, 4)) == "Got invalid dimensions"
+    for more, told in ((5e-6, "equal"), (15e-6, "other outputs")):
+        near = net.Function(lambda x, more=more: torch.softmax(x, 1) * (1 + more))
+        assert net.verdict(near, net.softmax(13), x) == told
     writes = net.Function(net.overwrites)
     before = x.clone()
     net.verdict(writes, net.softmax(13), x)
@@ -372,6 +375,8 @@ def test_branches_and_loops_by_hand():
     assert net.selects(-x).tolist() == net.branches(-x).tolist()
     assert net.loops(x).tolist() == [[1, -2], [4, 2]]
     assert net.scales(x).tolist() == [[0.25, -0.5], [0.75, 1]]
+    four = torch.ones(1, 4).half()
+    assert net.keeps_width(four).dtype == torch.half and net.widens(four).dtype == torch.double
     assert net.halved(x).tolist() == [[0.5, -1], [1.5, 2]]
     assert net.overwrites(x).tolist() == [[0, -4], [0, 8]] and x[0, 0] == 0
 
