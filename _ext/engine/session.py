@@ -26,7 +26,7 @@ from .pool import Local
 from .runner import Job, Limits, Outcome
 from .store import SCHEMA, Store
 from .surroundings import ALWAYS, Memo, accelerators, python, versions
-from .warm import Server
+from .warm import FIXED, Server
 
 
 class Unknown(ValueError):
@@ -108,7 +108,7 @@ class Session:
         """sha256 of all that can change what the notebook prints, of its name (an entry of the store
         belongs to one notebook, also where two have the same code) and of the form of an entry."""
         around = self.surroundings(notebook.imports)
-        found = [SCHEMA, notebook.stem, notebook.digest, self.options.profile, around]
+        found = [SCHEMA, notebook.stem, notebook.digest, self.options.profile, around, FIXED]
         content = json.dumps(found, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 

@@ -27,6 +27,15 @@ from traitlets import Any as AnyTrait
 NAME = "book"
 KEEPER = Path(__file__).with_name("keeper.py").read_text(encoding="utf-8")
 KEPT = sys.platform == "linux"
+FIXED = {  # settings that are the same for all kernels; a change of them runs all notebooks again
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin starve each other when cores are short
+    "OPENBLAS_NUM_THREADS": "1",  # more would be threads of the server of warm kernels
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # as ipykernel sets it by itself
+    "PYTHONHASHSEED": "0",  # sets of words have the same order in each run
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    "TORCH_LOGS": "-torch.utils._pytree",  # which warns when transformers imports torchao
+    "DIFFUSERS_VERBOSITY": "error",  # diffusers warns of torchao, too, at its import
+}
 
 
 def possible() -> bool:
@@ -43,14 +52,9 @@ def settings(threads: int, home: str) -> dict[str, str]:
     matplotlibrc.write_text("# matplotlib's own settings\n", encoding="utf-8")
     return {
         "OMP_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin starve each other when cores are short
-        "OPENBLAS_NUM_THREADS": "1",  # more would be threads of the server of warm kernels
-        "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # as ipykernel sets it by itself
         "MATPLOTLIBRC": str(matplotlibrc),
         "IPYTHONDIR": str(Path(home, "ipython")),
-        "PYTHONHASHSEED": "0",  # sets of words have the same order in each run
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        "TORCH_LOGS": "-torch.utils._pytree",  # which warns when transformers imports torchao
+        **FIXED,
     }
 
 

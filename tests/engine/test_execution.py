@@ -13,6 +13,7 @@ import pytest
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace
 
+from engine import warm
 from engine.options import Options
 from engine.session import Session
 from engine.surroundings import Memo, accelerators, ask_torch, providers
@@ -400,7 +401,7 @@ def key(folder: Path, profile: str = "sample", device: str = "cpu") -> str:
     return session.key(notebook)
 
 
-def test_the_key_covers_modules_versions_device_and_profile(tmp_path, monkeypatch):
+def test_the_key_covers_modules_versions_device_profile_and_settings(tmp_path, monkeypatch):
     (tmp_path / "n.py").write_text("# %%\nimport helper, numpy\n")
     (tmp_path / "helper.py").write_text("x = 1\n")
     keys = [key(tmp_path), key(tmp_path, "full"), key(tmp_path, device="cuda")]
@@ -408,6 +409,8 @@ def test_the_key_covers_modules_versions_device_and_profile(tmp_path, monkeypatc
     (tmp_path / "helper.py").write_text("x = 2\n")
     keys.append(key(tmp_path))
     monkeypatch.setattr("engine.session.versions", lambda modules, memo: {"numpy": "0"})
+    keys.append(key(tmp_path))
+    monkeypatch.setitem(warm.FIXED, "PYTHONHASHSEED", "1")
     keys.append(key(tmp_path))
     assert len(set(keys)) == len(keys)
 

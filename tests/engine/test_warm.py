@@ -47,10 +47,14 @@ def test_the_server_has_one_thread_and_no_accelerator(server):
         assert "/dev/nvidia" not in lines.read()
 
 
-def test_torchao_which_transformers_imports_logs_nothing(server):
-    text = "# %%\nimport torch\nfrom transformers import BertModel\n"
+@pytest.mark.parametrize(
+    "line", ["from transformers import BertModel", "from diffusers import UNet2DModel"]
+)
+def test_libraries_that_import_torchao_log_nothing(server, line):
+    text = f"# %%\nimport torch\n{line}\n"
     for one in (run(job(text, cell=120), server=server), run(job(text, cell=120))):
-        assert "_pytree" not in str(outputs(one))
+        said = str(outputs(one))
+        assert "_pytree" not in said and "torchao" not in said
 
 
 def test_a_forked_kernel_gives_the_outputs_of_a_plain_one(server):
